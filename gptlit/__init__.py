@@ -1,0 +1,61 @@
+"""gptlit: the GPT of the lecture "Let's build GPT", as a PyTorch Lightning application.
+
+The public names are loaded on first use, so that `import gptlit` (and `gptlit --version`) does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gptlit.data import RandomChunks, TextDataModule
+    from gptlit.errors import UserError
+    from gptlit.generate import Sampling, generate
+    from gptlit.model import GPT, GPTConfig, KVCache
+    from gptlit.module import LitGPT
+    from gptlit.optim import MuonAdamW, OptimizerConfig, ScheduleConfig
+    from gptlit.tokenizer import BPETokenizer, CharTokenizer
+
+_HOMES = {
+    "BPETokenizer": "tokenizer",
+    "CharTokenizer": "tokenizer",
+    "GPT": "model",
+    "GPTConfig": "model",
+    "KVCache": "model",
+    "LitGPT": "module",
+    "MuonAdamW": "optim",
+    "OptimizerConfig": "optim",
+    "RandomChunks": "data",
+    "Sampling": "generate",
+    "ScheduleConfig": "optim",
+    "TextDataModule": "data",
+    "UserError": "errors",
+    "generate": "generate",
+}
+__all__ = [
+    "GPT",
+    "BPETokenizer",
+    "CharTokenizer",
+    "GPTConfig",
+    "KVCache",
+    "LitGPT",
+    "MuonAdamW",
+    "OptimizerConfig",
+    "RandomChunks",
+    "Sampling",
+    "ScheduleConfig",
+    "TextDataModule",
+    "UserError",
+    "generate",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gptlit' has no attribute {name!r}")
+    return getattr(import_module(f"gptlit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

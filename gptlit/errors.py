@@ -1,0 +1,5 @@
+"""The one exception that means "the user can fix this": the command prints it as one line and exits with 2."""
+
+
+class UserError(ValueError):
+    """A mistake in a flag, a file or a configuration. The message says what is wrong, where, and what to do."""

@@ -1,0 +1,405 @@
+"""The transformer: token ids (B, T) in, logits (B, T, V) out. Its parts are switches of `GPTConfig`.
+
+Shapes are written with B sequences, T positions, C = n_embd channels, H = n_head heads of D = C / H channels,
+and V = vocab_size symbols.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptlit.errors import UserError
+
+RMS_NORM_EPS = 1e-6
+ROPE_BASE = 10_000.0
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Everything that fixes the function that a GPT computes, apart from its weights.
+
+    The defaults are the modern dialect (NanoChat's architecture); `configs/nanogpt.yaml` and `configs/lecture/` hold
+    the settings of nanoGPT and of the lecture "Let's build GPT".
+    """
+
+    vocab_size: int = 0
+    """Number of symbols; 0 takes it from the tokenizer."""
+    block_size: int = 64
+    """Longest context, in tokens."""
+    n_layer: int = 4
+    """Transformer blocks; 0 leaves embedding and head alone, which is the bigram model."""
+    n_head: int = 4
+    """Attention heads of a block; must divide n_embd."""
+    n_embd: int = 128
+    """Channels of the residual stream."""
+    dropout: float = 0.0
+    """Probability of dropping: embedding, attention weights, and the output of attention and MLP."""
+    bias: bool = False
+    """Biases in projections and LayerNorm, and in the head when it is not tied."""
+    qkv_bias: bool = False
+    """Biases of the query, key and value projections, as GPT-2 has them and the lecture has not."""
+    position: Literal["none", "learned", "rope"] = "rope"
+    """How a position is told: not at all, a learned table, or rotary embedding (RoFormer, arXiv:2104.09864)."""
+    norm: Literal["none", "layernorm", "rmsnorm"] = "rmsnorm"
+    """Normalisation before attention, before the MLP and before the head. rmsnorm has no weights, and stands once
+    more after the embedding (arXiv:1910.07467)."""
+    residual: bool = True
+    """Whether attention and MLP add to their input (true) or replace it (false)."""
+    mlp_ratio: int = 4
+    """Width of the MLP as a multiple of n_embd; 0 leaves the MLP out."""
+    activation: Literal["relu", "gelu", "gelu_tanh", "relu2"] = "relu2"
+    """Non-linearity of the MLP. relu2 is max(x, 0)² (Primer, arXiv:2109.08668)."""
+    qk_norm: bool = True
+    """RMS-normalise queries and keys (arXiv:2010.04245)."""
+    tie_weights: bool = False
+    """The head shares the table of the token embedding (arXiv:1608.05859)."""
+    logit_softcap: float | None = None
+    """c·tanh(logits / c) when given (Gemma 2, arXiv:2408.00118)."""
+    init: Literal["normal", "scaled", "zero"] = "zero"
+    """How weights start; the table stands at `initialize`."""
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.gpt.{name} is {getattr(self, name)}: it must be 1 or more")
+        for name in ("vocab_size", "n_layer", "mlp_ratio"):
+            if getattr(self, name) < 0:
+                raise UserError(f"model.gpt.{name} is {getattr(self, name)}: it must be 0 or more")
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"model.gpt.n_embd ({self.n_embd}) must be a multiple of model.gpt.n_head ({self.n_head}): "
+                "change one of them"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"model.gpt.dropout is {self.dropout}: it must be at least 0 and less than 1")
+        if self.position == "rope" and self.head_dim % 2:
+            raise UserError(
+                f"model.gpt.position is rope, which turns pairs of channels, but a head has {self.head_dim} channels "
+                "(n_embd / n_head): choose an even number"
+            )
+        if self.logit_softcap is not None and not self.logit_softcap > 0:
+            raise UserError(f"model.gpt.logit_softcap is {self.logit_softcap}: it must be above 0, or null")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.n_embd // self.n_head
+
+
+class KVCache:
+    """Keys and values of the positions already read, so that a new token costs one position and not T.
+
+    The caller makes it and hands it to `GPT.forward`, which fills it; the model itself stays without state. Rows may
+    hold prompts of different lengths: prefill them padded on the right, then call `truncate` with their true lengths.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        capacity: int | None = None,
+    ) -> None:
+        self.capacity = config.block_size if capacity is None else min(capacity, config.block_size)
+        shape = (batch_size, config.n_head, self.capacity, config.head_dim)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]  # (B, H, T, D) each
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = 0  # positions filled in the longest row
+        self.row_lengths: Tensor | None = None  # (B,), only when rows differ in length
+
+    def truncate(self, row_lengths: Tensor) -> None:
+        """Declares how many positions of each row are real, (B,) int64; later tokens overwrite the rest."""
+        longest = int(row_lengths.max())
+        if longest > self.length:
+            raise ValueError(f"a row of {longest} positions cannot be kept of a cache that holds {self.length}")
+        self.length = longest
+        self.row_lengths = None if bool((row_lengths == longest).all()) else row_lengths.clone()
+
+    def expand(self, rows: Tensor) -> "KVCache":
+        """A cache whose row i is a copy of row `rows[i]` of this one: one prefilled prompt, many samples."""
+        copy = object.__new__(KVCache)
+        copy.capacity, copy.length = self.capacity, self.length
+        copy.keys = [keys[rows] for keys in self.keys]
+        copy.values = [values[rows] for values in self.values]
+        copy.row_lengths = None if self.row_lengths is None else self.row_lengths[rows]
+        return copy
+
+    def positions(self, new: int, device: torch.device) -> Tensor:
+        """Positions of the next `new` tokens: (new,), or (B, new) when rows differ in length."""
+        steps = torch.arange(self.length, self.length + new, device=device)
+        if self.row_lengths is None:
+            return steps
+        return self.row_lengths[:, None] + (steps - self.length)
+
+    def mask(self, new: int, device: torch.device) -> Tensor | None:
+        """What the next `new` queries may see, broadcastable to (B, H, new, length + new); None where all is seen.
+
+        Only needed after position 0: `is_causal=True` aligns a query shorter than its keys at the top left.
+        """
+        if self.row_lengths is None:
+            if new == 1 or self.length == 0:
+                return None
+            columns = torch.arange(self.length + new, device=device)
+            return columns[None, :] <= self.positions(new, device)[:, None]  # (new, length + new)
+        columns = torch.arange(self.length + new, device=device)
+        return (columns[None, None, :] <= self.positions(new, device)[:, :, None])[:, None]  # (B, 1, new, length + new)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes k and v (B, H, new, D) behind what is there; returns all of the layer's (B, H, length + new, D)."""
+        keys, values = self.keys[layer], self.values[layer]
+        end = self.length + k.size(2)
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} positions; {end} were asked for")
+        if self.row_lengths is None:
+            keys[:, :, self.length : end] = k
+            values[:, :, self.length : end] = v
+        else:
+            rows = torch.arange(k.size(0), device=k.device)[:, None]
+            columns = self.positions(k.size(2), k.device)  # (B, new)
+            keys[rows, :, columns] = k.transpose(1, 2)
+            values[rows, :, columns] = v.transpose(1, 2)
+        return keys[:, :, :end], values[:, :, :end]
+
+    def advance(self, new: int) -> None:
+        """Counts `new` more positions as filled."""
+        self.length += new
+        if self.row_lengths is not None:
+            self.row_lengths += new
+
+
+class RMSNorm(nn.Module):
+    """x / √(mean(x²) + ε) over the last axis, without weights (arXiv:1910.07467)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Divides the last axis by its root mean square; same shape."""
+    return F.rms_norm(x, (x.size(-1),), eps=RMS_NORM_EPS)
+
+
+def make_norm(config: GPTConfig) -> nn.Module:
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.n_embd, bias=config.bias)
+    return RMSNorm() if config.norm == "rmsnorm" else nn.Identity()
+
+
+def rope_angles(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary embedding, each (…, D / 2) for positions (…).
+
+    Angle p·base^(-2i/D) for channel pair (i, i + D/2), as in RoFormer and NanoChat. Computed in float64, since
+    float32 loses the angle's last digits at long positions.
+    """
+    frequencies = ROPE_BASE ** (torch.arange(0, head_dim, 2, device="cpu", dtype=torch.float64) / -head_dim)
+    angles = positions.to("cpu", torch.float64)[..., None] * frequencies
+    return angles.cos().to(positions.device, dtype), angles.sin().to(positions.device, dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns channel pairs (i, i + D/2) of x (B, H, T, D) by the angles given as (T, D / 2) or (B, 1, T, D / 2)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+class CausalSelfAttention(nn.Module):
+    """Communication: every position gathers from the positions before it (arXiv:1706.03762)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.qk_norm = config.qk_norm
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def project(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, T, D) of x (B, T, C)."""
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, D) ×3
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if self.qk_norm:
+            q, k = rms_norm(q), rms_norm(k)
+        return q, k, v
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.project(x, rotation)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)  # (B, H, length + T, D)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None and T > 1,
+        )  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    """Computation: every position thinks alone about what it gathered."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_ratio * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.mlp_ratio * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c_fc(x)  # (B, T, mlp_ratio · C)
+        if self.activation == "relu2":
+            x = F.relu(x).square()
+        elif self.activation == "relu":
+            x = F.relu(x)
+        else:
+            x = F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        return self.dropout(self.c_proj(x))  # (B, T, C)
+
+
+class Block(nn.Module):
+    """One layer: communication, then computation."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.residual = config.residual
+        self.ln_1 = make_norm(config)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = make_norm(config) if config.mlp_ratio else None
+        self.mlp = MLP(config) if config.mlp_ratio else None
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        gathered = self.attn(self.ln_1(x), rotation, cache, layer, mask)
+        x = x + gathered if self.residual else gathered
+        if self.mlp is None or self.ln_2 is None:
+            return x
+        thought = self.mlp(self.ln_2(x))
+        return x + thought if self.residual else thought
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer over token ids.
+
+    Raises:
+        UserError: when `config.vocab_size` is 0, or a context longer than `block_size` is given.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        if config.vocab_size < 1:
+            raise UserError("model.gpt.vocab_size is 0: give the number of symbols, or a tokenizer that knows it")
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                **({"wpe": nn.Embedding(config.block_size, config.n_embd)} if config.position == "learned" else {}),
+                "drop": nn.Dropout(config.dropout),
+                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                "ln_f": make_norm(config),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.bias and not config.tie_weights)
+        if config.tie_weights:
+            self.lm_head.weight = self.transformer["wte"].weight
+        if config.position == "rope" and config.n_layer:
+            cos, sin = rope_angles(torch.arange(config.block_size), config.head_dim, torch.float32)
+            self.register_buffer("rope_cos", cos, persistent=False)  # (block_size, D / 2)
+            self.register_buffer("rope_sin", sin, persistent=False)
+        initialize(self)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of ids (B, T) int64.
+
+        With a cache, ids are the tokens behind those it already holds.
+        """
+        return self.head(self.hidden(ids, cache))
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The residual stream (B, T, C) after the last norm, before the head."""
+        T = ids.size(1)
+        start = 0 if cache is None else cache.length
+        if start + T > self.config.block_size:
+            raise UserError(
+                f"a context of {start + T} tokens does not fit block_size {self.config.block_size}: crop it first"
+            )
+        positions = torch.arange(T, device=ids.device) if cache is None else cache.positions(T, ids.device)
+        mask = None if cache is None else cache.mask(T, ids.device)
+
+        x = self.transformer["wte"](ids)  # (B, T, C)
+        if "wpe" in self.transformer:
+            x = x + self.transformer["wpe"](positions)  # (T, C) or (B, T, C)
+        if self.config.norm == "rmsnorm":
+            x = rms_norm(x)
+        x = self.transformer["drop"](x)
+        rotation = self.rotation(positions, x.dtype)
+        for layer, block in enumerate(self.transformer["h"]):
+            x = block(x, rotation, cache, layer, mask)
+        if cache is not None:
+            cache.advance(T)
+        return self.transformer["ln_f"](x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (…, V) of the residual stream (…, C)."""
+        logits = self.lm_head(x)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines for `positions` (T,) or (B, T), shaped to meet (B, H, T, D / 2); None without RoPE."""
+        if self.config.position != "rope" or not self.config.n_layer:
+            return None
+        cos, sin = self.rope_cos[positions].to(dtype), self.rope_sin[positions].to(dtype)
+        return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
+
+
+@torch.no_grad()
+def initialize(model: GPT) -> None:
+    """Draws the first weights from torch's global generator.
+
+    | `init` | matrices and tables | output projections (`c_proj`) | biases |
+    |---|---|---|---|
+    | normal | N(0, 0.02), the lecture's | N(0, 0.02) | 0 |
+    | scaled | N(0, 0.02) | N(0, 0.02 / √(2·n_layer)), GPT-2's and nanoGPT's | 0 |
+    | zero | N(0, 0.02) | 0: a block starts as the identity | 0 |
+
+    LayerNorm starts at weight 1 and bias 0.
+    """
+    config = model.config
+    std = 0.02
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if name.endswith("c_proj") and config.init == "zero":
+                nn.init.zeros_(module.weight)
+            elif name.endswith("c_proj") and config.init == "scaled":
+                nn.init.normal_(module.weight, std=std / math.sqrt(2 * config.n_layer))
+            else:
+                nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
