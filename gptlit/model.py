@@ -107,11 +107,14 @@ class KVCache:
         capacity: int | None = None,
     ) -> None:
         self.capacity = config.block_size if capacity is None else min(capacity, config.block_size)
+        self.batch_size = batch_size
         shape = (batch_size, config.n_head, self.capacity, config.head_dim)
+        # Zeros, since what lies beyond a row's end is only masked: its weight is 0, and 0 · NaN would still be NaN.
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]  # (B, H, T, D) each
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = 0  # positions filled in the longest row
         self.row_lengths: Tensor | None = None  # (B,), only when rows differ in length
+        self._slots: tuple[Tensor, Tensor] | None = None  # where the next tokens go, the same in every layer
 
     def truncate(self, row_lengths: Tensor) -> None:
         """Declares how many positions of each row are real, (B,) int64; later tokens overwrite the rest."""
@@ -124,11 +127,23 @@ class KVCache:
     def expand(self, rows: Tensor) -> "KVCache":
         """A cache whose row i is a copy of row `rows[i]` of this one: one prefilled prompt, many samples."""
         copy = object.__new__(KVCache)
-        copy.capacity, copy.length = self.capacity, self.length
+        copy.batch_size, copy.capacity, copy.length, copy._slots = len(rows), self.capacity, self.length, None
         copy.keys = [keys[rows] for keys in self.keys]
         copy.values = [values[rows] for values in self.values]
         copy.row_lengths = None if self.row_lengths is None else self.row_lengths[rows]
         return copy
+
+    def replace(self, rows: Tensor, other: "KVCache") -> None:
+        """Makes row `rows[i]` (int64) a copy of row i of `other`, which may hold less; the other rows stay."""
+        held = other.length
+        for mine, theirs in zip([*self.keys, *self.values], [*other.keys, *other.values], strict=True):
+            mine[rows, :, :held] = theirs[:, :, :held]
+        row_lengths = self.row_lengths
+        if row_lengths is None:
+            row_lengths = torch.full((self.batch_size,), self.length, device=rows.device)
+        row_lengths[rows] = held if other.row_lengths is None else other.row_lengths
+        self.length = max(self.length, held)
+        self.truncate(row_lengths)
 
     def positions(self, new: int, device: torch.device) -> Tensor:
         """Positions of the next `new` tokens: (new,), or (B, new) when rows differ in length."""
@@ -152,23 +167,26 @@ class KVCache:
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes k and v (B, H, new, D) behind what is there; returns all of the layer's (B, H, length + new, D)."""
-        keys, values = self.keys[layer], self.values[layer]
-        end = self.length + k.size(2)
+        keys, values, new = self.keys[layer], self.values[layer], k.size(2)
+        end = self.length + new
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} positions; {end} were asked for")
         if self.row_lengths is None:
-            keys[:, :, self.length : end] = k
-            values[:, :, self.length : end] = v
+            keys.narrow(2, self.length, new).copy_(k)
+            values.narrow(2, self.length, new).copy_(v)
         else:
-            rows = torch.arange(k.size(0), device=k.device)[:, None]
-            columns = self.positions(k.size(2), k.device)  # (B, new)
+            if self._slots is None:
+                rows = torch.arange(self.batch_size, device=k.device)[:, None]
+                self._slots = rows, self.positions(new, k.device)  # (B, 1), (B, new)
+            rows, columns = self._slots
             keys[rows, :, columns] = k.transpose(1, 2)
             values[rows, :, columns] = v.transpose(1, 2)
-        return keys[:, :, :end], values[:, :, :end]
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def advance(self, new: int) -> None:
         """Counts `new` more positions as filled."""
         self.length += new
+        self._slots = None
         if self.row_lengths is not None:
             self.row_lengths += new
 
@@ -265,14 +283,17 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)  # (B, T, mlp_ratio · C)
-        if self.activation == "relu2":
-            x = F.relu(x).square()
-        elif self.activation == "relu":
-            x = F.relu(x)
-        else:
-            x = F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        x = activate(self.c_fc(x), self.activation)  # (B, T, mlp_ratio · C)
         return self.dropout(self.c_proj(x))  # (B, T, C)
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """The MLP's non-linearity, by its name in `GPTConfig.activation`; same shape."""
+    if activation == "relu2":
+        return F.relu(x).square()
+    if activation == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 class Block(nn.Module):

@@ -1,0 +1,33 @@
+"""The command: `run` hands a verb to its room and turns mistakes of the user into one line and exit code 2."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from gptlit.errors import UserError
+
+TRAINING_VERBS = ("fit", "validate", "test")
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Runs `gptlit VERB ARGUMENTS`; returns the exit code.
+
+    0 done · 2 a mistake of the user · 130 stopped by SIGINT · 143 stopped by SIGTERM. Anything else that goes wrong is
+    ours and keeps its traceback (exit code 1).
+    """
+    from gptlit.cli.messages import quiet_libraries
+
+    quiet_libraries()
+    try:
+        if verb in TRAINING_VERBS:
+            from gptlit.cli.training import train
+        else:
+            from gptlit.cli.predict import predict as train
+        return train(verb, list(arguments))
+    except UserError as error:
+        print(f"gptlit: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of a pipe (`gptlit predict | head`) has gone; that is not an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,192 @@
+"""The model read for sampling: logits of the next token alone, from the same weights laid out for short inputs.
+
+Shapes as in `gptlit.model`: B sequences, T positions, C channels, H heads of D channels, V symbols.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptlit.errors import UserError
+from gptlit.model import GPT, KVCache, activate, rms_norm
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """x W + b with W (in, out): the transpose of what `nn.Linear` keeps."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> "Affine":
+        weight = linear.weight.detach().t()
+        # One token times W reads W once. Laid out (in, out), the CPU's product of few rows does so up to twice as
+        # fast; that costs a copy of the weights. Elsewhere the transpose stays a view.
+        weight = weight.contiguous() if weight.device.type == "cpu" else weight
+        return cls(weight, None if linear.bias is None else linear.bias.detach())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The weights of one block; `fc` and `out` are the MLP's, None without one."""
+
+    norm_1: Callable[[Tensor], Tensor]
+    qkv: Affine
+    proj: Affine
+    norm_2: Callable[[Tensor], Tensor]
+    fc: Affine | None
+    out: Affine | None
+
+
+class Decoder:
+    """A GPT's forward pass for sampling: `Decoder(model)(ids)` is `model.eval()(ids)[:, -1]`, faster on short inputs.
+
+    It has no gradients, no dropout and no module calls, lays the weights out anew on a CPU (a copy: make it once, and
+    again when the weights have changed), and runs the last layer for the last position only. The model's training
+    flag is neither read nor touched.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self.config = model.config
+        parts = model.transformer
+        self.tokens = parts["wte"].weight.detach()  # (V, C)
+        self.places = parts["wpe"].weight.detach() if "wpe" in parts else None  # (block_size, C)
+        self.layers = [
+            Layer(
+                norm_1=norm(block.ln_1),
+                qkv=Affine.of(block.attn.c_attn),
+                proj=Affine.of(block.attn.c_proj),
+                norm_2=norm(block.ln_2),
+                fc=None if block.mlp is None else Affine.of(block.mlp.c_fc),
+                out=None if block.mlp is None else Affine.of(block.mlp.c_proj),
+            )
+            for block in parts["h"]
+        ]
+        self.last_norm = norm(parts["ln_f"])
+        self.lm_head = Affine.of(model.lm_head)
+        self.cos = self.sin = None
+        if self.config.position == "rope" and self.layers:
+            cos, sin = model.rope_cos.to(self.tokens.dtype), model.rope_sin.to(self.tokens.dtype)
+            self.cos = torch.cat((cos, cos), -1)[:, None, None]  # (block_size, 1, 1, D)
+            self.sin = torch.cat((sin, -sin), -1)[:, None, None]
+
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """An empty cache on the weights' device, in their precision."""
+        return KVCache(self.config, batch_size, self.tokens.device, self.tokens.dtype, capacity)
+
+    def __call__(self, ids: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Logits (B, V) of the token after the last of ids (B, T) int64.
+
+        An empty cache is filled on the way; with one that holds tokens already, T must be 1. Rows padded on the right
+        have their true `lengths` (B,), and the cache is told of them.
+
+        Raises:
+            UserError: when the context does not fit `block_size`.
+        """
+        B, T = ids.shape
+        start = 0 if cache is None else cache.length
+        if start + T > self.config.block_size:
+            raise UserError(
+                f"a context of {start + T} tokens does not fit block_size {self.config.block_size}: crop it first"
+            )
+        if start and T > 1:
+            raise ValueError("a cache that holds tokens takes one new token at a time")
+        positions = None if cache is None or cache.row_lengths is None else cache.positions(T, ids.device)  # (B, T)
+        mask = None if positions is None or cache is None else cache.mask(T, ids.device)
+
+        x = F.embedding(ids, self.tokens)  # (B, T, C)
+        if self.places is not None:
+            x = x + rows_at(self.places, start, T, positions)
+        x = x.view(B * T, -1)  # (B · T, C)
+        if self.config.norm == "rmsnorm":
+            x = rms_norm(x)
+        rotation = None
+        if self.cos is not None and self.sin is not None:
+            rotation = rows_at(self.cos, start, T, positions), rows_at(self.sin, start, T, positions)
+
+        for i, layer in enumerate(self.layers):
+            q, k, v = self.project(layer, x, B, T, rotation)
+            if cache is not None:
+                k, v = cache.extend(i, k, v)  # (B, H, length + T, D)
+            causal = T > 1
+            if causal and i == len(self.layers) - 1:  # nobody reads the other positions any more
+                causal = False
+                x = last_rows(x.view(B, T, -1), lengths)  # (B, C)
+                q = last_rows(q.transpose(1, 2), lengths)[:, :, None]  # (B, H, 1, D)
+                if lengths is not None:
+                    mask = (torch.arange(T, device=ids.device) < lengths[:, None])[:, None, None]  # (B, 1, 1, T)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)  # (B, H, T, D)
+            x = self.combine(layer, x, y.transpose(1, 2).reshape(x.shape))  # (B · T, C), or (B, C) at the end
+
+        if cache is not None:
+            cache.advance(T)
+            if lengths is not None:
+                cache.truncate(lengths)
+        if not self.layers:
+            x = last_rows(x.view(B, T, -1), lengths)  # (B, C)
+        logits = self.lm_head(self.last_norm(x))  # (B, V)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def project(
+        self, layer: Layer, x: Tensor, B: int, T: int, rotation: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, T, D) of x (B · T, C)."""
+        D = self.config.head_dim
+        qkv = layer.qkv(layer.norm_1(x)).view(B, T, 3, self.config.n_head, D)
+        if rotation is None and not self.config.qk_norm:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D) each
+            return q, k, v
+        qk = qkv[:, :, :2]  # (B, T, 2, H, D)
+        if rotation is not None:
+            # Channel pair (i, i + D/2) turns; rolling by D/2 brings each channel its partner.
+            qk = torch.addcmul(qk * rotation[0], qk.roll(D // 2, -1), rotation[1])
+        if self.config.qk_norm:
+            qk = rms_norm(qk)
+        q, k = qk.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D) each
+        return q, k, qkv[:, :, 2].transpose(1, 2)
+
+    def combine(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
+        """The block's output (N, C) from its input x (N, C) and what attention gathered, y (N, C)."""
+        residual = self.config.residual
+        x = add(x, y, layer.proj) if residual else layer.proj(y)
+        if layer.fc is None or layer.out is None:
+            return x
+        h = activate(layer.fc(layer.norm_2(x)), self.config.activation)  # (N, mlp_ratio · C)
+        return add(x, h, layer.out) if residual else layer.out(h)
+
+
+def add(x: Tensor, h: Tensor, affine: Affine) -> Tensor:
+    """x + h W + b in one product where there is no bias."""
+    x = torch.addmm(x, h, affine.weight)
+    return x if affine.bias is None else x + affine.bias
+
+
+def norm(module: nn.Module | None) -> Callable[[Tensor], Tensor]:
+    """The function that a norm module computes, without the cost of calling a module."""
+    if isinstance(module, nn.LayerNorm):
+        weight = module.weight.detach()
+        bias = None if module.bias is None else module.bias.detach()
+        return partial(F.layer_norm, normalized_shape=weight.shape, weight=weight, bias=bias, eps=module.eps)
+    return (lambda x: x) if module is None or isinstance(module, nn.Identity) else rms_norm
+
+
+def rows_at(table: Tensor, start: int, count: int, positions: Tensor | None) -> Tensor:
+    """Rows start … start + count of a table, (count, …), or the rows at positions (B, T), (B, T, …)."""
+    return table.narrow(0, start, count) if positions is None else table[positions]
+
+
+def last_rows(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """The last position of each row of x (B, T, …): (B, …), counting `lengths` (B,) positions where they are given."""
+    if lengths is None:
+        return x[:, -1]
+    return x[torch.arange(x.size(0), device=x.device), lengths - 1]

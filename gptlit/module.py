@@ -1,0 +1,273 @@
+"""LitGPT: the GPT as a LightningModule, with its steps, its metrics, its optimizer and its own tokenizer."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from gptlit import __version__
+from gptlit.errors import UserError
+from gptlit.model import GPT, GPTConfig
+from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor, parameter_groups
+from gptlit.tokenizer import Tokenizer, from_json
+
+ESTIMATES = ("train/loss_estimate", "val/loss_estimate")  # in the order of the validation loaders after the first
+
+
+class LitGPT(pl.LightningModule):
+    """Trains and validates a `GPT`; a checkpoint of it holds everything that sampling needs.
+
+    The network is built in `configure_model`, as soon as the tokenizer is known: from the hyper-parameters of a
+    checkpoint, or, the first time, from the DataModule.
+
+    Args:
+        gpt: the architecture.
+        optimizer: AdamW or Muon, with their rates and what decays.
+        schedule: the learning rate over the run.
+        tokenizer: JSON of the tokenizer; null takes it from the data.
+        seed: fixes the first weights and the dropout; the command takes it from `seed_everything`.
+        compile: run the network through torch.compile; falls back to eager, with a line that says why.
+    """
+
+    def __init__(
+        self,
+        gpt: GPTConfig = GPTConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        schedule: ScheduleConfig = ScheduleConfig(),
+        tokenizer: str | None = None,
+        seed: int = 1337,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.gpt = GPTConfig(**gpt) if isinstance(gpt, Mapping) else gpt
+        self.optimizer_config = OptimizerConfig(**optimizer) if isinstance(optimizer, Mapping) else optimizer
+        self.schedule = ScheduleConfig(**schedule) if isinstance(schedule, Mapping) else schedule
+        self.tokenizer: Tokenizer | None = None if tokenizer is None else from_json(tokenizer)
+        self.seed = seed
+        self.compile_network = compile
+        self.net: GPT | None = None
+        self.grad_norm: Tensor | None = None  # of the last optimizer step, before clipping
+        self.train_loss: Tensor | None = None  # mean over the micro-batches of the last step, on the device
+        self.mid_step = False  # true while the optimizer writes the weights
+        self.run_config: str | None = None  # YAML of the whole run, kept in the checkpoint
+        self._micro_losses: list[Tensor] = []
+        self.val_loss = MeanMetric()
+        self.val_chars = MeanMetric()  # characters per token
+        self.estimates = nn.ModuleList(MeanMetric() for _ in ESTIMATES)
+        # Plain types only: a checkpoint must load with weights_only=True.
+        self.save_hyperparameters(
+            {
+                "gpt": asdict(self.gpt),
+                "optimizer": plain(asdict(self.optimizer_config)),
+                "schedule": asdict(self.schedule),
+                "tokenizer": tokenizer,
+                "seed": seed,
+                "compile": compile,
+            },
+            logger=False,
+        )
+
+    # ---------------------------------------------------------------- the network
+
+    def configure_model(self) -> None:
+        """Builds the network once the tokenizer is known. Called by Lightning before weights are restored.
+
+        Raises:
+            UserError: when `model.gpt.vocab_size` contradicts the tokenizer, or no tokenizer is to be had.
+        """
+        if self.net is not None:
+            return
+        if self.tokenizer is None:
+            datamodule = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+            self.tokenizer = getattr(datamodule, "tokenizer", None)
+        if self.tokenizer is None:
+            raise UserError("the model has no tokenizer: train it with a TextDataModule, or hand it one as JSON")
+        size = self.tokenizer.vocab_size
+        if self.gpt.vocab_size not in (0, size):
+            raise UserError(
+                f"model.gpt.vocab_size is {self.gpt.vocab_size}, but the tokenizer has {size} symbols: "
+                "leave it at 0 to take the tokenizer's"
+            )
+        self.gpt = replace(self.gpt, vocab_size=size)
+        self.hparams["gpt"], self.hparams["tokenizer"] = asdict(self.gpt), self.tokenizer.to_json()
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(self.seed)
+            self.net = GPT(self.gpt)
+        self.register_buffer("chars_per_token", torch.tensor(self.tokenizer.chars_per_token()), persistent=False)
+        if self.compile_network:
+            compile_or_explain(self.net)
+
+    @property
+    def network(self) -> GPT:
+        """The GPT; an error before `configure_model` has run."""
+        if self.net is None:
+            raise RuntimeError("the network is not built yet: Trainer.fit or configure_model() builds it")
+        return self.net
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, V) of ids (B, T)."""
+        return self.network(ids)
+
+    # ---------------------------------------------------------------- training
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seeds dropout from (seed, step, micro-batch, rank), so that a resumed run draws the same masks."""
+        if self.gpt.dropout:
+            seed_device(self.device, mix(self.seed, batch_idx, self.global_rank))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean cross-entropy (nats per token) of a micro-batch."""
+        inputs, targets = batch  # (B, T) each
+        logits = self(inputs)  # (B, T, V)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        self._micro_losses.append(loss.detach())
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Stops before the weights are touched when the loss is no number.
+
+        Raises:
+            FloatingPointError: names the step and what usually helps.
+        """
+        self.train_loss = torch.stack(self._micro_losses).mean()
+        self._micro_losses.clear()
+        if not math.isfinite(self.train_loss.item()):
+            raise FloatingPointError(
+                f"the training loss is {self.train_loss.item()} at step {self.global_step + 1}: the weights were not "
+                "touched; lower model.optimizer.lr, or set trainer.gradient_clip_val"
+            )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by norm and keeps the norm; leaves other algorithms and sharded strategies to Lightning."""
+        by_norm = gradient_clip_val and gradient_clip_algorithm in (None, "norm")
+        if by_norm and isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self.grad_norm = nn.utils.clip_grad_norm_(parameters, float(gradient_clip_val or 0.0))
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self.mid_step = True  # the last hook before the weights change
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """One optimizer step at the rate that the schedule gives for it: a function of the step alone."""
+        factor = learning_rate_factor(self.global_step, self.trainer.max_steps, self.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.mid_step = False
+
+    def configure_optimizers(self) -> Optimizer:
+        """One optimizer over groups that provably hold every parameter once."""
+        groups = parameter_groups(self.network, self.optimizer_config)
+        # A fused step cannot be clipped under a gradient scaler, which 16-mixed brings.
+        fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")
+        optimizer = build_optimizer(self.network, self.optimizer_config, fused=fused)
+        for group, fresh in zip(optimizer.param_groups, groups, strict=True):
+            group["initial_lr"] = fresh.get("lr", group["lr"])
+        return optimizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the configuration of the run, so that a checkpoint alone is enough to go on."""
+        checkpoint["gptlit"] = {"version": __version__, "config": self.run_config}
+
+    # ---------------------------------------------------------------- validation
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds a batch of windows (loader 0) or of random chunks (the estimates) to the running means."""
+        inputs, targets = batch  # (B, T) each
+        counted = targets >= 0
+        tokens = counted.sum()
+        logits = self(inputs)  # (B, T, V)
+        total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+        loss = total / tokens.clamp(min=1)
+        if dataloader_idx:
+            self.estimates[dataloader_idx - 1].update(loss, tokens)
+        else:
+            self.val_loss.update(loss, tokens)
+            chars = self.chars_per_token[targets.clamp(min=0)] * counted
+            self.val_chars.update(chars.sum() / tokens.clamp(min=1), tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        """`val/loss` (nats per token), `val/bpc` (bits per character), `val/perplexity`, and the estimates."""
+        self.log_dict(self.collect("val"), logger=False)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As `validation_step`."""
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As validation, named `test/…`."""
+        self.log_dict(self.collect("test"), logger=False)
+
+    def collect(self, part: str) -> dict[str, float]:
+        """The metrics of a finished pass, exact over all tokens of all processes; resets them."""
+        loss, chars = self.val_loss.compute().item(), self.val_chars.compute().item()
+        metrics = {
+            f"{part}/loss": loss,
+            f"{part}/bpc": loss / math.log(2) / chars,
+            f"{part}/perplexity": math.exp(min(loss, 700.0)),
+        }
+        for name, estimate in zip(ESTIMATES, self.estimates, strict=True):
+            if estimate.update_called:
+                metrics[name] = estimate.compute().item()
+                estimate.reset()
+        self.val_loss.reset()
+        self.val_chars.reset()
+        return metrics
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, all the way down: YAML and checkpoints know no tuples."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers; neighbours give unrelated seeds (SplitMix64, Steele et al. 2014)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) % 2**64
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
+        state ^= state >> 31
+    return state >> 1
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seeds the one generator that dropout draws from; torch.manual_seed seeds every backend and costs a millisecond."""
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "cpu":
+        torch.random.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
+def compile_or_explain(network: nn.Module) -> None:
+    """Compiles in place, which leaves the names of the weights alone; a failing compiler means eager, and a line.
+
+    torch.compile is lazy: the first step compiles, so errors are turned into a fall-back there.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True
+    network.compile()

@@ -1,0 +1,137 @@
+"""The tokenizer of the lecture: one id for each character."""
+
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+from gptlit.errors import UserError
+from gptlit.tokenizer.common import checked, dump, of, smallest_dtype
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BLOCK = 2**20  # characters that encode_array takes at a time, so that its memory does not grow with the text
+
+
+class CharTokenizer:
+    """One id for each distinct character, in the order of `symbols` (A. Karpathy, "Let's build GPT").
+
+    `source` names the text that the symbols come from, for messages. Two tokenizers are equal when their symbols are.
+    Raises `UserError` for no symbols, a symbol given twice, and anything that is not a single character.
+    """
+
+    kind: Literal["char"] = "char"
+
+    def __init__(self, symbols: str | Iterable[str], source: str = "") -> None:
+        self.symbols = tuple(symbols)
+        self.source = source
+        self._ids = {symbol: i for i, symbol in enumerate(self.symbols)}
+        if not self.symbols:
+            raise UserError(f"the vocabulary{of(source)} is empty: it needs a text with at least one character")
+        if any(not isinstance(symbol, str) or len(symbol) != 1 for symbol in self.symbols):
+            raise UserError(f"the vocabulary{of(source)} must be single characters")
+        if len(self._ids) != len(self.symbols):
+            twice = next(symbol for symbol in self.symbols if self.symbols.count(symbol) > 1)
+            raise UserError(f"the vocabulary{of(source)} holds {describe(twice)} twice")
+        if any("\ud800" <= symbol <= "\udfff" for symbol in self.symbols):
+            raise UserError(f"the vocabulary{of(source)} holds half a surrogate pair: read the text as UTF-8")
+
+    @classmethod
+    def train(cls, text: str | Iterable[str], source: str = "") -> "CharTokenizer":
+        """The sorted distinct characters of a text, or of its pieces."""
+        symbols: set[str] = set()
+        for piece in [text] if isinstance(text, str) else text:
+            symbols.update(piece)
+        return cls(sorted(symbols), source)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of symbols."""
+        return len(self.symbols)
+
+    def encode(self, text: str, unknown: str = "error") -> list[int]:
+        """The id of every character.
+
+        `unknown` says what becomes of a character outside the vocabulary: `error` raises `UserError`, `skip` leaves it
+        out, `replace:C` puts the character C of the vocabulary in its place.
+        """
+        instead = self._instead_of_unknown(unknown)
+        try:
+            return list(map(self._ids.__getitem__, text))
+        except KeyError:
+            if unknown == "error":
+                raise self._unknown(text, "leave it out, or add --unknown skip or --unknown replace:C") from None
+        ids = (self._ids.get(character, instead) for character in text)
+        return [i for i in ids if i is not None]
+
+    def encode_array(self, text: str) -> "np.ndarray":
+        """`encode`, vectorised: the ids in the smallest of uint8, uint16 and uint32 that holds them all.
+
+        Raises `UserError` for a character outside the vocabulary.
+        """
+        import numpy as np
+
+        missing = self.vocab_size
+        last = max(map(ord, self.symbols)) + 1  # stands for every code point beyond the highest symbol
+        table = np.full(last + 1, missing, dtype=np.uint32)
+        table[[ord(symbol) for symbol in self.symbols]] = np.arange(self.vocab_size)
+        ids = np.empty(len(text), dtype=smallest_dtype(self.vocab_size))
+        for start in range(0, len(text), BLOCK):
+            block = text[start : start + BLOCK].encode("utf-32-le", "surrogatepass")
+            found = table[np.minimum(np.frombuffer(block, dtype="<u4"), last)]
+            if (found == missing).any():
+                raise self._unknown(text, "take it out of the text, or train a new model on this text")
+            ids[start : start + len(found)] = found
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids. Raises `UserError` for an id outside [0, vocab_size)."""
+        return "".join([self.symbols[i] for i in checked(ids, self.vocab_size)])
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of the ids, character by character, while they arrive."""
+        for i in ids:
+            yield self.decode([i])
+
+    def chars_per_token(self) -> list[int]:
+        """How many characters each id stands for: always one."""
+        return [1] * self.vocab_size
+
+    def to_json(self) -> str:
+        """All of it as one JSON string, for `from_json`."""
+        return dump(kind=self.kind, source=self.source, symbols="".join(self.symbols))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CharTokenizer) and self.symbols == other.symbols
+
+    def __hash__(self) -> int:
+        return hash(self.symbols)
+
+    def _instead_of_unknown(self, unknown: str) -> int | None:
+        if unknown in ("error", "skip"):
+            return None
+        action, _, character = unknown.partition(":")
+        if action != "replace" or len(character) != 1:
+            raise UserError(f"--unknown is {unknown!r}: it must be error, skip or replace:C, where C is one character")
+        if character not in self._ids:
+            raise UserError(
+                f"--unknown {unknown}: {describe(character)} is not in the vocabulary{of(self.source)} either: "
+                "choose a character that is"
+            )
+        return self._ids[character]
+
+    def _unknown(self, text: str, remedy: str) -> UserError:
+        at = next(i for i, character in enumerate(text) if character not in self._ids)
+        others = len(set(text) - self._ids.keys()) - 1
+        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+        more = f" (and {others} other character{'s' * (others > 1)} of this text)" if others else ""
+        return UserError(
+            f"{describe(text[at])} at line {line}, column {column}{more} is not in the vocabulary{of(self.source)} "
+            f"({self.vocab_size} symbols): {remedy}"
+        )
+
+
+def describe(character: str) -> str:
+    """A character for a one-line message on any terminal, e.g. `'\\xe9' (U+00E9, LATIN SMALL LETTER E WITH ACUTE)`."""
+    name = unicodedata.name(character, "")
+    return f"the character {character!a} (U+{ord(character):04X}{', ' * bool(name)}{name})"

@@ -1,0 +1,112 @@
+"""Batches are a function of (seed, step), validation counts every token once, and short texts are refused by name."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptlit.data import IGNORED, LossEstimate, RandomChunks, TrainingBatches, ValidationWindows
+from gptlit.errors import UserError
+
+TOKENS = torch.arange(1000, dtype=torch.int32)
+
+
+def test_targets_are_the_inputs_one_further() -> None:
+    """Guards against predicting the present instead of the future."""
+    inputs, targets = RandomChunks(TOKENS, block_size=8, batch_size=4, seed=1)[0]
+    assert inputs.shape == targets.shape == (4, 8)
+    assert inputs.dtype == torch.int64
+    assert torch.equal(targets, inputs + 1)  # the text counts upwards
+    assert torch.equal(inputs, inputs[:, :1] + torch.arange(8))
+
+
+@given(seed=st.integers(-(2**40), 2**70), step=st.integers(0, 2**40))
+@settings(max_examples=50, deadline=None)
+def test_a_batch_depends_on_seed_and_step_alone(seed: int, step: int) -> None:
+    """Two samplers that have been used differently agree: what exact resume rests on."""
+    fresh, used = (RandomChunks(TOKENS, 8, 4, seed) for _ in range(2))
+    for other in range(3):
+        used[other]
+    assert torch.equal(fresh[step][0], used[step][0])
+
+
+def test_steps_and_seeds_give_different_batches() -> None:
+    """Guards against a counter or a key that is dropped, which would replay one batch for ever."""
+    batches = [RandomChunks(TOKENS, 8, 16, seed).offsets(step).tobytes() for seed in range(20) for step in range(20)]
+    assert len(set(batches)) == 400
+
+
+def test_every_chunk_is_drawn_about_equally_often() -> None:
+    """Guards against an end of the text that is never trained on."""
+    chunks = RandomChunks(TOKENS[:108], block_size=8, batch_size=1000, seed=3)
+    counts = np.bincount(np.concatenate([chunks.offsets(step) for step in range(20)]), minlength=100)
+    assert len(counts) == 100  # offsets 0 … 99: the last chunk ends with the text
+    assert 130 < counts.min() <= counts.max() < 280  # 200 expected, standard deviation 14
+
+
+def test_a_memory_mapped_text_gives_the_same_batches(tmp_path) -> None:
+    """Guards against two paths that drift apart."""
+    np.save(tmp_path / "tokens.npy", TOKENS.numpy().astype(np.uint16))
+    mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+    for here, there in zip(RandomChunks(TOKENS, 8, 4, 1)[5], RandomChunks(mapped, 8, 4, 1)[5], strict=True):
+        assert torch.equal(here, there)
+    ours, theirs = ValidationWindows(TOKENS, 8, 5), ValidationWindows(mapped, 8, 5)
+    assert all(torch.equal(a, b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (1, 3), (2, 1), (2, 3), (4, 3)])
+def test_processes_and_micro_batches_share_one_global_batch(world_size: int, accumulate: int) -> None:
+    """However a step is cut, its parts together are the same rows, each once."""
+    chunks = RandomChunks(TOKENS, 8, 12, seed=5)
+    loaders = [
+        TrainingBatches(chunks, 7, accumulate, rank, world_size, done=lambda: 4) for rank in range(world_size)
+    ]
+    assert {len(loader) for loader in loaders} == {7 * accumulate}
+    parts = [list(loader) for loader in loaders]
+    for step in (4, 5, 6):
+        rows = [
+            parts[rank][(step - 4) * accumulate + part][0] for part in range(accumulate) for rank in range(world_size)
+        ]
+        assert torch.equal(torch.cat(rows).sort(dim=0).values, chunks[step][0].sort(dim=0).values)
+    assert all(len(part) == 3 * accumulate for part in parts)  # it went on at step 4 of 7
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused_by_name() -> None:
+    """Guards against a mean of unequal parts, which is another gradient."""
+    with pytest.raises(UserError, match=r"data.batch_size 12 .* multiple of 8"):
+        TrainingBatches(RandomChunks(TOKENS, 8, 12, 1), 10, 4, 0, 2, done=lambda: 0)
+
+
+@given(length=st.integers(9, 200), batch=st.integers(1, 7), world_size=st.integers(1, 4))
+@settings(max_examples=80, deadline=None)
+def test_validation_predicts_every_token_but_the_first_exactly_once(length: int, batch: int, world_size: int) -> None:
+    """For any length, batch size and number of processes: nothing padded, nothing twice, equal numbers of batches."""
+    loaders = [ValidationWindows(TOKENS[:length], 8, batch, rank, world_size) for rank in range(world_size)]
+    assert len({len(list(loader)) for loader in loaders}) == 1
+    assert all(len(list(loader)) == len(loader) for loader in loaders)
+    pairs = [(i, t) for loader in loaders for i, t in loader]
+    targets = torch.cat([t.flatten() for _, t in pairs])
+    inputs = torch.cat([i.flatten() for i, _ in pairs])
+    counted = targets != IGNORED
+    assert sorted(targets[counted].tolist()) == list(range(1, length))
+    assert torch.equal(inputs[counted] + 1, targets[counted])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_loss_estimates_are_the_same_batches_for_any_number_of_processes(world_size: int) -> None:
+    """Guards against an estimate that moves because of other batches and not because of other weights."""
+    chunks = RandomChunks(TOKENS, 8, 4, seed=1)
+    wanted = sorted(row for i, _ in LossEstimate(chunks, 5) for row in i[:, 0].tolist())
+    loaders = [LossEstimate(chunks, 5, rank, world_size) for rank in range(world_size)]
+    counted = sorted(row for loader in loaders for i, t in loader if (t >= 0).all() for row in i[:, 0].tolist())
+    assert counted == wanted
+    assert len({len(list(loader)) for loader in loaders}) == 1
+
+
+@pytest.mark.parametrize("make", [lambda t: RandomChunks(t, 8, 4, 1), lambda t: ValidationWindows(t, 8, 4)])
+def test_a_text_shorter_than_one_chunk_is_refused(make) -> None:
+    """block_size + 1 tokens are enough, one less is not."""
+    make(TOKENS[:9])
+    with pytest.raises(UserError, match="block_size 8"):
+        make(TOKENS[:8])
