@@ -3,9 +3,11 @@
 Shapes as in `gptlit.model`: B sequences, T positions, C channels, H heads of D channels, V symbols.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -57,9 +59,9 @@ class Decoder:
 
     def __init__(self, model: GPT) -> None:
         self.config = model.config
-        parts = model.transformer
-        self.tokens = parts["wte"].weight.detach()  # (V, C)
-        self.places = parts["wpe"].weight.detach() if "wpe" in parts else None  # (block_size, C)
+        parts: dict[str, Any] = dict(model.transformer.items())
+        self.tokens: Tensor = parts["wte"].weight.detach()  # (V, C)
+        self.places: Tensor | None = parts["wpe"].weight.detach() if "wpe" in parts else None  # (block_size, C)
         self.layers = [
             Layer(
                 norm_1=norm(block.ln_1),
@@ -73,7 +75,8 @@ class Decoder:
         ]
         self.last_norm = norm(parts["ln_f"])
         self.lm_head = Affine.of(model.lm_head)
-        self.cos = self.sin = None
+        self.cos: Tensor | None = None
+        self.sin: Tensor | None = None
         if self.config.position == "rope" and self.layers:
             cos, sin = model.rope_cos.to(self.tokens.dtype), model.rope_sin.to(self.tokens.dtype)
             self.cos = torch.cat((cos, cos), -1)[:, None, None]  # (block_size, 1, 1, D)
@@ -83,7 +86,7 @@ class Decoder:
         """An empty cache on the weights' device, in their precision."""
         return KVCache(self.config, batch_size, self.tokens.device, self.tokens.dtype, capacity)
 
-    def __call__(self, ids: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, lengths: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits (B, V) of the token after the last of ids (B, T) int64.
 
         An empty cache is filled on the way; with one that holds tokens already, T must be 1. Rows padded on the right
@@ -166,7 +169,7 @@ class Decoder:
 
 
 def add(x: Tensor, h: Tensor, affine: Affine) -> Tensor:
-    """x + h W + b in one product where there is no bias."""
+    """Adds h W + b to x, in one product where there is no bias."""
     x = torch.addmm(x, h, affine.weight)
     return x if affine.bias is None else x + affine.bias
 
@@ -190,3 +193,70 @@ def last_rows(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return x[:, -1]
     return x[torch.arange(x.size(0), device=x.device), lengths - 1]
+
+
+class Reader:
+    """What generation remembers: the newest ids of B rows, and the cache behind them.
+
+    The prompts are read once, and shared by `num_samples` rows each. `logits` (B, V) follow them. A row whose window
+    of `block_size` ids is full goes on as `gptlit.generate.generate` says of its `context`.
+    """
+
+    def __init__(
+        self, model: GPT, prompts: Sequence[Sequence[int]], num_samples: int, max_new_tokens: int, rolling: bool
+    ) -> None:
+        self.decoder = Decoder(model)
+        self.block_size = model.config.block_size
+        self.rolling = rolling
+        device = self.decoder.tokens.device
+        lengths = [min(len(prompt), self.block_size) for prompt in prompts]
+        longest = max(lengths)
+        window = torch.zeros(len(prompts), longest, dtype=torch.long)  # (P, T), aligned at the right
+        for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            window[row, longest - length :] = torch.tensor(prompt[-length:])
+        window = window.to(device)
+        rows = torch.arange(len(prompts), device=device).repeat_interleave(num_samples)  # (B,)
+
+        cache = self.decoder.new_cache(len(prompts), longest + max_new_tokens - 1)  # the last id drawn is never read
+        self.logits = self.decoder(*aligned_left(window, lengths), cache=cache)[rows]  # (B, V)
+        self.cache: KVCache | None = cache if num_samples == 1 else cache.expand(rows)
+        self.lengths = [lengths[row] for row in rows.tolist()]  # ids in each row's window
+        self.newest = deque(window[rows].unbind(1), maxlen=self.block_size)  # (B,) each
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Logits (B, V) of what follows one more id of each row (B,)."""
+        self.newest.append(ids)
+        full = [row for row, length in enumerate(self.lengths) if length == self.block_size]
+        if full and not self.rolling:
+            self.cache = None  # rows never get shorter
+        elif full and self.cache is not None:
+            self.roll(self.cache, full)
+        self.lengths = [min(length + 1, self.block_size) for length in self.lengths]
+        if self.cache is not None:
+            return self.decoder(ids[:, None], cache=self.cache)
+        return self.decoder(*aligned_left(self.window(max(self.lengths)), self.lengths))
+
+    def roll(self, cache: KVCache, full: list[int]) -> None:
+        """Leaves the newest half of the window, without the id that is read next, in the cache of the `full` rows."""
+        keep = max(self.block_size // 2 - 1, 0)
+        rows = torch.tensor(full, device=self.decoder.tokens.device)
+        half = self.decoder.new_cache(len(full), keep)
+        if keep:
+            self.decoder(self.window(keep + 1)[rows, :-1], cache=half)
+        cache.replace(rows, half)
+        for row in full:
+            self.lengths[row] = keep
+
+    def window(self, size: int) -> Tensor:
+        """The newest `size` ids of each row, (B, size)."""
+        return torch.stack(list(self.newest)[-size:], 1)
+
+
+def aligned_left(window: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Moves the last `lengths[i]` ids of each row of a window (B, T) to its beginning; the lengths, if they differ."""
+    T = window.size(1)
+    if min(lengths) == T:
+        return window, None
+    kept = torch.tensor(lengths, device=window.device)  # (B,)
+    columns = torch.arange(T, device=window.device) + (T - kept)[:, None]  # (B, T)
+    return window.gather(1, columns.clamp(max=T - 1)), kept

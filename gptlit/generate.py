@@ -5,7 +5,6 @@ Shapes: B rows (one for each sample of each prompt) and V symbols.
 
 import math
 import random
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from gptlit.decode import Decoder
+from gptlit.decode import Reader
 from gptlit.errors import UserError
 from gptlit.model import GPT
 
@@ -32,7 +31,7 @@ class Sampling:
     top_k: int | None = None
     """Keep the k most probable symbols, and those that tie with the last of them (arXiv:1805.04833)."""
     top_p: float | None = None
-    """Keep the fewest most probable symbols whose probabilities sum to top_p or more: the nucleus (arXiv:1904.09751)."""
+    """The nucleus: keep the fewest most probable symbols that together reach probability top_p (arXiv:1904.09751)."""
     min_p: float | None = None
     """Keep the symbols of probability at least min_p · max(p) (arXiv:2407.01082)."""
 
@@ -66,7 +65,7 @@ def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         logits = logits.masked_fill(logits < last_kept, -math.inf)
     p = logits.softmax(1)
     if sampling.top_p is not None and sampling.top_p < 1:
-        ranked, order = p.sort(1, descending=True, stable=True)
+        ranked, order = p.sort(dim=1, descending=True, stable=True)
         before = ranked.cumsum(1) - ranked  # mass of the more probable symbols
         p = p.scatter(1, order, ranked.masked_fill(before >= sampling.top_p, 0.0))
     if sampling.min_p:
@@ -154,38 +153,157 @@ def _generate(
     context: Context,
     log_probabilities: list[Tensor] | None,
 ) -> Iterator[Tensor]:
-    reader = Reader(model, prompts, max_new_tokens, num_samples, context == "rolling")
+    reader = Reader(model, prompts, num_samples, max_new_tokens, rolling=context == "rolling")
+    logits = reader.logits  # (B, V)
+    if bool(logits.isnan().any()):
+        raise UserError("the model's logits are not numbers: its training went astray, take an earlier checkpoint")
     samples = [k for _ in prompts for k in range(num_samples)]
-    uniforms = uniform_numbers(seed, samples, reader.logits.device)
-    if bool(reader.logits.isnan().any()):
-        raise UserError("the model gives NaN: its training went astray, take an earlier checkpoint")
-    for step in range(max_new_tokens):
-        if step:
-            reader.read(ids)
-        ids = draw(next_token_probabilities(reader.logits, sampling), next(uniforms))  # (B,)
+    uniforms = uniform_numbers(seed, samples, logits.device)
+    for left in range(max_new_tokens, 0, -1):
+        ids = draw(next_token_probabilities(logits, sampling), next(uniforms))  # (B,)
         if log_probabilities is not None:
-            log_probabilities.append(reader.logits.log_softmax(1).gather(1, ids[:, None])[:, 0])
+            log_probabilities.append(logits.log_softmax(1).gather(1, ids[:, None])[:, 0])
+        yield ids
+        if left > 1:
+            logits = reader.read(ids)
+
+
+def generate_naive(
+    model: GPT,
+    prompts: Prompts,
+    max_new_tokens: int,
+    sampling: Sampling = PLAIN,
+    *,
+    num_samples: int = 1,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """What `generate` must equal, written the obvious way: crop to `block_size`, run the whole model, for every row
+    and every id (Karpathy, "Let's build GPT"). Without cache or batch, and with `context="exact"`.
+    """
+    texts = [list(prompt) for prompt in prompt_rows(prompts, model.config.vocab_size) for _ in range(num_samples)]
+    check_counts(max_new_tokens, num_samples)
+    device = model.lm_head.weight.device
+    uniforms = uniform_numbers(seed, [row % num_samples for row in range(len(texts))], device)
+    for _ in range(max_new_tokens):
+        with torch.inference_mode(), evaluating(model):
+            windows = [torch.tensor([text[-model.config.block_size :]], device=device) for text in texts]  # (1, T) each
+            logits = torch.cat([model(window)[:, -1] for window in windows])  # (B, V)
+            ids = draw(next_token_probabilities(logits, sampling), next(uniforms))  # (B,)
+        for text, token in zip(texts, ids.tolist(), strict=True):
+            text.append(token)
         yield ids
 
 
-class Reader:
-    """What generation remembers: each row's newest ids, the cache behind them, and the logits (B, V) of what follows."""
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Switches dropout off, and puts every module's training flag back as it was."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
 
-    def __init__(
-        self, model: GPT, prompts: list[list[int]], max_new_tokens: int, num_samples: int, rolling: bool
-    ) -> None:
-        self.decoder = Decoder(model)
-        self.block_size = model.config.block_size
-        self.rolling = rolling
-        device = self.decoder.device
-        self.lengths = [min(len(prompt), self.block_size) for prompt in prompts]  # ids in each row's window
-        longest = max(self.lengths)
-        window = torch.zeros(len(prompts), longest, dtype=torch.long)  # (P, T), aligned at the right
-        for row, (prompt, length) in enumerate(zip(prompts, self.lengths, strict=True)):
-            window[row, longest - length :] = torch.tensor(prompt[-length:])
-        window = window.to(device)
 
-        capacity = min(self.block_size, longest + max_new_tokens - 1)  # the last id drawn is never read
-        cache = self.decoder.new_cache(len(prompts), capacity)
-        logits = self.decoder(*left_aligned(window, self.lengths), cache)
-        ...
+def prompt_rows(prompts: Prompts, vocab_size: int) -> list[list[int]]:
+    """The prompts as lists of ids, each known to the model and none empty."""
+    rows = [row.tolist() if isinstance(row, Tensor) else list(row) for row in prompts]
+    if not rows:
+        raise UserError("there is no prompt to continue: give one, or more")
+    for number, row in enumerate(rows, 1):
+        if not row:
+            raise UserError(f"prompt {number} is empty: give it at least one symbol, such as a newline")
+        if not 0 <= min(row) <= max(row) < vocab_size:
+            raise UserError(
+                f"prompt {number} holds an id outside 0 … {vocab_size - 1}, which the model does not know: "
+                "encode it with the tokenizer that the model was trained with"
+            )
+    return rows
+
+
+def check_counts(max_new_tokens: int, num_samples: int) -> None:
+    for flag, value in (("--max_new_tokens", max_new_tokens), ("--num_samples", num_samples)):
+        if value < 1:
+            raise UserError(f"{flag} is {value}: it must be 1 or more")
+
+
+class Decodes(Protocol):
+    """What text streaming needs of a tokenizer."""
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+
+def stream_text(tokenizer: Decodes, steps: Iterable[Tensor], stop: Sequence[str] = ()) -> Iterator[list[str]]:
+    """The text of every row as it becomes certain: for each step of ids (B,), B pieces, often empty.
+
+    Joined, a row's pieces are the decoded text before the first stop text in it, or all of it; held back is only what
+    may still turn out to begin a stop text, or to be half of a character. Ends when every row has met a stop text.
+
+    Raises:
+        UserError: when a stop text is empty.
+    """
+    if "" in stop:
+        raise UserError("--stop is empty: give the text to stop before, or leave it out")
+    return _stream_text(tokenizer, iter(steps), stop)
+
+
+def _stream_text(tokenizer: Decodes, steps: Iterator[Tensor], stop: Sequence[str]) -> Iterator[list[str]]:
+    rows: list[TextStream] = []
+    for ids in steps:
+        tokens = ids.tolist()
+        rows = rows or [TextStream(tokenizer, stop) for _ in tokens]
+        yield [row.push(token) for row, token in zip(rows, tokens, strict=True)]
+        if all(row.stopped for row in rows):
+            return
+    if any(rest := [row.close() for row in rows]):
+        yield rest
+
+
+class TextStream:
+    """One row of `stream_text`."""
+
+    def __init__(self, tokenizer: Decodes, stop: Sequence[str] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.stopped = False  # a stop text was met; what comes after it is dropped
+        self._tokens: list[int] = []  # those whose last character may be incomplete
+        self._decoded = 0  # characters of them already passed on
+        self._held = ""  # text that may begin a stop text
+
+    def push(self, token: int) -> str:
+        """The text that one more id makes certain."""
+        if self.stopped:
+            return ""
+        self._tokens.append(token)
+        text = self.tokenizer.decode(self._tokens)
+        # Bytes that do not make a character yet decode to U+FFFD at the end.
+        certain = text.rstrip("\ufffd")
+        new, self._decoded = certain[self._decoded :], len(certain)
+        if certain == text:
+            self._tokens, self._decoded = [], 0
+        return self._before_stop(new)
+
+    def close(self) -> str:
+        """The text held back, once no more ids come."""
+        rest = self.tokenizer.decode(self._tokens)[self._decoded :] if self._tokens else ""
+        text = self._before_stop(rest) + self._held
+        self._tokens, self._held = [], ""
+        return text
+
+    def _before_stop(self, new: str) -> str:
+        text = self._held + new
+        if not self.stop:
+            return text
+        ends = [(start + len(stop), start) for stop in self.stop if (start := text.find(stop)) >= 0]
+        if ends:
+            self.stopped, self._held = True, ""
+            return text[: min(ends)[1]]  # the one complete first, as if characters had come one by one
+        held = max(stop_beginning(text, stop) for stop in self.stop)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+
+def stop_beginning(text: str, stop: str) -> int:
+    """How many characters at the end of `text` are the beginning of `stop`."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

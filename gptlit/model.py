@@ -330,6 +330,9 @@ class GPT(nn.Module):
         UserError: when `config.vocab_size` is 0, or a context longer than `block_size` is given.
     """
 
+    rope_cos: Tensor
+    rope_sin: Tensor
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         if config.vocab_size < 1:

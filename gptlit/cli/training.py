@@ -168,7 +168,6 @@ class GptlitCLI(LightningCLI):
         self.model_config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
         if self.checkpoint is not None:
             config.model.tokenizer = self.checkpoint["hyper_parameters"]["tokenizer"]
-            config.model.init_from = None
         self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")

@@ -1,86 +1,125 @@
-"""What needs a network: URLs and hub data sets, through `datasets`, which keeps a copy of both."""
+"""What needs a network: URLs and hub data sets, through `datasets`. Of both a copy is kept on disk.
 
+`datasets` takes one to two seconds to import, so it is left alone when the copy of a URL is there already.
+"""
+
+import hashlib
+import os
+import re
 import socket
 import sys
+import tempfile
 import urllib.parse
 import urllib.request
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gptlit.corpus.text import reading
 from gptlit.errors import UserError
 
-CONNECT_SECONDS = 5.0  # until a server must have answered the telephone
-SILENCE_SECONDS = 30.0  # between two parts of an answer
+CONNECT_SECONDS = 5.0  # until a server must have taken the call
+SILENCE_SECONDS = 30.0  # between two parts of its answer
+NETWORK = (ConnectionError, TimeoutError, socket.gaierror)
 
 
-class Unreachable(UserError):
-    """The network is out of reach; another try may succeed."""
+class NetworkError(UserError):
+    """The network is out of reach, or a server has trouble of its own: the user asked for nothing wrong."""
 
-    def __init__(self, what: str, reason: str) -> None:
-        self.what, self.reason = what, reason
+    def __init__(self, what: str, reason: BaseException) -> None:
+        self.what, self.reason = what, _line(reason)
         super().__init__(
-            f"cannot reach {what} ({reason}): a network is needed once, then a copy is kept; without one use "
-            "--data.corpus sample or a text file of your own"
+            f"cannot reach {what} ({self.reason}): a network is needed once, then a copy is kept; "
+            "without one use --data.corpus sample, or a text file of your own"
         )
 
 
-def fetch(url: str, what: str, cache_dir: Path | None) -> Path:
-    """The file of a URL, from the cache or else downloaded into it (by way of a temporary name, under a lock).
+def fetch(url: str, what: str, cache_dir: Path | None, known_good: bool = False) -> Path:
+    """The file of a URL: the copy in `cache_dir` (by default `$XDG_CACHE_HOME/gptlit`), or else downloaded into it.
 
-    Raises `Unreachable` when no server answers or it has trouble, `UserError` when it refuses (e.g. 404).
+    A copy is kept for good, and appears only when it is whole. Raises `NetworkError` when no server answers or it has
+    trouble, and `UserError` when it refuses (e.g. 404); the refusal of an address that is `known_good` is the network's
+    doing, too (e.g. a firewall's).
     """
+    folder = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gptlit"
+    name = re.sub(r"[^\w.-]", "_", PurePosixPath(urllib.parse.urlsplit(url).path).name)[-64:]
+    kept = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+    if kept.is_file():
+        return kept
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as empty:
+            os.replace(_download(url, what, empty, known_good), kept)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep {what} in {folder} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
+    return kept
+
+
+def _download(url: str, what: str, folder: str, known_good: bool) -> str:
     import aiohttp
     import datasets
 
     timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
     settings = datasets.DownloadConfig(
-        cache_dir=None if cache_dir is None else cache_dir / "downloads",
-        use_etag=False,  # a copy is good for ever, and needs no network
+        cache_dir=folder,
+        use_etag=False,
         disable_tqdm=not sys.stderr.isatty(),
         storage_options={scheme: {"client_kwargs": {"timeout": timeout}} for scheme in ("http", "https")},
     )
     try:
-        with reading(what):
-            return Path(datasets.DownloadManager(download_config=settings).download(url))
-    except UserError as error:
-        failure = error.__cause__
-        if isinstance(failure, FileNotFoundError) and failure.__cause__ is not None:
-            failure = failure.__cause__  # the library says "not found" for whatever goes wrong at first contact
-        if isinstance(failure, aiohttp.ClientResponseError) and failure.status < 500:
-            raise UserError(f"{what}: {url} answers {failure.status} {failure.message}: check the address") from error
-        if isinstance(failure, (aiohttp.ClientError, ConnectionError, TimeoutError)):
-            raise Unreachable(what, " ".join(str(failure).split()) or type(failure).__name__) from error
-        raise
+        return datasets.DownloadManager(download_config=settings).download(url)
+    except (OSError, ValueError, aiohttp.ClientError) as error:
+        # At first contact the library says FileNotFoundError whatever went wrong: the reason is the error behind it.
+        for failure in _chain(error):
+            if isinstance(failure, aiohttp.ClientResponseError):
+                if failure.status >= 500 or known_good:
+                    raise NetworkError(what, failure) from error
+                raise UserError(f"{url} answers {failure.status} {failure.message}: check the address") from error
+            if isinstance(failure, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, *NETWORK)):
+                raise NetworkError(what, failure) from error
+        raise UserError(f"cannot download {what}: {_line(error)}") from error
 
 
 def open_hub(name: str, config: str | None, split: str, cache_dir: Path | None, streaming: bool) -> Any:
-    """A split of a data set of the Hugging Face Hub, as `datasets` gives it.
+    """A split of a data set of the Hugging Face Hub, as `datasets` gives it and keeps it.
 
-    Raises `Unreachable` when neither the hub nor a copy can be had, `UserError` when the hub does not know it.
+    Raises `NetworkError` when neither the hub nor a copy can be had, `UserError` when the hub does not know it.
     """
     import datasets
 
-    # A hub out of reach is retried for half a minute; offline mode looks for a copy at once.
+    # A hub out of reach would be tried for half a minute; offline mode looks for a copy at once.
     offline = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = offline or not _answers(datasets.config.HF_ENDPOINT)
+    silence = None if offline else _no_answer(datasets.config.HF_ENDPOINT)
+    datasets.config.HF_HUB_OFFLINE = offline or silence is not None
     try:
-        with reading(f"{name} on the Hugging Face Hub"):
-            return datasets.load_dataset(name, config, split=split, cache_dir=cache_dir, streaming=streaming)
-    except UserError as error:
-        if isinstance(error.__cause__, ConnectionError):
-            raise Unreachable(name, " ".join(str(error.__cause__).split())) from error
-        raise
+        return datasets.load_dataset(name, config, split=split, cache_dir=cache_dir, streaming=streaming)
+    except Exception as error:  # whatever it is, it is about a data set that the user named
+        if any(isinstance(failure, NETWORK) for failure in _chain(error)):
+            raise NetworkError(f"{name} on the Hugging Face Hub", silence or error) from error
+        raise UserError(f"cannot load {name} from the Hugging Face Hub: {_line(error)}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
 
 
-def _answers(url: str) -> bool:
+def _no_answer(url: str) -> OSError | None:
+    """Why nobody takes a call at this address, or null when somebody does."""
     if urllib.request.getproxies():
-        return True  # a proxy is what must answer, and only a request can tell
+        return None  # it is the proxy that must answer, and only a request can tell
     parts = urllib.parse.urlsplit(url)
     try:
-        socket.create_connection((parts.hostname, parts.port or 443), timeout=CONNECT_SECONDS).close()
-    except OSError:
-        return False
-    return True
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        return error
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

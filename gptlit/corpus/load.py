@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gptlit.corpus.download import Unreachable
+from gptlit.corpus.download import NetworkError
 from gptlit.corpus.sources import Source, resolve
 from gptlit.corpus.text import join, recut
 from gptlit.errors import UserError
@@ -52,8 +52,8 @@ def load_corpus(
     characters the first int(n * (1 - val_fraction)) are for training, as in the lecture and in nanoGPT.
 
     `fallback` is loaded instead, with a `notice`, when the network is out of reach, and for no other reason.
-    `cache_dir` holds what is downloaded; by default the cache of `datasets` (HF_HOME, HF_DATASETS_CACHE). A URL is
-    downloaded once and then read from there.
+    `cache_dir` holds what is downloaded; by default `$XDG_CACHE_HOME/gptlit`, and for hub data sets the cache of
+    `datasets` (HF_HOME). What is there is not downloaded again.
 
     Raises `UserError` for a text that is missing, unreadable, not UTF-8, empty, or too short to be split.
     """
@@ -62,13 +62,13 @@ def load_corpus(
     try:
         sources = resolve(spec, text_column=text_column, cache_dir=cache_dir)
         val_sources = [] if val is None else resolve(val, text_column=text_column, cache_dir=cache_dir)
-    except Unreachable as error:
+    except NetworkError as error:
         if fallback is None:
             raise
         corpus = load_corpus(fallback, val_fraction=val_fraction, text_column=text_column, cache_dir=cache_dir)
         notice = (
-            f"{error.what} is out of reach ({error.reason}): this is {corpus.source} instead, and losses on it cannot "
-            f"be compared with losses on {error.what}"
+            f"{error.what} is out of reach ({error.reason}): {corpus.source} takes its place, "
+            "and losses on it cannot be compared"
         )
         return replace(corpus, notice=notice)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from gptlit.corpus.download import Unreachable, fetch, open_hub
+from gptlit.corpus.download import fetch, open_hub
 from gptlit.corpus.text import decode, file_document, reading, table_documents
 from gptlit.errors import UserError
 
@@ -44,7 +44,7 @@ def resolve(
     - `https://…` or `http://…`: a file as above
     - `owner/name` or `hf://owner/name`, then `:config` and `#split` if need be: a data set of the Hugging Face Hub
 
-    Raises `UserError` when it is none of these, `Unreachable` when the network is out of reach.
+    Raises `UserError` when it is none of these, `NetworkError` when the network is out of reach.
     """
     specs = [spec] if isinstance(spec, str) else spec
     if not specs or not all(specs):
@@ -76,7 +76,7 @@ def _resolve(spec: str, text_column: str, cache_dir: Path | None, streaming: boo
     if stat.S_ISDIR(mode):
         return _folder(path, spec)
     if mode:
-        return _files([path], path.name.split(".")[0] or path.name, spec, text_column, cache_dir)
+        return _files([path], _stem(path.name), spec, text_column, cache_dir)
     if glob.has_magic(spec):
         paths = [Path(found) for found in sorted(glob.glob(str(path), recursive=True)) if Path(found).is_file()]
         if not paths:
@@ -88,13 +88,10 @@ def _resolve(spec: str, text_column: str, cache_dir: Path | None, streaming: boo
 
 
 def _tinyshakespeare(cache_dir: Path | None) -> Source:
-    try:
-        path = fetch(TINYSHAKESPEARE_URL, "tinyshakespeare", cache_dir)
-    except Unreachable:
-        raise
+    path = fetch(TINYSHAKESPEARE_URL, "tinyshakespeare", cache_dir, known_good=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != TINYSHAKESPEARE_SHA256:
-        _forget(path)
+        path.unlink(missing_ok=True)
         raise UserError(
             f"tinyshakespeare came damaged: {path} had sha256 {digest}, not {TINYSHAKESPEARE_SHA256}, and was removed; "
             "run again to download it anew, or use --data.corpus sample"
@@ -115,49 +112,45 @@ def _url(url: str, text_column: str, cache_dir: Path | None) -> Source:
     with path.open("rb") as stream:
         beginning = stream.read(64).lstrip().lower()
     if beginning.startswith((b"<!doctype html", b"<html")) and address.suffix not in (".html", ".htm"):
-        _forget(path)
+        path.unlink(missing_ok=True)
         raise UserError(f"{url} is a web page, not a text: give the address of the raw file")
-    return _files([path], address.name.split(".")[0] or url, url, text_column, cache_dir, address.name)
-
-
-def _forget(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.with_name(path.name + ".json").unlink(missing_ok=True)
+    return _files([path], _stem(address.name) or url, url, text_column, cache_dir)
 
 
 def _folder(folder: Path, spec: str) -> Source:
     found = glob.glob("**/*", root_dir=folder, recursive=True)
     paths = [folder / name for name in sorted(found) if name.endswith(".txt") and (folder / name).is_file()]
     if not paths:
-        others = sorted({Path(name).suffix for name in found if Path(name).suffix})
-        raise UserError(
-            f"the folder {spec} has no *.txt in it or below"
-            + (
-                f", but {', '.join(others[:5])}: give a glob, e.g. '{spec.rstrip('/')}/**/*{others[0]}'"
-                if others
-                else ""
-            )
-        )
+        others = sorted({Path(name).suffix for name in found} - {""})
+        seen = f", but {' '.join(others[:5])}" if others else ""
+        raise UserError(f"the folder {spec} has no *.txt in it or below{seen}: give a glob, e.g. '{spec}/**/*.md'")
     return _files(paths, folder.resolve().name, f"{_count(paths)} of {spec}", "", None)
 
 
-def _files(
-    paths: list[Path], name: str, words: str, text_column: str, cache_dir: Path | None, called: str | None = None
-) -> Source:
-    """Files, read as their names say; `called` is the name of a file that the cache calls otherwise."""
+def _files(paths: list[Path], name: str, words: str, text_column: str, cache_dir: Path | None) -> Source:
+    """Files, each read as its name says."""
 
     def documents() -> Iterator[Iterable[str]]:
         for path in paths:
             where = words if len(paths) == 1 else str(path)
-            suffixes = [suffix.lower() for suffix in Path(called or path.name).suffixes]
-            compression = COMPRESSIONS.get(suffixes.pop()) if suffixes and suffixes[-1] in COMPRESSIONS else None
-            table = TABLES.get(suffixes[-1]) if suffixes else None
+            inner, compression = _uncompressed(path.name)
+            table = TABLES.get(PurePosixPath(inner).suffix.lower())
             if table is None:
                 yield file_document(path, compression, where)
             else:
                 yield from _table(path, table, text_column, where, cache_dir)
 
     return Source(name, words, documents)
+
+
+def _uncompressed(name: str) -> tuple[str, str | None]:
+    """The name of a file without the suffix of a compression, and that compression."""
+    compression = COMPRESSIONS.get(PurePosixPath(name).suffix.lower())
+    return (PurePosixPath(name).stem if compression else name), compression
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(_uncompressed(name)[0]).stem
 
 
 def _table(path: Path, kind: str, text_column: str, where: str, cache_dir: Path | None) -> Iterator[Iterable[str]]:
@@ -183,7 +176,7 @@ def _hub(identity: str, text_column: str, cache_dir: Path | None, streaming: boo
 
 
 def _may_be_hub(spec: str, path: Path) -> bool:
-    """owner/name, unless it looks like a file that was misspelt: its folder is there, or it ends like a file of text."""
+    """owner/name, unless it must be a misspelt file: its folder is there, or it ends like a file."""
     found = HUB_ID.fullmatch(spec)
     if not found or "/" not in found["name"] or path.parent.is_dir():
         return False

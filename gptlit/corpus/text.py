@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from gptlit.errors import UserError
 from gptlit.tokenizer.bpe import SAFE_CUT
@@ -16,7 +16,7 @@ CUT_WITHIN = 2**12  # characters before the end of a piece in which a place to c
 ROWS = 1000  # rows of a table read at a time
 
 
-def decode(stream: BinaryIO, where: str) -> Iterator[str]:
+def decode(stream: IO[bytes], where: str) -> Iterator[str]:
     """The text of a stream of UTF-8, in pieces: no byte order mark, every line end a `\\n`.
 
     Raises `UserError` with the offset of the first byte that is no UTF-8, and for NUL characters.
@@ -63,7 +63,7 @@ def table_documents(dataset: Any, column: str, where: str) -> Iterator[list[str]
         for table in dataset.with_format("arrow").iter(batch_size=ROWS):
             if column not in table.column_names:
                 raise UserError(
-                    f"{where} has no column {column!r}: set --data.text_column to one of {', '.join(table.column_names)}"
+                    f"{where} has no column {column!r}, but {', '.join(table.column_names)}: set --data.text_column"
                 )
             kind = table.schema.field(column).type
             if not (
@@ -92,15 +92,16 @@ def join(documents: Iterable[Iterable[str]]) -> Iterator[str]:
 
 def recut(pieces: Iterable[str], size: int = PIECE) -> Iterator[str]:
     """The same text in pieces of about `size` characters, each cut at the last place where words end."""
-    held: list[str] = []
+    held, length = [], 0
     for piece in pieces:
         held.append(piece)
-        if sum(map(len, held)) >= size:
+        length += len(piece)
+        if length >= size:
             text = "".join(held)
             cuts = [cut.start() for cut in SAFE_CUT.finditer(text, max(0, len(text) - CUT_WITHIN))]
             end = cuts[-1] if cuts else len(text)
             yield text[:end]
-            held = [text[end:]]
+            held, length = [text[end:]], len(text) - end
     if rest := "".join(held):
         yield rest
 

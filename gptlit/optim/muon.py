@@ -1,0 +1,179 @@
+"""Muon and AdamW as one optimizer, and the Newton-Schulz iteration that Muon is made of."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+# The quintic's coefficients, the number of iterations and the epsilon of Keller Jordan's Muon and of torch.optim.Muon.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+NORM_EPS = 1e-7
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for groups whose `role` is matrix, AdamW for all others: one optimizer, one state dict, one step.
+
+    Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/) replaces the Nesterov momentum of a matrix by the
+    nearest matrix with orthonormal rows or columns, and steps by lr · √max(1, rows / columns) along it, the scale of
+    that implementation ("original" in `torch.optim.Muon`). AdamW is torch's own function.
+
+    Args:
+        groups: as `parameter_groups` returns them.
+        fused: whether AdamW runs as one kernel. Safe under a gradient scaler, since the scaler unscales the gradients
+            and decides about the step before it gets here.
+
+    Raises:
+        ValueError: when a group lacks a setting that its role needs.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], fused: bool = False) -> None:
+        super().__init__(groups, {"fused": fused})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Checks that the group is complete before it takes it."""
+        settings = {"role", "lr", "weight_decay"}
+        settings |= {"momentum", "splits"} if param_group.get("role") == "matrix" else {"betas", "eps"}
+        if missing := settings - param_group.keys():
+            raise ValueError(f"a parameter group lacks {', '.join(sorted(missing))}")
+        super().add_param_group(param_group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Changes every parameter that has a gradient; returns what `closure`, called first, returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["role"] == "matrix":
+                self._step_muon(group)
+            else:
+                self._step_adamw(group)
+        return loss
+
+    def _step_adamw(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        for p in params:
+            if not self.state[p]:
+                # The fused kernel counts on the device; the others count on the CPU, where reading costs no wait.
+                self.state[p]["step"] = torch.zeros(
+                    (), dtype=torch.float32, device=p.device if group["fused"] else "cpu"
+                )
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        adamw(
+            params,
+            [p.grad for p in params],
+            [self.state[p]["exp_avg"] for p in params],
+            [self.state[p]["exp_avg_sq"] for p in params],
+            [],
+            [self.state[p]["step"] for p in params],
+            fused=group["fused"],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def _step_muon(self, group: dict[str, Any]) -> None:
+        # Matrices of one shape go through Newton-Schulz as one batch: a few large products instead of many small.
+        batches: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+        for p, splits in zip(group["params"], group["splits"], strict=True):
+            if p.grad is None:
+                continue
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            parts = zip(*(tensor.chunk(splits) for tensor in (p, p.grad, self.state[p]["momentum"])), strict=True)
+            for part in parts:
+                batches[part[0].shape, p.dtype, p.device].append(part)
+        for batch in batches.values():
+            params, grads, momenta = (list(tensors) for tensors in zip(*batch, strict=True))
+            torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+            stack = torch.empty((len(params), *params[0].shape), dtype=params[0].dtype, device=params[0].device)
+            slots = list(stack.unbind())
+            torch._foreach_copy_(slots, grads)
+            torch._foreach_lerp_(slots, momenta, group["momentum"])  # Nesterov: look one step of momentum ahead
+            update = newton_schulz(stack.to(product_dtype(stack))).to(stack.dtype)  # (K, rows, columns)
+            rows, columns = params[0].shape
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(params, update.unbind(), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+
+
+def product_dtype(matrices: Tensor) -> torch.dtype:
+    """What Newton-Schulz multiplies in: bfloat16 on CUDA devices that have it, else float32, or float64 if given so.
+
+    Without hardware for it, bfloat16 is ten times slower than float32.
+    """
+    if matrices.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.promote_types(matrices.dtype, torch.float32)
+
+
+def newton_schulz(stack: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
+    """Pulls the singular values of each matrix towards 1 and leaves its singular vectors: U·S·Vᵀ becomes about U·Vᵀ.
+
+    Each step applies p(σ) = a·σ + b·σ³ + c·σ⁵ to the singular values, with Keller Jordan's coefficients, which climb
+    fast and then wander: after five steps, what was above 1/500 of the matrix' Frobenius norm is in [0.68, 1.21].
+
+    Args:
+        stack: (K, rows, columns), floating point; left as it is.
+        steps: how often p is applied.
+
+    Returns:
+        (K, rows, columns) of the same dtype; a matrix of zeros stays zero.
+    """
+    norms = torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True).clamp(min=NORM_EPS)  # (K, 1, 1)
+    stack = stack / norms  # singular values at most 1
+    tall = stack.size(1) > stack.size(2)
+    X = stack.mT if tall else stack  # (K, m, n) with m <= n
+    if X.size(2) >= 2 * X.size(1) and X.dtype in (torch.float32, torch.float64):
+        Q = _iterate_on_gram(X @ X.mT, steps)
+        return stack @ Q if tall else Q @ stack
+    a, b, c = QUINTIC
+    X = X.contiguous()
+    spare = torch.empty_like(X)
+    A = X.new_empty(X.size(0), X.size(1), X.size(1))  # (K, m, m)
+    B = torch.empty_like(A)
+    for _ in range(steps):  # writes into the same four tensors, since fresh memory costs as much as a product
+        torch.bmm(X, X.mT, out=A)
+        torch.baddbmm(A, A, A, beta=b, alpha=c, out=B)
+        torch.baddbmm(X, B, X, beta=a, out=spare)
+        X, spare = spare, X
+    return X.mT if tall else X
+
+
+def _iterate_on_gram(A: Tensor, steps: int) -> Tensor:
+    """Q (K, m, m) such that Q·X is what `steps` iterations make of X (K, m, n), from A = X·Xᵀ alone.
+
+    Every product is (m, m), which spares a long matrix most of its work. All of them are polynomials of A: symmetric,
+    and free to change places. Squaring the singular values costs half of the digits: not for bfloat16.
+    """
+    a, b, c = QUINTIC
+    B, Q, spare = (torch.empty_like(A) for _ in range(3))
+    diagonal = B.diagonal(dim1=1, dim2=2)
+    for step in range(steps):
+        torch.baddbmm(A, A, A, beta=b, alpha=c, out=B)
+        diagonal.add_(a)  # this step turns X into B·X
+        if step == 0:
+            Q.copy_(B)
+        else:
+            torch.bmm(B, Q, out=spare)
+            Q, spare = spare, Q
+        if step < steps - 1:
+            torch.bmm(B, A, out=spare)
+            torch.bmm(spare, B, out=A)
+    return Q
