@@ -1,9 +1,9 @@
 """LitGPT: the GPT as a LightningModule, with its steps, its metrics, its optimizer and its own tokenizer."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from gptlit import __version__
 from gptlit.errors import UserError
+from gptlit.generate import Sampling, TextStream, generate
 from gptlit.model import GPT, GPTConfig
 from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor, parameter_groups
 from gptlit.tokenizer import Tokenizer, from_json
@@ -56,6 +57,7 @@ class LitGPT(pl.LightningModule):
         self.net: GPT | None = None
         self.grad_norm: Tensor | None = None  # of the last optimizer step, before clipping
         self.train_loss: Tensor | None = None  # mean over the micro-batches of the last step, on the device
+        self.drawing = Drawing()
         self.mid_step = False  # true while the optimizer writes the weights
         self.run_config: str | None = None  # YAML of the whole run, kept in the checkpoint
         self._micro_losses: list[Tensor] = []
@@ -217,6 +219,19 @@ class LitGPT(pl.LightningModule):
         """As validation, named `test/…`."""
         self.log_dict(self.collect("test"), logger=False)
 
+    # ---------------------------------------------------------------- drawing text
+
+    def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> "TextDraw":
+        """Continues a group of prompts as `drawing` says; nothing is drawn before its `steps` are read.
+
+        Args:
+            batch: prompts as lists of ids, or objects that have `ids`.
+        """
+        if self.tokenizer is None:
+            raise RuntimeError("the model has no tokenizer yet: train it first, or load a checkpoint")
+        prompts = [list(getattr(prompt, "ids", prompt)) for prompt in batch]
+        return TextDraw(self.network, self.tokenizer, prompts, self.drawing)
+
     def collect(self, part: str) -> dict[str, float]:
         """The metrics of a finished pass, exact over all tokens of all processes; resets them."""
         loss, chars = self.val_loss.compute().item(), self.val_chars.compute().item()
@@ -232,6 +247,69 @@ class LitGPT(pl.LightningModule):
         self.val_loss.reset()
         self.val_chars.reset()
         return metrics
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What `predict_step` draws from each prompt."""
+
+    max_new_tokens: int = 500
+    sampling: Sampling = Sampling()
+    num_samples: int = 1
+    seed: int = 1337
+    context: Literal["exact", "rolling"] = "exact"
+    stop: tuple[str, ...] = ()
+    log_probabilities: bool = False
+
+
+@dataclass
+class DrawnText:
+    """One text so far, without its prompt; log-probabilities (nats) of its tokens under the model, if asked for."""
+
+    text: str = ""
+    tokens: int = 0
+    log_probabilities: list[float] = field(default_factory=list)
+
+
+class TextDraw:
+    """The texts of a group of prompts, drawn while `steps` is read; `rows` holds what there is of each.
+
+    Row p · num_samples + k is sample k of prompt p.
+    """
+
+    def __init__(self, network: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], drawing: Drawing) -> None:
+        self.drawing, self.tokenizer = drawing, tokenizer
+        self.rows = [DrawnText() for _ in range(len(prompts) * drawing.num_samples)]
+        self._log_probabilities: list[Tensor] | None = [] if drawing.log_probabilities else None
+        self._ids = generate(
+            network,
+            prompts,
+            drawing.max_new_tokens,
+            drawing.sampling,
+            num_samples=drawing.num_samples,
+            seed=drawing.seed,
+            context=drawing.context,
+            log_probabilities=self._log_probabilities,
+        )
+
+    def steps(self) -> Iterator[list[str]]:
+        """One piece of text for each row, often empty, step by step; ends when every row has met a stop text."""
+        streams = [TextStream(self.tokenizer, self.drawing.stop) for _ in self.rows]
+        for ids in self._ids:
+            pieces = [stream.push(token) for stream, token in zip(streams, ids.tolist(), strict=True)]
+            logs = self._log_probabilities.pop().tolist() if self._log_probabilities is not None else []
+            for number, (row, stream) in enumerate(zip(self.rows, streams, strict=True)):
+                row.text += pieces[number]
+                if not stream.stopped:
+                    row.tokens += 1
+                    row.log_probabilities += logs[number : number + 1]
+            yield pieces
+            if all(stream.stopped for stream in streams):
+                return
+        rest = [stream.close() for stream in streams]
+        for row, piece in zip(self.rows, rest, strict=True):
+            row.text += piece
+        yield rest
 
 
 def plain(value: Any) -> Any:

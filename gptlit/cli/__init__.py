@@ -20,10 +20,12 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     quiet_libraries()
     try:
         if verb in TRAINING_VERBS:
-            from gptlit.cli.training import train
+            from gptlit.cli.training import train as command
+        elif verb == "export":
+            from gptlit.cli.export import export as command
         else:
-            from gptlit.cli.predict import predict as train
-        return train(verb, list(arguments))
+            from gptlit.cli.predict import predict as command
+        return command(verb, list(arguments))
     except UserError as error:
         print(f"gptlit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

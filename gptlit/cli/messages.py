@@ -31,6 +31,7 @@ def quiet_libraries() -> None:
         r".*in eval mode at the start of training.*",
         r".*is not shared across.*",
         r".*GPU available but not used.*",
+        r".*callbacks used to create the checkpoint need to be provided.*",
         r"Experiment logs directory .* exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from gptlit.errors import UserError
+from gptlit.module import LitGPT
 
 RUNS = Path("checkpoints")
 CLAIMED = "GPTLIT_RUN_DIR"  # how the first process tells its folder to the processes that it starts
@@ -110,6 +111,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not {"gpt", "tokenizer"} <= checkpoint["hyper_parameters"].keys():
         raise UserError(f"--ckpt_path {path}: this is a Lightning checkpoint, but not of a gptlit model")
     return checkpoint
+
+
+def load_model(checkpoint: dict[str, Any]) -> LitGPT:
+    """The model of a checkpoint, with its weights, ready to draw from; needs no corpus."""
+    model = LitGPT(**checkpoint["hyper_parameters"])
+    model.configure_model()
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint does not fit its own settings: {error}") from error
+    return model.eval()
 
 
 def stored_config(checkpoint: dict[str, Any]) -> dict[str, Any]:

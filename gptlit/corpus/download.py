@@ -18,7 +18,7 @@ from typing import Any
 from gptlit.errors import UserError
 
 CONNECT_SECONDS = 5.0  # until a server must have taken the call
-SILENCE_SECONDS = 30.0  # between two parts of its answer
+SILENCE_SECONDS = 10.0  # between two parts of its answer
 NETWORK = (ConnectionError, TimeoutError, socket.gaierror)
 
 
@@ -107,12 +107,22 @@ def _no_answer(url: str) -> OSError | None:
     if urllib.request.getproxies():
         return None  # it is the proxy that must answer, and only a request can tell
     parts = urllib.parse.urlsplit(url)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
     try:
-        port = parts.port or (80 if parts.scheme == "http" else 443)
-        socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
+        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except OSError as error:
         return error
-    return None
+    failure = None
+    for family, kind, protocol, _, address in {entry[0]: entry for entry in found}.values():  # one IPv4, one IPv6
+        with socket.socket(family, kind, protocol) as call:
+            call.settimeout(CONNECT_SECONDS)
+            try:
+                call.connect(address)
+            except OSError as error:
+                failure = error
+            else:
+                return None
+    return failure
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -10,7 +10,7 @@ from gptlit.corpus.sources import Source, resolve
 from gptlit.corpus.text import join, recut
 from gptlit.errors import UserError
 
-HASH_BLOCK = 2**22  # characters hashed at a time, so that no second copy of the text is made
+PIECE = 2**22  # characters handled at a time, where the whole text would need too much memory
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def load_corpus(
         raise UserError(f"{sources[0].words} has only {len(train + held_out)} characters: too few for two parts")
     digest = hashlib.sha256()
     for part in (train, held_out):
-        for start in range(0, len(part), HASH_BLOCK):
-            digest.update(part[start : start + HASH_BLOCK].encode())
+        for start in range(0, len(part), PIECE):
+            digest.update(part[start : start + PIECE].encode())
     return Corpus(
         name=_together([source.name for source in sources], "+"),
         train=train,
@@ -102,7 +102,7 @@ def iter_text(
     as in the whole. `streaming` reads a hub data set while it arrives, instead of first bringing it to disk.
     """
     sources = resolve(spec, text_column=text_column, cache_dir=cache_dir, streaming=streaming)
-    return recut(join(document for source in sources for document in source.documents()))
+    return recut(join(document for source in sources for document in source.documents()), PIECE)
 
 
 def _read(sources: list[Source]) -> str:

@@ -11,7 +11,6 @@ from gptlit.errors import UserError
 from gptlit.tokenizer.bpe import SAFE_CUT
 
 READ_BYTES = 2**22
-PIECE = 2**22  # characters
 CUT_WITHIN = 2**12  # characters before the end of a piece in which a place to cut is looked for
 ROWS = 1000  # rows of a table read at a time
 
@@ -90,7 +89,7 @@ def join(documents: Iterable[Iterable[str]]) -> Iterator[str]:
             end = (end + piece[-2:])[-2:]
 
 
-def recut(pieces: Iterable[str], size: int = PIECE) -> Iterator[str]:
+def recut(pieces: Iterable[str], size: int) -> Iterator[str]:
     """The same text in pieces of about `size` characters, each cut at the last place where words end."""
     held, length = [], 0
     for piece in pieces:

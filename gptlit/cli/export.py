@@ -1,0 +1,52 @@
+"""`gptlit export`: a run becomes a folder that `transformers` loads."""
+
+import shlex
+from argparse import ArgumentError
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from gptlit.cli.messages import parser_error_line, say, table
+from gptlit.cli.runs import find_checkpoint, read_checkpoint
+from gptlit.errors import UserError
+from gptlit.export import export_run
+
+
+def export_parser() -> ArgumentParser:
+    """The options of the verb."""
+    parser = ArgumentParser(
+        prog="gptlit export",
+        description="Writes a run as a Hugging Face folder: GPT2LMHeadModel or NanoChatForCausalLM, and its tokenizer.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--ckpt_path", type=str | None, help="Run folder (its best.ckpt) or checkpoint file.")
+    parser.add_argument("--output", type=str | None, help="Folder to make; it must not hold anything yet.")
+    return parser
+
+
+def export(verb: str, arguments: list[str]) -> int:
+    """Exports, and says what was written on stderr; returns the exit code."""
+    parser = export_parser()
+    try:
+        options = parser.parse_args(arguments)
+    except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        raise UserError(parser_error_line(error, [action.dest for action in parser._actions])) from error
+    if not options.ckpt_path:
+        raise UserError(f"gptlit {verb} needs --ckpt_path: a run folder or a checkpoint file")
+    if not options.output:
+        raise UserError(f"gptlit {verb} needs --output: the folder to make")
+    path = find_checkpoint(options.ckpt_path, "best")
+    say(f"exporting {path}")
+    command = shlex.join(["gptlit", verb, *arguments])
+    exported = export_run(read_checkpoint(path), Path(options.output), command)
+    folder = str(exported.folder)
+    table(
+        "done",
+        [
+            ("architecture", exported.architecture),
+            ("check", f"logits equal at {exported.positions:,} positions to {exported.largest_difference:.1e}"),
+            ("folder", folder),
+            ("load it with", f"transformers.AutoModelForCausalLM.from_pretrained({folder!r})"),
+        ],
+    )
+    return 0

@@ -1,0 +1,336 @@
+"""Text becomes ids and ids become the same text, whatever the text; and a vocabulary survives its JSON."""
+
+import builtins
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptlit.errors import UserError
+from gptlit.tokenizer import BPETokenizer, CharTokenizer, from_json
+from gptlit.tokenizer.bpe import SAFE_CUT, SLICE
+
+VERSE = "Speak, speak.\nFirst, you know: résumé — naïve 日本語 😀\n\n  twice  spaced\r\nend"
+
+
+@pytest.fixture(scope="module")
+def bpe() -> BPETokenizer:
+    return BPETokenizer.train([VERSE * 20], vocab_size=300, source="verse")
+
+
+@given(text=st.text(min_size=1))
+def test_characters_come_back_as_they_went(text: str) -> None:
+    tokenizer = CharTokenizer.train(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert "".join(tokenizer.decode_stream(tokenizer.encode(text))) == text
+
+
+@given(text=st.text())
+def test_bytes_come_back_as_they_went_even_for_a_text_the_merges_never_saw(bpe: BPETokenizer, text: str) -> None:
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    assert "".join(bpe.decode_stream(ids)) == text
+
+
+@given(text=st.text(min_size=1))
+def test_a_tokenizer_survives_its_json(text: str) -> None:
+    """JSON joins two halves of a surrogate pair, and loses the order of a set: the symbols must not pass that way."""
+    tokenizer = CharTokenizer.train(text, source="a play")
+    again = from_json(tokenizer.to_json())
+    assert again == tokenizer
+    assert again.encode(text) == tokenizer.encode(text)
+    assert again.source == "a play"
+
+
+def test_a_bpe_survives_its_json(bpe: BPETokenizer) -> None:
+    again = from_json(bpe.to_json())
+    assert again == bpe
+    assert again.encode(VERSE) == bpe.encode(VERSE)
+    assert (again.kind, again.source, again.vocab_size) == ("bpe", "verse", bpe.vocab_size)
+
+
+def test_symbols_are_sorted_so_that_the_same_text_always_gives_the_same_ids() -> None:
+    tokenizer = CharTokenizer.train("hello\nworld")
+    assert "".join(tokenizer.symbols) == "\ndehlorw"
+    assert tokenizer.encode("hold\n") == [3, 5, 4, 1, 0]
+
+
+def test_a_vocabulary_can_be_learnt_from_pieces() -> None:
+    assert CharTokenizer.train(["hel", "lo\n", "world"]) == CharTokenizer.train("hello\nworld")
+
+
+@given(text=st.text(min_size=1, max_size=50))
+def test_the_vectorised_path_gives_the_ids_of_the_plain_one(text: str) -> None:
+    tokenizer = CharTokenizer.train(text)
+    assert tokenizer.encode_array(text).tolist() == tokenizer.encode(text)
+
+
+def test_the_vectorised_path_works_across_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptlit.tokenizer.characters.BLOCK", 7)
+    tokenizer = CharTokenizer.train(VERSE)
+    assert tokenizer.encode_array(VERSE).tolist() == tokenizer.encode(VERSE)
+    with pytest.raises(UserError, match="line 5, column 4"):
+        tokenizer.encode_array(VERSE + "%")
+
+
+@pytest.mark.parametrize(("symbols", "dtype"), [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")])
+def test_ids_are_as_small_as_the_vocabulary_allows_and_no_smaller(symbols: int, dtype: str) -> None:
+    """One symbol too many for the type would wrap around to id 0 without a word."""
+    vocabulary = [chr(0x10000 + i) for i in range(symbols)]
+    ids = CharTokenizer(vocabulary).encode_array(vocabulary[-1])
+    assert ids.dtype == np.dtype(dtype)
+    assert ids.tolist() == [symbols - 1]
+
+
+def test_an_unknown_character_is_named_with_its_place_and_the_way_out() -> None:
+    tokenizer = CharTokenizer.train("abc\n", source="tinyshakespeare")
+    with pytest.raises(UserError) as caught:
+        tokenizer.encode("abc\nabéc€é")
+    message = str(caught.value)
+    assert "'\\xe9' (U+00E9, LATIN SMALL LETTER E WITH ACUTE) at line 2, column 3" in message
+    assert "1 other character " in message
+    assert "tinyshakespeare (4 symbols)" in message
+    assert "--unknown skip" in message
+    assert "--unknown replace:C" in message
+    assert message.isascii(), "a terminal that is not UTF-8 must be able to print it"
+    assert "\n" not in message
+
+
+def test_a_text_to_train_on_is_not_told_of_a_flag_for_prompts() -> None:
+    with pytest.raises(UserError, match="U\\+0021") as caught:
+        CharTokenizer("ab").encode_array("ab!")
+    assert "--unknown" not in str(caught.value)
+
+
+def test_unknown_characters_can_be_skipped_or_replaced() -> None:
+    tokenizer = CharTokenizer.train("abc?")
+    assert tokenizer.decode(tokenizer.encode("aébéc", unknown="skip")) == "abc"
+    assert tokenizer.decode(tokenizer.encode("aébéc", unknown="replace:?")) == "a?b?c"
+
+
+@pytest.mark.parametrize("unknown", ["ignore", "replace", "replace:", "replace:ab", "replace:z", ""])
+def test_a_wrong_way_of_treating_the_unknown_is_refused_even_when_all_is_known(unknown: str) -> None:
+    with pytest.raises(UserError, match="--unknown"):
+        CharTokenizer("abc").encode("abc", unknown=unknown)
+
+
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_an_id_out_of_range_is_refused(bad: int) -> None:
+    """Python would read -1 as the last symbol."""
+    tokenizer = CharTokenizer("abc")
+    with pytest.raises(UserError, match=f"token id {bad} .* 0 to 2"):
+        tokenizer.decode([0, bad, 1])
+    with pytest.raises(UserError, match=f"token id {bad}"):
+        list(tokenizer.decode_stream([0, bad]))
+
+
+def test_a_bpe_id_out_of_range_is_refused(bpe: BPETokenizer) -> None:
+    for bad in (-1, bpe.vocab_size):
+        with pytest.raises(UserError, match=f"token id {bad}"):
+            bpe.decode([bad])
+
+
+@pytest.mark.parametrize(
+    ("symbols", "words"), [("", "empty"), ("aba", "twice"), (["ab", "c"], "single"), ("a\ud800", "surrogate")]
+)
+def test_symbols_that_make_no_vocabulary_are_refused(symbols: str | list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        CharTokenizer(symbols)
+
+
+@given(text=st.text(min_size=1))
+def test_the_characters_of_all_tokens_add_up_to_the_characters_of_the_text(bpe: BPETokenizer, text: str) -> None:
+    """Bits per character are wrong if a character that is spread over several tokens is counted more than once."""
+    for tokenizer in (bpe, CharTokenizer.train(text)):
+        lengths = tokenizer.chars_per_token()
+        assert len(lengths) == tokenizer.vocab_size
+        assert sum(lengths[i] for i in tokenizer.encode(text)) == len(text)
+
+
+def test_a_stream_holds_back_half_a_character(bpe: BPETokenizer) -> None:
+    """Printed token by token, an emoji that no merge knows would come out as four question marks."""
+    ids = bpe.encode("a\U0001f9ed")
+    assert len(ids) > 2, "the emoji is spread over several tokens"
+    assert list(bpe.decode_stream(ids)) == ["a", "\U0001f9ed"]
+    assert list(bpe.decode_stream(ids[:-1])) == ["a", "\ufffd"]
+
+
+def test_a_stream_gives_text_before_the_ids_end(bpe: BPETokenizer) -> None:
+    def endless():
+        yield from bpe.encode("ab")
+        raise AssertionError("asked for more ids than the text needs")
+
+    assert next(iter(bpe.decode_stream(endless()))).startswith("a")
+
+
+@given(ids=st.lists(st.integers(0, 255)))
+def test_a_stream_and_a_whole_agree_even_on_bytes_that_are_no_text(bpe: BPETokenizer, ids: list[int]) -> None:
+    assert "".join(bpe.decode_stream(ids)) == bpe.decode(ids)
+
+
+def test_a_bpe_has_the_size_that_was_asked_for_and_shortens_the_text(bpe: BPETokenizer) -> None:
+    assert bpe.vocab_size == 300
+    assert len(bpe.encode(VERSE)) < len(VERSE.encode()) / 2
+
+
+def test_a_bpe_is_learnt_the_same_way_twice_even_in_another_process() -> None:
+    """Hash seeds differ between processes; merges of equal count must not depend on them."""
+    program = (
+        "from gptlit.tokenizer import BPETokenizer\n"
+        "print(BPETokenizer.train(['the theatre there then ' * 3 + 'abcdefgh' * 3], 290).to_json())"
+    )
+    runs = {
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    assert len(runs) == 1
+
+
+def test_a_bpe_smaller_than_the_bytes_is_refused() -> None:
+    with pytest.raises(UserError, match="256"):
+        BPETokenizer.train([VERSE], vocab_size=255)
+
+
+words = st.lists(
+    st.tuples(st.text("abé'日1.!", min_size=1, max_size=6), st.sampled_from([" ", "\n", "  ", "\n\n", " \n", "\r\n"]))
+)
+
+
+@settings(max_examples=200)
+@given(parts=words)
+def test_a_text_cut_between_words_has_the_tokens_of_the_whole(bpe: BPETokenizer, parts: list[tuple[str, str]]) -> None:
+    """Large texts are encoded in slices; a cut inside a run of blanks or a word would change the ids."""
+    text = "".join(word + gap for word, gap in parts)
+    for cut in SAFE_CUT.finditer(text):
+        assert bpe.encode(text[: cut.start()]) + bpe.encode(text[cut.start() :]) == bpe.encode(text)
+
+
+def test_the_array_of_a_bpe_holds_the_ids_of_the_whole_text(bpe: BPETokenizer) -> None:
+    text = VERSE * (3 * SLICE // len(VERSE))
+    ids = bpe.encode_array(text)
+    assert ids.dtype == np.uint16
+    assert ids.tolist() == bpe.encode(text)
+    assert bpe.encode_array("").tolist() == []
+
+
+def test_a_tokenizer_file_that_would_change_text_is_made_to_keep_it(tmp_path: Path) -> None:
+    """Normalizers, prefix spaces, templates and truncation of a downloaded file would each break the round trip."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    foreign = Tokenizer(models.BPE(dropout=0.5))
+    foreign.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    foreign.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290, show_progress=False, initial_alphabet=alphabet, special_tokens=["<é|end>"]
+    )
+    foreign.train_from_iterator([VERSE], trainer)
+    foreign.post_processor = processors.TemplateProcessing(single="<é|end> $A", special_tokens=[("<é|end>", 0)])
+    foreign.enable_truncation(4)
+    foreign.save(str(tmp_path / "tokenizer.json"))
+
+    tokenizer = BPETokenizer.from_file(tmp_path / "tokenizer.json")
+    text = "E\u0301 UPPER 42<é|end>" + VERSE
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode(text) == tokenizer.encode(text), "dropout would draw other merges"
+    assert 0 in tokenizer.encode(text), "the special token is one token"
+    lengths = tokenizer.chars_per_token()
+    assert sum(lengths[i] for i in tokenizer.encode(text)) == len(text)
+
+
+def test_a_tokenizer_file_travels_to_the_library_and_back(bpe: BPETokenizer, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    (tmp_path / "tokenizer.json").write_text(json.dumps(bpe.definition), encoding="utf-8")
+    theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert theirs.encode(VERSE).ids == bpe.encode(VERSE)
+    assert theirs.decode(bpe.encode(VERSE)) == VERSE
+    assert BPETokenizer.from_file(tmp_path / "tokenizer.json") == bpe
+
+
+def test_a_tokenizer_that_loses_text_is_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    path = tmp_path / "tokenizer.json"
+    Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(path))
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a byte-level BPE"):
+        BPETokenizer.from_file(path)
+
+    alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    removes_blanks = Tokenizer(models.BPE(alphabet, []))
+    removes_blanks.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    removes_blanks.save(str(path))
+    with pytest.raises(UserError, match="does not give back every text"):
+        BPETokenizer.from_file(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": 1}', '{"model": {"type": "BPE", "vocab": {}}}'])
+def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"config\.json"):
+        BPETokenizer.from_file(path)
+    with pytest.raises(UserError, match=r"nothing\.json"):
+        BPETokenizer.from_file(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "",
+        "no json",
+        "[]",
+        "null",
+        "{}",
+        '{"kind": "char", "version": 1}',
+        '{"kind": "char", "version": 1, "source": "", "symbols": 7}',
+        '{"kind": "char", "version": 99, "source": "", "symbols": "ab"}',
+        '{"kind": "word", "version": 1, "source": ""}',
+        '{"kind": "bpe", "version": 1, "source": "", "definition": {}}',
+    ],
+)
+def test_a_foreign_json_is_refused(foreign: str) -> None:
+    with pytest.raises(UserError):
+        from_json(foreign)
+
+
+def test_without_the_tokenizers_library_characters_work_and_bpe_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: object) -> object:
+        if name.split(".")[0] == "tokenizers":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert CharTokenizer("ab").encode("ba") == [1, 0]
+    with pytest.raises(UserError, match=r"pip install 'gptlit\[hf\]'"):
+        BPETokenizer.train([VERSE], 300)
+
+
+def test_importing_the_tokenizers_costs_neither_torch_nor_numpy_nor_the_library() -> None:
+    program = "import sys, gptlit.tokenizer; print(*{'torch', 'numpy', 'tokenizers'} & sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert found.split() == []
+
+
+def test_the_real_text_has_the_vocabulary_of_the_lecture(tinyshakespeare: Path) -> None:
+    text = tinyshakespeare.read_text(encoding="utf-8")
+    tokenizer = CharTokenizer.train(text, source="tinyshakespeare")
+    assert tokenizer.vocab_size == 65
+    assert tokenizer.decode([0]) == "\n"
+    assert tokenizer.encode("hii there") == [46, 47, 47, 1, 58, 46, 43, 56, 43]  # the example of the lecture
+    ids = tokenizer.encode_array(text)
+    assert (len(ids), ids.dtype) == (1_115_394, np.uint8)
+    assert tokenizer.decode(ids.tolist()) == text
