@@ -25,13 +25,15 @@ Transformers knows the architecture as `{architecture}`.
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = AutoModelForCausalLM.from_pretrained(FOLDER)
+folder = "."  # where this file lies
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
 prompt = tokenizer({prompt!r}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens={new_tokens}, do_sample=True)[0]))
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens={new_tokens})[0]))
 ```
 
 Prompt and new text together fit {block_size:,} tokens. No token ends a text: `max_new_tokens` does.
+By default `generate` draws from the model's own distribution; `do_sample=False` takes the most probable token always.
 
 | | |
 |---|---|

@@ -250,8 +250,10 @@ class TextDataModule(pl.LightningDataModule):
             return
         self.corpus = self.corpus or self.load()
         module = self.trainer.lightning_module if self.trainer is not None else None
-        self.tokenizer = self.tokenizer or getattr(module, "tokenizer", None) or make_tokenizer(
-            self.tokenizer_kind, self.corpus, self.vocab_size
+        self.tokenizer = (
+            self.tokenizer
+            or getattr(module, "tokenizer", None)
+            or make_tokenizer(self.tokenizer_kind, self.corpus, self.vocab_size)
         )
         self.train_tokens = encode(self.tokenizer, self.corpus.train)
         self.val_tokens = encode(self.tokenizer, self.corpus.val)

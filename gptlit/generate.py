@@ -234,34 +234,12 @@ class Decodes(Protocol):
     def decode(self, ids: Iterable[int]) -> str: ...
 
 
-def stream_text(tokenizer: Decodes, steps: Iterable[Tensor], stop: Sequence[str] = ()) -> Iterator[list[str]]:
-    """The text of every row as it becomes certain: for each step of ids (B,), B pieces, often empty.
-
-    Joined, a row's pieces are the decoded text before the first stop text in it, or all of it; held back is only what
-    may still turn out to begin a stop text, or to be half of a character. Ends when every row has met a stop text.
-
-    Raises:
-        UserError: when a stop text is empty.
-    """
-    if "" in stop:
-        raise UserError("--stop is empty: give the text to stop before, or leave it out")
-    return _stream_text(tokenizer, iter(steps), stop)
-
-
-def _stream_text(tokenizer: Decodes, steps: Iterator[Tensor], stop: Sequence[str]) -> Iterator[list[str]]:
-    rows: list[TextStream] = []
-    for ids in steps:
-        tokens = ids.tolist()
-        rows = rows or [TextStream(tokenizer, stop) for _ in tokens]
-        yield [row.push(token) for row, token in zip(rows, tokens, strict=True)]
-        if all(row.stopped for row in rows):
-            return
-    if any(rest := [row.close() for row in rows]):
-        yield rest
-
-
 class TextStream:
-    """One row of `stream_text`."""
+    """Turns the ids of one row into text, piece by piece as it becomes certain.
+
+    Joined, the pieces are the decoded text before the first stop text in it, or all of it. Held back is only what may
+    still turn out to begin a stop text, or to be half of a character. No stop text may be empty.
+    """
 
     def __init__(self, tokenizer: Decodes, stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer

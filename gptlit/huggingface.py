@@ -243,7 +243,9 @@ def config_from_huggingface(config: Any) -> GPTConfig:
         n_embd=width,
         mlp_ratio=inner // width,
         tie_weights=config.tie_word_embeddings,
-        **settings | {"activation": ours[activation]} | {name: said[name] for name in ("bias", "qkv_bias", "init") if name in said},
+        **settings
+        | {"activation": ours[activation]}
+        | {name: said[name] for name in ("bias", "qkv_bias", "init") if name in said},
     )
 
 

@@ -60,7 +60,7 @@ class GPTConfig:
     """The head shares the table of the token embedding (arXiv:1608.05859)."""
     logit_softcap: float | None = None
     """c·tanh(logits / c) when given (Gemma 2, arXiv:2408.00118)."""
-    init: Literal["normal", "scaled", "zero"] = "zero"
+    init: Literal["torch", "normal", "scaled", "zero"] = "zero"
     """How weights start; the table stands at `initialize`."""
 
     def __post_init__(self) -> None:
@@ -226,6 +226,29 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q·kᵀ / √D + mask)·v, (B, H, T, D); without a mask (True: may be seen) each query sees up to itself."""
+    T = q.size(2)
+    if not written_out_is_faster(q):
+        causal = mask is None and T > 1
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    weights = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, T)
+    if mask is None and T > 1:
+        mask = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        weights = weights.masked_fill(~mask, -math.inf)
+    return F.dropout(weights.softmax(-1), dropout) @ v
+
+
+def written_out_is_faster(x: Tensor) -> bool:
+    """Whether plain operations beat the fused kernel.
+
+    On a CPU that may round float32 products to bfloat16 (`medium`), they do by a factor of ten: the fused kernel cuts
+    the products into pieces too small for the matrix unit, above all in the backward pass.
+    """
+    return x.device.type == "cpu" and torch.get_float32_matmul_precision() != "highest"
+
+
 class CausalSelfAttention(nn.Module):
     """Communication: every position gathers from the positions before it (arXiv:1706.03762)."""
 
@@ -260,14 +283,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.project(x, rotation)
         if cache is not None:
             k, v = cache.extend(layer, k, v)  # (B, H, length + T, D)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and T > 1,
-        )  # (B, H, T, D)
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -407,13 +423,16 @@ def initialize(model: GPT) -> None:
 
     | `init` | matrices and tables | output projections (`c_proj`) | biases |
     |---|---|---|---|
-    | normal | N(0, 0.02), the lecture's | N(0, 0.02) | 0 |
+    | torch | tables N(0, 1), matrices U(±1/√fan_in): PyTorch's, the lecture's while it climbs | as matrices | as matrices |
+    | normal | N(0, 0.02), the lecture's in the end | N(0, 0.02) | 0 |
     | scaled | N(0, 0.02) | N(0, 0.02 / √(2·n_layer)), GPT-2's and nanoGPT's | 0 |
     | zero | N(0, 0.02) | 0: a block starts as the identity | 0 |
 
     LayerNorm starts at weight 1 and bias 0.
     """
     config = model.config
+    if config.init == "torch":
+        return  # drawn when the layers were made
     std = 0.02
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):

@@ -148,7 +148,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"model.init_from {path}: the file carries more than tensors and plain types; it is not trusted, and "
+            f"model.init_from {path}: the file does not hold tensors and plain types alone; it is not trusted, and "
             "nothing in it was run"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -219,8 +219,11 @@ def complete(weights: Weights, gpt: GPTConfig, source: object) -> Weights:
     Raises:
         UserError: names one that is missing, unknown, or of another shape.
     """
+    # Rotary embedding has no weights, and its tables cannot be made on the meta device, where no weight is drawn.
+    position = "none" if gpt.position == "rope" else gpt.position
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in GPT(gpt).state_dict().items()}
+        model = GPT(replace(gpt, position=position))
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

@@ -78,7 +78,7 @@ class Site:
                 if self.command == "GET":
                     self.wfile.write(body)
 
-            do_HEAD = do_GET
+            do_HEAD = do_GET  # noqa: N815
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -389,6 +389,11 @@ def test_a_table_that_is_none_is_refused_by_name(here: Path) -> None:
         assert name in refusal(name)
 
 
+def test_words_that_mean_nothing_to_a_statistician_are_words(here: Path) -> None:
+    (here / "r.csv").write_text("text,n\nnull,1\nNA,2\nnone,3\n")
+    assert whole("r.csv") == "null\n\nNA\n\nnone"
+
+
 def test_texts_and_tables_can_be_mixed(here: Path) -> None:
     write_rows(here / "1.jsonl")
     (here / "2.txt").write_text("three")
@@ -526,7 +531,7 @@ def test_offline_mode_is_respected(site: Site, monkeypatch: pytest.MonkeyPatch) 
 
     site.pages["/my.txt"] = TEXT.encode()
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # what the variable of that name sets at import
-    with pytest.raises(NetworkError, match="[Oo]ffline"):
+    with pytest.raises(NetworkError, match=r"[Oo]ffline"):
         load_corpus(f"{site.url}/my.txt")
     assert site.requests == []
 
@@ -657,7 +662,7 @@ class Hub(Site):
                 else:
                     self.answer(404, X_Error_Code="RepoNotFound")
 
-            do_HEAD = do_GET
+            do_HEAD = do_GET  # noqa: N815
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
@@ -713,9 +718,23 @@ def test_a_hub_out_of_reach_is_given_up_at_once(nobody: str, here: Path, monkeyp
     assert datasets.config.HF_HUB_OFFLINE is False, "the setting of the library must be put back"
 
 
-def test_nothing_but_the_text_goes_to_stdout(site: Site, here: Path) -> None:
+def test_nothing_goes_to_stdout(site: Site, hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Sampled text is piped into files; a progress bar must not be in it."""
     site.pages["/r.jsonl"] = b'{"text": "one"}\n{"text": "two"}\n'
-    program = f"from gptlit.corpus import load_corpus; load_corpus('{site.url}/r.jsonl')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == ""
+    load_corpus(f"{site.url}/r.jsonl")
+    load_corpus("someone/tales", cache_dir=here)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_local_table_is_read_without_a_word_to_anybody(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library counts what is loaded on a server of its own, and waits three seconds where that is out of reach."""
+    asked: list[str] = []
+    real = socket.getaddrinfo
+
+    def noted(host: str, *rest: object, **options: object) -> object:
+        asked.append(host)
+        return real(host, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", noted)
+    load_corpus(write_rows(here / "r.jsonl").name)
+    assert asked == []

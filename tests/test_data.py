@@ -59,9 +59,7 @@ def test_a_memory_mapped_text_gives_the_same_batches(tmp_path) -> None:
 def test_processes_and_micro_batches_share_one_global_batch(world_size: int, accumulate: int) -> None:
     """However a step is cut, its parts together are the same rows, each once."""
     chunks = RandomChunks(TOKENS, 8, 12, seed=5)
-    loaders = [
-        TrainingBatches(chunks, 7, accumulate, rank, world_size, done=lambda: 4) for rank in range(world_size)
-    ]
+    loaders = [TrainingBatches(chunks, 7, accumulate, rank, world_size, done=lambda: 4) for rank in range(world_size)]
     assert {len(loader) for loader in loaders} == {7 * accumulate}
     parts = [list(loader) for loader in loaders]
     for step in (4, 5, 6):

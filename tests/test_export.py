@@ -97,14 +97,15 @@ def has_head_bias(model: GPT) -> bool:
 
 @torch.no_grad()
 def test_transformers_writes_the_same_text(exported: tuple[str, GPT, Path]) -> None:
-    """Greedy text through its cache is ours, to the end of the context."""
+    """Greedy text through its cache is ours."""
     _, ours, folder = exported
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     prompt = "Ay, me"
-    expected = SYMBOLS.decode(greedy(ours, SYMBOLS.encode(prompt), ours.config.block_size - len(prompt)))
+    new = min(24, ours.config.block_size) - len(prompt)
+    expected = SYMBOLS.decode(greedy(ours, SYMBOLS.encode(prompt), new))
     inputs = tokenizer(prompt, return_tensors="pt")
-    written = theirs.generate(**inputs, max_new_tokens=ours.config.block_size - len(prompt), do_sample=False)
+    written = theirs.generate(**inputs, max_new_tokens=new, do_sample=False)
     assert tokenizer.decode(written[0]) == expected
 
 
@@ -157,7 +158,7 @@ def test_generation_does_not_stop_at_a_symbol(dialect: str, tmp_path: Path) -> N
     """NanoChat's defaults end a text at id 1 and GPT-2's at 50256: with us every id is a symbol like the others."""
     model = GPT(replace(EXPORTABLE[dialect], tie_weights=False, init="zero")).eval()
     with torch.no_grad():
-        model.transformer["wte"].weight.copy_(model.transformer["wte"].weight[:1])
+        model.transformer["wte"].weight[:] = model.transformer["wte"].weight[0].clone()  # all symbols look alike
         if "wpe" in model.transformer:
             model.transformer["wpe"].weight.zero_()
         model.lm_head.weight.zero_()
@@ -169,6 +170,19 @@ def test_generation_does_not_stop_at_a_symbol(dialect: str, tmp_path: Path) -> N
     for file in ("config.json", "generation_config.json"):
         said = json.loads((tmp_path / "model" / file).read_text())
         assert [said.get(f"{name}_token_id") for name in ("bos", "eos", "pad")] == [None, None, None]
+
+
+def test_generation_draws_from_all_symbols(tmp_path: Path) -> None:
+    """Left alone, transformers draws from the 50 most probable symbols only."""
+    model = random_gpt(MODERN)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.01)  # all symbols about equally probable
+    export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", local_files_only=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = theirs.generate(torch.zeros(2000, 1, dtype=torch.int64), max_new_tokens=1)[:, 1]
+    assert drawn.unique().tolist() == list(range(SYMBOLS.vocab_size))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptlit.errors import UserError
-from gptlit.model import GPT, CausalSelfAttention, GPTConfig, KVCache, rms_norm, rope_angles, rotate
+from gptlit.model import GPT, CausalSelfAttention, GPTConfig, KVCache, attend, rms_norm, rope_angles, rotate, written_out_is_faster
 
 SCALED = {"block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
 PUBLISHED_COUNTS = {
@@ -85,6 +85,20 @@ def written_out_attention(attn: CausalSelfAttention, x: Tensor, rotation: tuple[
         weights = weights.masked_fill(~mask, float("-inf")).softmax(-1)
         heads.append(weights @ vh)  # (B, T, D)
     return attn.c_proj(torch.cat(heads, dim=2))
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_both_ways_through_attention_agree(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain operations that a CPU takes at lower precision are the fused kernel's, with and without a mask."""
+    q, k, v = torch.randn(3, 2, 4, 7, 8, dtype=torch.float64)
+    mask = torch.rand(2, 1, 7, 7) > 0.3
+    mask[..., 0] = True
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    assert written_out_is_faster(q) == (precision == "medium")
+    fused = torch.nn.functional.scaled_dot_product_attention
+    torch.testing.assert_close(attend(q, k, v, None, 0.0), fused(q, k, v, is_causal=True))
+    torch.testing.assert_close(attend(q, k, v, mask, 0.0), fused(q, k, v, attn_mask=mask))
+    torch.testing.assert_close(attend(q[:, :, :1], k, v, None, 0.0), fused(q[:, :, :1], k, v))
 
 
 def turned_by_complex_numbers(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

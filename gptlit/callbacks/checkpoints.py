@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from gptlit.callbacks.curves import clock_stopped
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so that a file under its own name is whole at every moment."""
@@ -78,7 +80,9 @@ class RunCheckpoints(Checkpoint):
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
         self.validated_step = state_dict["validated_step"]
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Sets the loops to the boundary after the last whole step, whatever moment the file was written at."""
         step_boundary(checkpoint, trainer.accumulate_grad_batches)
 
@@ -89,7 +93,9 @@ class RunCheckpoints(Checkpoint):
         if trainer.global_step and self.validated_step != trainer.global_step and validation_due(trainer):
             validate_now(trainer)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Writes `last.ckpt` before the next step begins, which is after any validation of the step before."""
         step = trainer.global_step
         if step and step % self.every_n_steps == 0:
@@ -121,7 +127,8 @@ class RunCheckpoints(Checkpoint):
 
     def _write_last(self, trainer: pl.Trainer) -> None:
         if self._written_step != trainer.global_step:
-            trainer.save_checkpoint(self.last_path)
+            with clock_stopped(trainer):
+                trainer.save_checkpoint(self.last_path)
             self._written_step = trainer.global_step
 
 

@@ -45,7 +45,12 @@ class SampleText(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draws one sample; on the first process only."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or not self.max_new_tokens:
+        if (
+            trainer.sanity_checking
+            or trainer.state.fn != "fit"
+            or not trainer.is_global_zero
+            or not self.max_new_tokens
+        ):
             return
         text = self.draw(pl_module)
         folder = self.run_dir / "samples"

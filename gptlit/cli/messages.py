@@ -31,6 +31,7 @@ def quiet_libraries() -> None:
         r".*in eval mode at the start of training.*",
         r".*is not shared across.*",
         r".*GPU available but not used.*",
+        r".*but have no logger configured.*",
         r".*callbacks used to create the checkpoint need to be provided.*",
         r"Experiment logs directory .* exists and is not empty.*",
     ):
@@ -41,7 +42,9 @@ def parser_error_line(error: BaseException, known: Iterable[str]) -> str:
     """One line from an error of the parser: the flag, what is wrong with it, and the nearest known name."""
     text = re.sub(r"\s+", " ", str(error)).strip()
     text = re.sub(r"^argument \S*: ", "", text)
-    stranger = re.search(r"(?:Unrecognized arguments: |unrecognized arguments: |Option |Key |key ['\"]?)(--)?([\w.]+)", text)
+    stranger = re.search(
+        r"(?:Unrecognized arguments: |unrecognized arguments: |Option |Key |key ['\"]?)(--)?([\w.]+)", text
+    )
     if stranger:
         close = get_close_matches(stranger.group(2), list(known), n=1, cutoff=0.6)
         if close and close[0] != stranger.group(2):

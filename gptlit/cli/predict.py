@@ -202,13 +202,15 @@ class Prompts(pl.LightningDataModule):
 
     def __init__(self, prompts: Sequence[Prompt], num_samples: int) -> None:
         super().__init__()
-        size = max(1, ROWS_AT_ONCE // num_samples)
-        self.groups = [list(prompts[first : first + size]) for first in range(0, len(prompts), size)]
+        self.prompts, self.num_samples = prompts, num_samples
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The groups of this process."""
+        """The groups of this process; an empty one where there are fewer groups than processes."""
         assert self.trainer is not None
-        own: Any = self.groups[self.trainer.global_rank :: self.trainer.world_size]
+        share = -(-len(self.prompts) // self.trainer.world_size)
+        size = max(1, min(share, ROWS_AT_ONCE // self.num_samples))
+        groups = [list(self.prompts[first : first + size]) for first in range(0, len(self.prompts), size)]
+        own: Any = groups[self.trainer.global_rank :: self.trainer.world_size] or [[]]
         return DataLoader(own, batch_size=None, collate_fn=list)
 
     def transfer_batch_to_device(self, batch: list[Prompt], device: torch.device, dataloader_idx: int) -> list[Prompt]:
@@ -228,9 +230,17 @@ class TextWriter(pl.Callback):
         self.written = 0
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: list[Prompt], batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: list[Prompt],
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Draws, as the stream is read, and writes."""
+        if not batch:
+            return
         alone = trainer.world_size == 1
         live = alone and not self.jsonl
         drawing: Drawing = pl_module.drawing
@@ -287,4 +297,3 @@ class TextWriter(pl.Callback):
         if self.written:
             self.file.write(BETWEEN_SAMPLES)
         self.written += 1
-

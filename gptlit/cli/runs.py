@@ -84,7 +84,9 @@ def find_checkpoint(path: str, prefer: str) -> Path:
         for name in (f"{prefer}.ckpt", "best.ckpt", "last.ckpt"):
             if (place / name).is_file():
                 return place / name
-        raise UserError(f"--ckpt_path {path}: the folder holds neither best.ckpt nor last.ckpt: nothing was saved there")
+        raise UserError(
+            f"--ckpt_path {path}: the folder holds neither best.ckpt nor last.ckpt: nothing was saved there"
+        )
     runs = sorted(str(run) for run in RUNS.glob("*") if any(run.glob("*.ckpt"))) if RUNS.is_dir() else []
     known = f" (runs here: {', '.join(runs)})" if runs else ""
     raise UserError(f"--ckpt_path {path}: there is no such file or run folder{known}")

@@ -15,16 +15,16 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gptlit import __version__
 from gptlit.callbacks.bar import RunBar
 from gptlit.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, ValidateAtEnd
-from gptlit.callbacks.curves import Curves
+from gptlit.callbacks.curves import Curves, MetricsFile
 from gptlit.callbacks.samples import SampleText
 from gptlit.callbacks.signals import StopBetweenSteps
+from gptlit.callbacks.tensorboard import EventFiles, TensorBoardPages, tensorboard_command
 from gptlit.cli.messages import duration, parser_error_line, say, table
 from gptlit.cli.runs import claim_run_dir, find_checkpoint, find_config, read_checkpoint, stored_config
 from gptlit.data import TextDataModule
@@ -197,7 +197,9 @@ class GptlitCLI(LightningCLI):
             "num_sanity_val_steps": 0,
             "check_val_every_n_epoch": None,  # the interval counts steps of the one epoch
             # Lightning counts micro-batches; the user counts optimizer steps.
-            "val_check_interval": interval * config["accumulate_grad_batches"] if isinstance(interval, int) else interval,
+            "val_check_interval": interval * config["accumulate_grad_batches"]
+            if isinstance(interval, int)
+            else interval,
             "plugins": [*as_list(config["plugins"]), AtomicCheckpointIO()],
             "enable_model_summary": False,
             "default_root_dir": str(self.run_dir or "."),
@@ -207,7 +209,7 @@ class GptlitCLI(LightningCLI):
             return settings | {"callbacks": [*as_list(config["callbacks"])], "enable_progress_bar": False}
         self.curves = Curves()
         self.signals = StopBetweenSteps()
-        callbacks: list[pl.Callback] = [self.curves, ValidateAtEnd(), self.signals]
+        callbacks: list[pl.Callback] = [self.curves, ValidateAtEnd(), self.signals, TensorBoardPages()]
         if config["enable_progress_bar"] is not False:
             callbacks.append(RunBar(self.curves))
         self.checkpoints: RunCheckpoints | None = None
@@ -226,9 +228,9 @@ class GptlitCLI(LightningCLI):
 
     def _loggers(self) -> list[Any]:
         """TensorBoard and CSV, straight into the run folder."""
-        place: dict[str, Any] = {"save_dir": str(self.run_dir), "name": "", "version": ""}
-        resumed = {} if self.checkpoint is None else {"purge_step": self.checkpoint["global_step"] + 1}
-        return [TensorBoardLogger(**place, default_hp_metric=False, **resumed), CSVLogger(**place)]
+        assert self.run_dir is not None
+        done = None if self.checkpoint is None else self.checkpoint["global_step"]
+        return [EventFiles(self.run_dir, done), MetricsFile(self.run_dir, done)]
 
     # ---------------------------------------------------------------- running
 
@@ -290,7 +292,9 @@ class GptlitCLI(LightningCLI):
         say(f"gptlit {__version__} · {data.corpus.source} · {data.tokenizer.vocab_size} symbols")
         say(batch_line(data.batch_size, data.block_size, trainer.accumulate_grad_batches, trainer.world_size))
         if self.run_dir is not None:
-            say(f"run folder {self.run_dir} · curves: tensorboard --logdir {self.run_dir.parent}")
+            say(f"run folder {self.run_dir}")
+            if command := tensorboard_command(trainer, self.run_dir):
+                say(f"curves: {command}")
 
     def _say_how_to_go_on(self) -> None:
         if self.checkpoints is not None and self.checkpoints.last_path.is_file() and rank_zero_only.rank == 0:
@@ -312,7 +316,8 @@ class GptlitCLI(LightningCLI):
             rows.append(("run folder", str(self.run_dir)))
             if self.checkpoints is not None:
                 rows.append(("sample", f'gptlit predict --ckpt_path {self.run_dir} --prompt "ROMEO:"'))
-            rows.append(("curves", f"tensorboard --logdir {self.run_dir.parent}"))
+            if command := tensorboard_command(self.trainer, self.run_dir):
+                rows.append(("curves", command))
         table("done", rows)
 
 

@@ -3,6 +3,7 @@
 `datasets` takes one to two seconds to import, so it is left alone when the copy of a URL is there already.
 """
 
+import glob
 import hashlib
 import os
 import re
@@ -12,6 +13,7 @@ import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -89,24 +91,45 @@ def open_hub(name: str, config: str | None, split: str, cache_dir: Path | None, 
     import datasets
 
     # A hub out of reach would be tried for half a minute; offline mode looks for a copy at once.
-    offline = datasets.config.HF_HUB_OFFLINE
-    silence = None if offline else _no_answer(datasets.config.HF_ENDPOINT)
-    datasets.config.HF_HUB_OFFLINE = offline or silence is not None
+    silence = None if datasets.config.HF_HUB_OFFLINE else _no_answer(datasets.config.HF_ENDPOINT)
     try:
-        return datasets.load_dataset(name, config, split=split, cache_dir=cache_dir, streaming=streaming)
+        with offline(silence is not None):
+            return datasets.load_dataset(name, config, split=split, cache_dir=cache_dir, streaming=streaming)
     except Exception as error:  # whatever it is, it is about a data set that the user named
         if any(isinstance(failure, NETWORK) for failure in _chain(error)):
             raise NetworkError(f"{name} on the Hugging Face Hub", silence or error) from error
         raise UserError(f"cannot load {name} from the Hugging Face Hub: {_line(error)}") from error
+
+
+def open_table(path: Path, kind: str, cache_dir: Path | None) -> Any:
+    """The rows of a local file as `datasets` gives them; `kind` is `json`, `csv` or `parquet`."""
+    import datasets
+
+    options = {"keep_default_na": False} if kind == "csv" else {}  # the word "null" is a word
+    with offline(True):  # else the library reports even the reading of a local file, and waits for the answer
+        return datasets.load_dataset(
+            kind, data_files=glob.escape(str(path)), split="train", streaming=True, cache_dir=cache_dir, **options
+        )
+
+
+@contextmanager
+def offline(on: bool) -> Iterator[None]:
+    """Keeps `datasets` off the network for a while, if `on`."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or on
+    try:
+        yield
     finally:
-        datasets.config.HF_HUB_OFFLINE = offline
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _no_answer(url: str) -> OSError | None:
     """Why nobody takes a call at this address, or null when somebody does."""
-    if urllib.request.getproxies():
-        return None  # it is the proxy that must answer, and only a request can tell
     parts = urllib.parse.urlsplit(url)
+    if {parts.scheme, "all"} & urllib.request.getproxies().keys():
+        return None  # it is the proxy that must answer, and only a request can tell
     port = parts.port or (80 if parts.scheme == "http" else 443)
     try:
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from gptlit.corpus.download import fetch, open_hub
+from gptlit.corpus.download import fetch, open_hub, open_table
 from gptlit.corpus.text import decode, file_document, reading, table_documents
 from gptlit.errors import UserError
 
@@ -79,11 +79,12 @@ def _resolve(spec: str, text_column: str, cache_dir: Path | None, streaming: boo
         return _files([path], _stem(path.name), spec, text_column, cache_dir)
     if glob.has_magic(spec):
         paths = [Path(found) for found in sorted(glob.glob(str(path), recursive=True)) if Path(found).is_file()]
-        if not paths:
-            raise UserError(f"data.corpus {spec!r} matches no file")
-        return _files(paths, spec, f"{_count(paths)} of {spec}", text_column, cache_dir)
+        if paths:
+            return _files(paths, spec, f"{_count(paths)} of {spec}", text_column, cache_dir)
     if _may_be_hub(spec, path):
         return _hub(spec, text_column, cache_dir, streaming)
+    if glob.has_magic(spec):
+        raise UserError(f"data.corpus {spec!r} matches no file")
     raise UserError(f"data.corpus: {_missing(spec, path)}")
 
 
@@ -154,12 +155,10 @@ def _stem(name: str) -> str:
 
 
 def _table(path: Path, kind: str, text_column: str, where: str, cache_dir: Path | None) -> Iterator[Iterable[str]]:
-    import datasets
-
-    with reading(where):
-        rows = datasets.load_dataset(
-            kind, data_files=glob.escape(str(path)), split="train", streaming=True, cache_dir=cache_dir
-        )
+    if path.stat().st_size == 0:  # the library ends in a StopIteration
+        raise UserError(f"{where} is empty")
+    with reading(where, Exception):
+        rows = open_table(path, kind, cache_dir)
     yield from table_documents(rows, text_column, where)
 
 

@@ -13,6 +13,7 @@ from gptlit.tokenizer.bpe import SAFE_CUT
 READ_BYTES = 2**22
 CUT_WITHIN = 2**12  # characters before the end of a piece in which a place to cut is looked for
 ROWS = 1000  # rows of a table read at a time
+UNREADABLE = (OSError, EOFError, ValueError)  # of `open` and of pyarrow
 
 
 def decode(stream: IO[bytes], where: str) -> Iterator[str]:
@@ -58,7 +59,7 @@ def table_documents(dataset: Any, column: str, where: str) -> Iterator[list[str]
     """The rows of a `datasets` table, each a document; rows without text are passed over."""
     import pyarrow.types
 
-    with reading(where):
+    with reading(where, Exception):
         for table in dataset.with_format("arrow").iter(batch_size=ROWS):
             if column not in table.column_names:
                 raise UserError(
@@ -106,14 +107,14 @@ def recut(pieces: Iterable[str], size: int) -> Iterator[str]:
 
 
 @contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Turns what libraries raise for an unreadable file into a `UserError`."""
+def reading(where: str, raised: type[Exception] | tuple[type[Exception], ...] = UNREADABLE) -> Iterator[None]:
+    """Turns what is raised for an unreadable file into a `UserError`."""
     try:
         yield
     except UserError:
         raise
     except PermissionError as error:
         raise UserError(f"no permission to read {where}") from error
-    except (OSError, EOFError, ValueError, TypeError, ImportError) as error:
+    except raised as error:
         root = error.__cause__ or error
         raise UserError(f"cannot read {where}: {' '.join(str(root).split()) or type(root).__name__}") from error

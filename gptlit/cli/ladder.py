@@ -1,0 +1,296 @@
+"""`gptlit ladder`: the road of the lecture, one run after another, that may be stopped and goes on where it was."""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from gptlit.callbacks.bar import RunBar
+from gptlit.callbacks.samples import SampleText
+from gptlit.cli.ladder_report import Result, read_result, write_report
+from gptlit.cli.messages import duration, say
+from gptlit.cli.runs import CLAIMED, find_config, packaged_configs, read_checkpoint, stored_config
+from gptlit.cli.training import GptlitCLI, flat, option, without_option
+from gptlit.errors import UserError
+
+SCALED = "7_scaled"  # the lecture's last rung wants a GPU: only when it is named
+# What makes two runs comparable; where and how they ran does not.
+COMPARED = ("model.", "data.", "seed_everything", "trainer.max_steps", "trainer.gradient_clip_val", "trainer.precision")
+LEFT_OUT = ("val_check_interval", "log_every_n_steps", "estimate_batches", "save_every_n_steps")  # of "what changed"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A configuration of the road."""
+
+    name: str
+    """`3_heads`: the name of its file."""
+    path: Path
+    change: str
+    """What its settings change, against the rung before it."""
+
+    @property
+    def number(self) -> str:
+        """`3`, `1b`."""
+        return self.name.partition("_")[0]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A rung with one of its seeds."""
+
+    rung: Rung
+    seed: int
+    folder: Path
+    arguments: tuple[str, ...]
+    """Flags for `gptlit fit`, beside the file of the rung."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose mistakes become one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of exiting."""
+        raise UserError(f"gptlit ladder: {message}")
+
+
+def make_parser() -> Parser:
+    """The options of the verb; every other flag is handed on to `gptlit fit`."""
+    parser = Parser(
+        prog="gptlit ladder",
+        description="Trains the rungs of configs/lecture one after another, and compares them in a table and a picture. "
+        "Stopped, it goes on where it was. Any other option is one of gptlit fit, and meant for every rung.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--rungs", help="Comma-separated numbers or names (default: all that a CPU does in minutes).")
+    parser.add_argument("--seeds", type=int, default=1, help="Runs of each rung, each with a seed of its own.")
+    parser.add_argument("--run_dir", default="checkpoints/lecture", help="Folder of the runs, the table and the picture.")
+    return parser
+
+
+def ladder(verb: str, arguments: list[str]) -> int:
+    """Trains what is not trained yet, prints the table on stdout, and writes it; returns the exit code."""
+    options, fit_arguments = make_parser().parse_known_args(arguments)
+    if options.seeds < 1:
+        raise UserError(f"--seeds is {options.seeds}: it must be 1 or more")
+    if option(fit_arguments, "--trainer.devices") not in (None, "1"):
+        raise UserError("gptlit ladder trains on one device: drop --trainer.devices, or use gptlit fit for one rung")
+    for name in ("--ckpt_path", "--trainer.fast_dev_run"):
+        if option(fit_arguments, name) is not None:
+            raise UserError(f"gptlit ladder has no {name}: use gptlit fit --config configs/lecture/3_heads.yaml {name} …")
+    root = Path(options.run_dir)
+    runs = plan(choose(all_rungs(), options.rungs), options.seeds, root, fit_arguments)
+    results: list[Result] = []
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}", style="dim"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    steps_done = {run.folder: checked_progress(run) for run in runs}
+    with bar:
+        rungs_task = bar.add_task("rungs", total=len(runs), numbers="")
+        for run in runs:
+            done, total = steps_done[run.folder]
+            if done < total:
+                code = train_rung(run, resume=done > 0, bar=bar)
+                if code:
+                    bar.stop()
+                    say(f"go on with: {shlex.join(['gptlit', verb, *arguments])}")
+                    return code
+            result = read_result(run.rung.name, run.rung.change, run.seed, run.folder)
+            results.append(result)
+            text = write_report(root, results)
+            bar.advance(rungs_task)
+            seconds = duration(result.seconds)
+            console.print(f"{run.folder.name:<20} val {result.val_loss:.4f} · {result.parameters:,} parameters · {seconds}")
+    print(text)
+    say(f"table, figures and picture: {root}/ladder.md, ladder.csv, ladder.png")
+    say(f"curves, samples, attention: tensorboard --logdir {shlex.quote(str(root))}")
+    return 0
+
+
+# ---------------------------------------------------------------- which runs
+
+
+def all_rungs() -> list[Rung]:
+    """The files of the road in their order, each with what it changes."""
+    folder = packaged_configs() / "lecture"
+    paths = sorted((path for path in folder.glob("*.yaml") if path.name[0].isdigit()), key=lambda path: order(path.stem))
+    rungs: list[Rung] = []
+    before: Mapping[str, Any] = {}
+    for path in paths:
+        settings = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        rungs.append(Rung(path.stem, path, describe_change(before, settings) if before else "the start"))
+        # What follows the scaled-up rung leads on from the one before it, at a size for a CPU.
+        before = before if path.stem == SCALED else settings
+    return rungs
+
+
+def order(name: str) -> tuple[int, str]:
+    """Sorts 1_bigram, 1b_positions, 2_head, …, 10_…."""
+    match = re.match(r"(\d+)([a-z]*)_", name)
+    return (int(match[1]), match[2]) if match else (0, name)
+
+
+def describe_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """`n_layer 3, residual`: the settings of `after` that differ from `before`, by their last names."""
+    parts = []
+    for key, value in after.items():
+        name = key.rpartition(".")[2]
+        if name in LEFT_OUT or before.get(key) == value:
+            continue
+        name = "optimizer" if name == "name" else name
+        text = f"no {name}" if value is False else name if value is True else f"{name} {value}"
+        parts.append(text.replace("_", " "))
+    return ", ".join(parts)
+
+
+def choose(rungs: Sequence[Rung], wanted: str | None) -> list[Rung]:
+    """The rungs named, in the order of the road; by default all but the one that wants a GPU.
+
+    Raises:
+        UserError: for a name that is no rung's.
+    """
+    if wanted is None:
+        return [rung for rung in rungs if rung.name != SCALED]
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    strangers = [name for name in names if not any(name in (rung.number, rung.name) for rung in rungs)]
+    if strangers or not names:
+        known = ", ".join(rung.number for rung in rungs)
+        raise UserError(f"--rungs {wanted}: there is no rung {', '.join(strangers) or 'named'} (there are {known})")
+    return [rung for rung in rungs if rung.number in names or rung.name in names]
+
+
+def plan(rungs: Sequence[Rung], seeds: int, root: Path, fit_arguments: list[str]) -> list[Run]:
+    """All rungs with the first seed, then all with the second: a ladder stopped early is a whole one."""
+    first = option(fit_arguments, "--seed_everything")
+    rest = without_option(fit_arguments, "--seed_everything")
+    runs = []
+    for number in range(seeds):
+        for rung in rungs:
+            settings = flat(yaml.safe_load(rung.path.read_text(encoding="utf-8")))
+            try:
+                seed = int(settings["seed_everything"] if first is None else first) + number
+            except ValueError as error:
+                raise UserError(f"--seed_everything {first}: it must be a whole number") from error
+            folder = root / (rung.name if number == 0 else f"{rung.name}-seed{number + 1}")
+            runs.append(Run(rung, seed, folder, (*rest, "--seed_everything", str(seed))))
+    return runs
+
+
+def wanted_settings(run: Run) -> dict[str, Any]:
+    """The settings that a run asks for by its file, its overlays and its flags."""
+    settings = flat(yaml.safe_load(run.rung.path.read_text(encoding="utf-8")))
+    words = iter(run.arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        value = value if equals else next(words, "")
+        if name in ("--config", "-c"):
+            settings.update(flat(yaml.safe_load(Path(find_config(value)).read_text(encoding="utf-8"))))
+        else:
+            settings[name.removeprefix("--")] = yaml.safe_load(value)
+    return settings
+
+
+def checked_progress(run: Run) -> tuple[int, int]:
+    """How many optimizer steps of a run are done, of how many.
+
+    Raises:
+        UserError: when its folder holds a run with other settings.
+    """
+    wanted = wanted_settings(run)
+    total = int(wanted["trainer.max_steps"])
+    path = next((run.folder / name for name in ("last.ckpt", "best.ckpt") if (run.folder / name).is_file()), None)
+    if path is None:
+        return 0, total
+    checkpoint = read_checkpoint(path)
+    stored = flat(stored_config(checkpoint))
+    for key, value in wanted.items():
+        if key.startswith(COMPARED) and key in stored and stored[key] != value:
+            raise UserError(
+                f"{run.folder} holds a run with {key} {stored[key]}, not {value}: choose another --run_dir, or remove it"
+            )
+    # A best.ckpt alone is the sign of a run that was cut off, whatever its step.
+    return checkpoint["global_step"] if path.name == "last.ckpt" else max(1, checkpoint["global_step"] - 1), total
+
+
+# ---------------------------------------------------------------- one run
+
+
+def train_rung(run: Run, resume: bool, bar: Progress) -> int:
+    """Trains a run from the start, or from its last checkpoint on; returns the exit code of `gptlit fit`."""
+    os.environ.pop(CLAIMED, None)  # the folder of the rung before
+    if resume:
+        arguments = ["--ckpt_path", str(run.folder), *run.arguments]
+    else:
+        if run.folder.is_dir():
+            shutil.rmtree(run.folder)  # cut off before anything was saved: it holds no checkpoint
+        arguments = ["--config", str(run.rung.path), "--run_dir", str(run.folder), *run.arguments]
+    task = bar.add_task(run.folder.name, total=None, numbers="")
+    try:
+        return RungCLI(arguments, bar, task).exit_code
+    except KeyboardInterrupt:  # between two runs, where no training catches it
+        return 128 + int(signal.SIGINT)
+    finally:
+        bar.remove_task(task)
+
+
+class RungCLI(GptlitCLI):
+    """`gptlit fit`, word for word, with the ladder's bar in place of its own lines."""
+
+    def __init__(self, arguments: list[str], bar: Progress, task: TaskID) -> None:
+        self.rung_bar = RungBar(bar, task)
+        super().__init__("fit", arguments)
+
+    def _trainer_settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        settings = super()._trainer_settings(config)
+        callbacks = settings["callbacks"]
+        for callback in callbacks:
+            if isinstance(callback, SampleText):
+                callback.show = 0  # the samples stand in the table
+        settings["callbacks"] = [self.rung_bar if isinstance(callback, RunBar) else callback for callback in callbacks]
+        return settings
+
+    def _say_start(self) -> None:
+        pass
+
+    def _say_how_to_go_on(self) -> None:
+        pass
+
+    def _say_end(self) -> None:
+        pass
+
+
+class RungBar(ProgressBar):
+    """Moves a task of the ladder's bar."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        super().__init__()
+        self.bar, self.task = bar, task
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves on when new numbers were logged."""
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            loss = trainer.callback_metrics.get("val/loss")
+            numbers = "" if loss is None else f"val {float(loss):.4f}"
+            self.bar.update(self.task, total=trainer.max_steps, completed=trainer.global_step, numbers=numbers)

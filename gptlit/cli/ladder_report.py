@@ -1,0 +1,206 @@
+"""What the ladder found: read from the run folders, written as a table (markdown, CSV) and a picture."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from gptlit.cli.runs import read_checkpoint
+from gptlit.errors import UserError
+from gptlit.model import GPT, GPTConfig
+
+# Validation losses that the lecture and its repository report, before its later change of the first weights.
+LECTURE = {"1": "~2.5", "2": "2.4–2.5", "3": "2.28", "4": "2.24", "5": "2.08", "6": "2.06", "7": "1.48"}
+SAMPLE_CHARACTERS = 200
+NOTES = """\
+Losses are nats per character after the last step, over the whole validation part; the estimate is a mean over random
+batches of the training part. Gain: by how much the loss is below that of the rung before; in brackets when it is no
+more than the spread. Seconds of training, without validation. ± is the standard deviation over seeds.
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run."""
+
+    rung: str
+    change: str
+    seed: int
+    parameters: int
+    steps: int
+    train_estimate: float | None
+    val_loss: float
+    bpc: float
+    seconds: float
+    curve: tuple[tuple[int, float], ...]
+    """Steps and validation losses."""
+    sample: str
+    """Drawn after the last step."""
+
+    @property
+    def lecture(self) -> str:
+        """The figure of the lecture, where it has one."""
+        return LECTURE.get(self.rung.partition("_")[0], "")
+
+
+def read_result(rung: str, change: str, seed: int, folder: Path) -> Result:
+    """Reads a finished run folder.
+
+    Raises:
+        UserError: when its curves are gone.
+    """
+    checkpoint = read_checkpoint(folder / "last.ckpt")
+    steps = checkpoint["global_step"]
+    curves = {name: read_curve(folder, name) for name in ("val/loss", "val/bpc", "train/loss_estimate")}
+    if steps not in curves["val/loss"]:
+        raise UserError(f"{folder} holds no validation at its last step {steps}: remove the folder and run it again")
+    sample = folder / "samples" / f"step-{steps:06d}.txt"
+    return Result(
+        rung=rung,
+        change=change,
+        seed=seed,
+        parameters=count_parameters(checkpoint["hyper_parameters"]["gpt"]),
+        steps=steps,
+        train_estimate=curves["train/loss_estimate"].get(steps),
+        val_loss=curves["val/loss"][steps],
+        bpc=curves["val/bpc"][steps],
+        seconds=checkpoint["callbacks"]["Curves"]["training_seconds"],
+        curve=tuple(sorted(curves["val/loss"].items())),
+        sample=sample.read_text(encoding="utf-8")[:SAMPLE_CHARACTERS] if sample.is_file() else "",
+    )
+
+
+def read_curve(folder: Path, name: str) -> dict[int, float]:
+    """A curve of a run's event files, which hold all of it, however often the run was stopped."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    if name not in events.Tags()["scalars"]:
+        return {}
+    return {event.step: event.value for event in events.Scalars(name)}
+
+
+def count_parameters(gpt: dict[str, Any]) -> int:
+    """Parameters of a model, each once; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in GPT(GPTConfig(**gpt)).parameters())
+
+
+# ---------------------------------------------------------------- the table
+
+
+def write_report(root: Path, results: Sequence[Result]) -> str:
+    """Writes ladder.md, ladder.csv and ladder.png into `root`; returns the table."""
+    root.mkdir(parents=True, exist_ok=True)
+    table = markdown_table(results)
+    samples = "\n".join(f"## {result.rung}\n\n{quoted(result.sample)}\n" for result in firsts(results))
+    (root / "ladder.md").write_text(f"# The ladder\n\n{table}\n{NOTES}\n{samples}", encoding="utf-8")
+    with (root / "ladder.csv").open("w", encoding="utf-8", newline="") as file:
+        columns = ("rung", "seed", "change", "parameters", "steps", "train_estimate", "val_loss", "bpc", "seconds")
+        writer = csv.writer(file)
+        writer.writerow((*columns, "lecture", "sample"))
+        for result in results:
+            writer.writerow((*(getattr(result, column) for column in columns), result.lecture, result.sample))
+    from gptlit.callbacks.pictures import rasterize
+    from matplotlib.image import imsave
+
+    imsave(root / "ladder.png", rasterize(curves_figure(results)))
+    return table
+
+
+def by_rung(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """The runs of each rung, in the order of the road."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.rung, []).append(result)
+    return groups
+
+
+def firsts(results: Iterable[Result]) -> list[Result]:
+    """Each rung's first run."""
+    return [runs[0] for runs in by_rung(results).values()]
+
+
+def markdown_table(results: Sequence[Result]) -> str:
+    """One row a rung, with mean and spread where there are several seeds; aligned, so that it reads well as it is."""
+    head = ["rung", "what changed", "parameters", "steps", "train estimate", "val loss", "gain", "bits/char", "seconds", "lecture"]
+    rows = []
+    before: list[float] = []
+    for name, runs in by_rung(results).items():
+        losses = [run.val_loss for run in runs]
+        estimates = [run.train_estimate for run in runs if run.train_estimate is not None]
+        rows.append(
+            [
+                name,
+                runs[0].change,
+                f"{runs[0].parameters:,}",
+                f"{runs[0].steps:,}",
+                f"{mean(estimates):.3f}" if estimates else "",
+                with_spread(losses),
+                gain(before, losses),
+                f"{mean(run.bpc for run in runs):.3f}",
+                f"{mean(run.seconds for run in runs):.0f}",
+                runs[0].lecture,
+            ]
+        )
+        before = before if name.startswith("7_") else losses
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    numeric = {2, 3, 4, 5, 6, 7, 8, 9}
+    rule = ["-" * (width - 1) + ":" if i in numeric else "-" * width for i, width in enumerate(widths)]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = (c.rjust(w) if i in numeric else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return f"| {' | '.join(aligned)} |\n"
+
+    return line(head) + line(rule) + "".join(line(row) for row in rows)
+
+
+def with_spread(values: Sequence[float]) -> str:
+    """`2.0601 ± 0.0031`; the plain number where there is one."""
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def gain(before: Sequence[float], after: Sequence[float]) -> str:
+    """How far the mean fell; in brackets when that is no more than the larger spread."""
+    if not before:
+        return ""
+    fall = mean(before) - mean(after)
+    spread = max((stdev(values) for values in (before, after) if len(values) > 1), default=0.0)
+    return f"{fall:.3f}" if fall > spread else f"({fall:.3f})"
+
+
+def quoted(text: str) -> str:
+    """Indented by four: markdown then leaves it alone."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+# ---------------------------------------------------------------- the picture
+
+
+def curves_figure(results: Sequence[Result]) -> Any:
+    """Validation loss over steps, a curve for each rung: the mean over seeds, and their range as a band."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    groups = by_rung(results)
+    figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["viridis"]
+    for index, (name, runs) in enumerate(groups.items()):
+        steps = sorted(set.intersection(*(set(dict(run.curve)) for run in runs)))
+        losses = [[dict(run.curve)[step] for run in runs] for step in steps]
+        colour = colours(0.95 * index / max(len(groups) - 1, 1))
+        middle = [mean(values) for values in losses]
+        axes.plot(steps, middle, color=colour, marker="o", markersize=2.5, linewidth=1.4, label=f"{name}  {middle[-1]:.3f}")
+        axes.fill_between(steps, [min(v) for v in losses], [max(v) for v in losses], color=colour, alpha=0.2, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel("validation loss, nats per character")
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
