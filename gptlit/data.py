@@ -73,6 +73,22 @@ class RandomChunks:
         return chunk[:, :-1], chunk[:, 1:]
 
 
+def share_of_batch(batch_size: int, accumulate: int, world_size: int) -> int:
+    """How many rows of a step's batch one process gets at a time.
+
+    Raises:
+        UserError: when they do not all get the same.
+    """
+    parts = accumulate * world_size
+    if batch_size % parts:
+        raise UserError(
+            f"data.batch_size {batch_size} is the whole batch of a step and cannot be cut into "
+            f"{accumulate} (trainer.accumulate_grad_batches) × {world_size} (devices) equal parts: "
+            f"make it a multiple of {parts}"
+        )
+    return batch_size // parts
+
+
 class TrainingBatches:
     """The micro-batches that one process trains on, beginning at the step the run has reached.
 
@@ -83,16 +99,9 @@ class TrainingBatches:
     def __init__(
         self, chunks: RandomChunks, max_steps: int, accumulate: int, rank: int, world_size: int, done: Callable[[], int]
     ) -> None:
-        parts = accumulate * world_size
-        if chunks.batch_size % parts:
-            raise UserError(
-                f"data.batch_size {chunks.batch_size} is the whole batch of a step and cannot be cut into "
-                f"{accumulate} (trainer.accumulate_grad_batches) × {world_size} (devices) equal parts: "
-                f"make it a multiple of {parts}"
-            )
         self.chunks, self.max_steps, self.accumulate = chunks, max_steps, accumulate
         self.rank, self.world_size, self.done = rank, world_size, done
-        self.micro = chunks.batch_size // parts
+        self.micro = share_of_batch(chunks.batch_size, accumulate, world_size)
 
     def __len__(self) -> int:
         return self.max_steps * self.accumulate
@@ -260,6 +269,12 @@ class TextDataModule(pl.LightningDataModule):
         # Both parts are checked here, before anything is trained.
         RandomChunks(self.train_tokens, self.block_size, self.batch_size, self.seed)
         ValidationWindows(self.val_tokens, self.block_size, 1)
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """What tells this text, and where it is split, from any other; kept in the checkpoints trained on it."""
+        if self.corpus is None:
+            raise RuntimeError("the DataModule is not set up yet: call setup() first")
+        return {"name": self.corpus.name, "sha256": self.corpus.sha256, "train_characters": len(self.corpus.train)}
 
     @property
     def chars_per_train_token(self) -> float:

@@ -65,7 +65,7 @@ def export_run(checkpoint: Mapping[str, Any], output: Path, command: str = "") -
                 theirs = getattr(transformers, architecture)(config)
             theirs.load_state_dict(weights, assign=True)
             theirs.tie_weights()
-            # Left alone, generate() takes the most probable symbol always, and draws from the 50 best when told to draw.
+            # Left alone, generate() takes the most probable symbol, and when told to draw, draws from the 50 best.
             theirs.generation_config = transformers.GenerationConfig(do_sample=True, top_k=0)
             theirs.save_pretrained(partial)
             fast_tokenizer(tokenizer, gpt.block_size).save_pretrained(partial)

@@ -142,7 +142,6 @@ def generate(
     return _generate(model, rows, max_new_tokens, sampling, num_samples, seed, context, log_probabilities)
 
 
-@torch.inference_mode()
 def _generate(
     model: GPT,
     prompts: list[list[int]],
@@ -153,19 +152,21 @@ def _generate(
     context: Context,
     log_probabilities: list[Tensor] | None,
 ) -> Iterator[Tensor]:
-    reader = Reader(model, prompts, num_samples, max_new_tokens, rolling=context == "rolling")
-    logits = reader.logits  # (B, V)
-    if bool(logits.isnan().any()):
-        raise UserError("the model's logits are not numbers: its training went astray, take an earlier checkpoint")
-    samples = [k for _ in prompts for k in range(num_samples)]
-    uniforms = uniform_numbers(seed, samples, logits.device)
-    for left in range(max_new_tokens, 0, -1):
-        ids = draw(next_token_probabilities(logits, sampling), next(uniforms))  # (B,)
-        if log_probabilities is not None:
-            log_probabilities.append(logits.log_softmax(1).gather(1, ids[:, None])[:, 0])
+    ids: Tensor | None = None
+    for _ in range(max_new_tokens):
+        with torch.inference_mode():  # left before every yield: the mode is the thread's, so the caller's too
+            if ids is None:
+                reader = Reader(model, prompts, num_samples, max_new_tokens, rolling=context == "rolling")
+                logits = reader.logits  # (B, V)
+                uniforms = uniform_numbers(seed, [*range(num_samples)] * len(prompts), logits.device)
+                if bool(logits.isnan().any()):
+                    raise UserError("the model's logits are NaN: its training went astray, take an earlier checkpoint")
+            else:
+                logits = reader.read(ids)  # (B, V)
+            ids = draw(next_token_probabilities(logits, sampling), next(uniforms))  # (B,)
+            if log_probabilities is not None:
+                log_probabilities.append(logits.log_softmax(1).gather(1, ids[:, None])[:, 0])
         yield ids
-        if left > 1:
-            logits = reader.read(ids)
 
 
 def generate_naive(
@@ -264,6 +265,8 @@ class TextStream:
 
     def close(self) -> str:
         """The text held back, once no more ids come."""
+        if self.stopped:
+            return ""
         rest = self.tokenizer.decode(self._tokens)[self._decoded :] if self._tokens else ""
         text = self._before_stop(rest) + self._held
         self._tokens, self._held = [], ""

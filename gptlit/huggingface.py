@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gptlit.errors import UserError
-from gptlit.model import GPT, RMS_NORM_EPS, ROPE_BASE, GPTConfig
+from gptlit.model import GPT, RMS_NORM_EPS, GPTConfig
 
 Weights = dict[str, Tensor]
 
@@ -113,7 +113,7 @@ def to_huggingface(model: GPT) -> tuple[Any, Weights]:
             hidden_act=ACTIVATIONS[gpt.activation],
             attention_dropout=gpt.dropout,
             rms_norm_eps=RMS_NORM_EPS,
-            rope_parameters={"rope_type": "default", "rope_theta": ROPE_BASE},
+            rope_parameters={"rope_type": "default", "rope_theta": gpt.rope_base},
             final_logit_softcapping=gpt.logit_softcap,
             tie_word_embeddings=gpt.tie_weights,
             gptlit={"init": gpt.init},
@@ -219,11 +219,12 @@ def config_from_huggingface(config: Any) -> GPTConfig:
         heads = config.num_attention_heads
         refuse_unless(config, num_key_value_heads=heads, attention_bias=False, rms_norm_eps=RMS_NORM_EPS)
         rope = config.rope_parameters
-        if (rope.get("rope_type"), rope.get("rope_theta")) != ("default", ROPE_BASE):
-            raise UserError(f"its rope_parameters are {rope}; gptlit has the default kind with theta {ROPE_BASE:g}")
+        if rope.get("rope_type") != "default":
+            raise UserError(f"its rope_parameters are {rope}; gptlit has the default kind")
         settings = {
             **REQUIRED[NANOCHAT],
             "dropout": float(config.attention_dropout),
+            "rope_base": float(rope["rope_theta"]),
             "logit_softcap": config.final_logit_softcapping,
         }
         activation = config.hidden_act

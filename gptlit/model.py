@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from gptlit.errors import UserError
 
 RMS_NORM_EPS = 1e-6
-ROPE_BASE = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class GPTConfig:
     """Biases of the query, key and value projections, as GPT-2 has them and the lecture has not."""
     position: Literal["none", "learned", "rope"] = "rope"
     """How a position is told: not at all, a learned table, or rotary embedding (RoFormer, arXiv:2104.09864)."""
+    rope_base: float = 10_000.0
+    """Base of the rotary angles. A smaller one turns faster: 1,000 suits contexts of a few hundred characters."""
     norm: Literal["none", "layernorm", "rmsnorm"] = "rmsnorm"
     """Normalisation before attention, before the MLP and before the head. rmsnorm has no weights, and stands once
     more after the embedding (arXiv:1910.07467)."""
@@ -82,6 +83,8 @@ class GPTConfig:
                 f"model.gpt.position is rope, which turns pairs of channels, but a head has {self.head_dim} channels "
                 "(n_embd / n_head): choose an even number"
             )
+        if not self.rope_base > 1:
+            raise UserError(f"model.gpt.rope_base is {self.rope_base}: it must be above 1")
         if self.logit_softcap is not None and not self.logit_softcap > 0:
             raise UserError(f"model.gpt.logit_softcap is {self.logit_softcap}: it must be above 0, or null")
 
@@ -209,13 +212,13 @@ def make_norm(config: GPTConfig) -> nn.Module:
     return RMSNorm() if config.norm == "rmsnorm" else nn.Identity()
 
 
-def rope_angles(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rope_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary embedding, each (…, D / 2) for positions (…).
 
     Angle p·base^(-2i/D) for channel pair (i, i + D/2), as in RoFormer and NanoChat. Computed in float64, since
     float32 loses the angle's last digits at long positions.
     """
-    frequencies = ROPE_BASE ** (torch.arange(0, head_dim, 2, device="cpu", dtype=torch.float64) / -head_dim)
+    frequencies = base ** (torch.arange(0, head_dim, 2, device="cpu", dtype=torch.float64) / -head_dim)
     angles = positions.to("cpu", torch.float64)[..., None] * frequencies
     return angles.cos().to(positions.device, dtype), angles.sin().to(positions.device, dtype)
 
@@ -367,7 +370,7 @@ class GPT(nn.Module):
         if config.tie_weights:
             self.lm_head.weight = self.transformer["wte"].weight
         if config.position == "rope" and config.n_layer:
-            cos, sin = rope_angles(torch.arange(config.block_size), config.head_dim, torch.float32)
+            cos, sin = rope_angles(torch.arange(config.block_size), config.head_dim, config.rope_base, torch.float32)
             self.register_buffer("rope_cos", cos, persistent=False)  # (block_size, D / 2)
             self.register_buffer("rope_sin", sin, persistent=False)
         initialize(self)
@@ -421,28 +424,32 @@ class GPT(nn.Module):
 def initialize(model: GPT) -> None:
     """Draws the first weights from torch's global generator.
 
-    | `init` | matrices and tables | output projections (`c_proj`) | biases |
-    |---|---|---|---|
-    | torch | tables N(0, 1), matrices U(±1/√fan_in): PyTorch's, the lecture's while it climbs | as matrices | as matrices |
-    | normal | N(0, 0.02), the lecture's in the end | N(0, 0.02) | 0 |
-    | scaled | N(0, 0.02) | N(0, 0.02 / √(2·n_layer)), GPT-2's and nanoGPT's | 0 |
-    | zero | N(0, 0.02) | 0: a block starts as the identity | 0 |
+    | `init` | token embedding | matrices in the blocks | output projections (`c_proj`) | head |
+    |---|---|---|---|---|
+    | torch, the lecture's while it climbs | N(0, 1) | U(±1/√fan_in) | U(±1/√fan_in) | U(±1/√fan_in) |
+    | normal, the lecture's in the end | N(0, 0.02) | N(0, 0.02) | N(0, 0.02) | N(0, 0.02) |
+    | scaled, GPT-2's and nanoGPT's | N(0, 0.02) | N(0, 0.02) | N(0, 0.02 / √(2·n_layer)) | N(0, 0.02) |
+    | zero, the modern dialect's | N(0, 1) | U(±√(3 / n_embd)) | 0: a block starts as the identity | 0 |
 
-    LayerNorm starts at weight 1 and bias 0.
+    Learned positions start like the token embedding, in `zero` at N(0, 0.02), as does a table that the head shares.
+    Biases start at 0 (in `torch` like their matrix), LayerNorm at weight 1 and bias 0.
     """
     config = model.config
     if config.init == "torch":
         return  # drawn when the layers were made
-    std = 0.02
+    std, zero = 0.02, config.init == "zero"
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if name.endswith("c_proj") and config.init == "zero":
-                nn.init.zeros_(module.weight)
-            elif name.endswith("c_proj") and config.init == "scaled":
-                nn.init.normal_(module.weight, std=std / math.sqrt(2 * config.n_layer))
-            else:
-                nn.init.normal_(module.weight, std=std)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=std)
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            continue
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if name.endswith("c_proj") and config.init == "scaled":
+            nn.init.normal_(module.weight, std=std / math.sqrt(2 * config.n_layer))
+        elif zero and (name.endswith("c_proj") or (name == "lm_head" and not config.tie_weights)):
+            nn.init.zeros_(module.weight)
+        elif zero and name.startswith("transformer.h."):
+            bound = math.sqrt(3 / config.n_embd)  # standard deviation 1 / √n_embd
+            nn.init.uniform_(module.weight, -bound, bound)
+        else:
+            wide = zero and name == "transformer.wte" and not config.tie_weights
+            nn.init.normal_(module.weight, std=1.0 if wide else std)

@@ -18,6 +18,7 @@ from gptlit.errors import UserError
 from gptlit.generate import Sampling, TextStream, generate
 from gptlit.model import GPT, GPTConfig
 from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor, parameter_groups
+from gptlit.progress import step_boundary
 from gptlit.tokenizer import Tokenizer, from_json
 
 ESTIMATES = ("train/loss_estimate", "val/loss_estimate")  # in the order of the validation loaders after the first
@@ -61,11 +62,12 @@ class LitGPT(pl.LightningModule):
         self._precision_before: str | None = None
         self.net: GPT | None = None
         self.grad_norm: Tensor | None = None  # of the last optimizer step, before clipping
-        self.train_loss: Tensor | None = None  # mean over the micro-batches of the last step, on the device
+        self.train_loss: Tensor | None = None  # of the last step: mean over its micro-batches and all processes
         self.drawing = Drawing()
-        self.mid_step = False  # true while the optimizer writes the weights
+        self.weights_step: int | None = None  # the step that the weights belong to once the optimizer is done
         self.run_config: str | None = None  # YAML of the whole run, kept in the checkpoint
         self._micro_losses: list[Tensor] = []
+        self._loss_ahead: HostCopy | None = None  # the training loss on its way to the host
         self.val_loss = MeanMetric()
         self.val_chars = MeanMetric()  # characters per token
         self.estimates = nn.ModuleList(MeanMetric() for _ in ESTIMATES)
@@ -138,6 +140,16 @@ class LitGPT(pl.LightningModule):
 
     # ---------------------------------------------------------------- training
 
+    @property
+    def mid_step(self) -> bool:
+        """Whether the weights may be half old and half new, or newer than the count of steps."""
+        return self.weights_step not in (None, self.global_step)
+
+    def on_train_start(self) -> None:
+        """Whatever an earlier fit left is forgotten."""
+        self.weights_step = self._loss_ahead = None
+        self._micro_losses.clear()
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds dropout from (seed, step, micro-batch, rank), so that a resumed run draws the same masks."""
         if self.gpt.dropout:
@@ -149,6 +161,10 @@ class LitGPT(pl.LightningModule):
         logits = self(inputs)  # (B, T, V)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         self._micro_losses.append(loss.detach())
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self.train_loss = mean_over_processes(torch.stack(self._micro_losses).mean())
+            self._micro_losses.clear()
+            self._loss_ahead = HostCopy(self.train_loss)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -157,11 +173,10 @@ class LitGPT(pl.LightningModule):
         Raises:
             FloatingPointError: names the step and what usually helps.
         """
-        self.train_loss = torch.stack(self._micro_losses).mean()
-        self._micro_losses.clear()
-        if not math.isfinite(self.train_loss.item()):
+        loss = self._loss_ahead.item() if self._loss_ahead is not None else 0.0
+        if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the training loss is {self.train_loss.item()} at step {self.global_step + 1}: the weights were not "
+                f"the training loss is {loss} at step {self.global_step + 1}: the run stopped before the weights were "
                 "touched; lower model.optimizer.lr, or set trainer.gradient_clip_val"
             )
 
@@ -178,7 +193,7 @@ class LitGPT(pl.LightningModule):
             self.grad_norm = nn.utils.clip_grad_norm_(parameters, float(gradient_clip_val or 0.0))
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        self.mid_step = True  # the last hook before the weights change
+        self.weights_step = self.global_step + 1  # in the last hook before the weights change
 
     def optimizer_step(
         self,
@@ -192,7 +207,6 @@ class LitGPT(pl.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.mid_step = False
 
     def configure_optimizers(self) -> Optimizer:
         """One optimizer over groups that provably hold every parameter once."""
@@ -205,8 +219,14 @@ class LitGPT(pl.LightningModule):
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the configuration of the run, so that a checkpoint alone is enough to go on."""
-        checkpoint["gptlit"] = {"version": __version__, "config": self.run_config}
+        """Adds the configuration of the run and the fingerprint of its text: a checkpoint alone is enough to go on."""
+        fingerprint = getattr(getattr(self.trainer, "datamodule", None), "fingerprint", None)
+        corpus = None if fingerprint is None else fingerprint()
+        checkpoint["gptlit"] = {"version": __version__, "config": self.run_config, "corpus": corpus}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Sets Lightning's loops to the boundary after the last whole step, whatever moment the file was written at."""
+        step_boundary(checkpoint, self.trainer.accumulate_grad_batches if self._trainer is not None else 1)
 
     # ---------------------------------------------------------------- validation
 
@@ -336,6 +356,31 @@ class TextDraw:
         for row, piece in zip(self.rows, rest, strict=True):
             row.text += piece
         yield rest
+
+
+class HostCopy:
+    """A number on its way from the device: sent at once, read later, without waiting for what the device does since."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value, self.sent = value, None
+        if value.is_cuda:
+            self.value = value.to("cpu", non_blocking=True)  # into pinned memory
+            self.sent = torch.cuda.Event()
+            self.sent.record()
+
+    def item(self) -> float:
+        """The number, as soon as it has arrived."""
+        if self.sent is not None:
+            self.sent.synchronize()
+        return self.value.item()
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean over all processes; every one of them has to call this."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value
 
 
 def plain(value: Any) -> Any:

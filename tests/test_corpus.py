@@ -1,5 +1,6 @@
 """Text comes from many places, always as the same text; and what cannot be read is refused in one line that helps."""
 
+import bz2
 import gzip
 import hashlib
 import http.server
@@ -221,6 +222,9 @@ def test_a_folder_is_its_text_files_in_order_hidden_ones_left_out(here: Path) ->
     assert corpus.train + corpus.val == "a.txt\n\nb.txt\n\nsub/c.txt"
     assert (corpus.name, corpus.source) == ("texts", "3 files of texts")
     assert whole("texts/") == whole("texts")
+    (here / "texts" / "sub" / "c.txt").write_bytes(b"\xff")
+    for spec in ("texts", "texts/sub", "texts/sub/*"):
+        assert refusal(spec).startswith(f"{Path('texts/sub/c.txt')} is not UTF-8"), "the one file of many is named"
 
 
 def test_a_glob_is_in_the_order_of_the_names_whatever_the_file_system_says(here: Path) -> None:
@@ -329,7 +333,7 @@ def zstd(data: bytes) -> bytes:
     return pyarrow.compress(data, codec="zstd", asbytes=True)
 
 
-@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".zst", zstd)])
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstd)])
 def test_a_compressed_text_is_the_text(here: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
     (here / f"my.txt{suffix}").write_bytes(pack(TEXT.encode()))
     corpus = load_corpus(f"my.txt{suffix}")

@@ -141,7 +141,7 @@ def test_the_whole_corpus_survives_the_exported_tokenizer(tinyshakespeare: Path,
 
 @pytest.mark.parametrize("dialect", ["nanogpt", "modern"])
 def test_a_byte_pair_tokenizer_is_exported_as_it_is(dialect: str, tmp_path: Path) -> None:
-    """transformers has a class of its own for GPT-2's vocabulary, which would split the text otherwise."""
+    """There is a class of transformers for GPT-2's vocabulary, which would split the text otherwise."""
     text = "To be, or not to be: that is the question.\n  Whether 'tis nobler \u2014 na\u00efve \U0001f600\n\n" * 4
     ours = BPETokenizer.train([text], 300, "speech")
     gpt = replace(EXPORTABLE[dialect], vocab_size=ours.vocab_size)

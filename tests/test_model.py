@@ -57,6 +57,7 @@ def test_the_set_of_switches_is_frozen() -> None:
         "bias",
         "qkv_bias",
         "position",
+        "rope_base",
         "norm",
         "residual",
         "mlp_ratio",
@@ -213,7 +214,7 @@ def test_rotation_depends_on_distance_alone() -> None:
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
 
     def score(p: int, r: int) -> float:
-        at_p, at_r = (rope_angles(torch.tensor([x]), 8, torch.float64) for x in (p, r))
+        at_p, at_r = (rope_angles(torch.tensor([x]), 8, 1e4, torch.float64) for x in (p, r))
         return (rotate(q, *at_p) * rotate(k, *at_r)).sum().item()
 
     assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-12)

@@ -274,7 +274,7 @@ def test_settings_that_contradict_the_weights_are_refused_by_name(
 
 
 def test_padding_is_cut_and_another_vocabulary_is_not(tmp_path: Path) -> None:
-    """nanoGPT pads GPT-2's 50,257 symbols to 50,304; a tokenizer of another size is a mistake."""
+    """GPT-2's 50,257 symbols are 50,304 in nanoGPT; a tokenizer of another size is a mistake."""
     found = load_pretrained(str(nanogpt_file(tmp_path / "ckpt.pt", their_gpt2(vocab_size=128))))
     assert fit_to(found, vocab_size=0).gpt.vocab_size == 128
     weights = fit_to(found, vocab_size=65).state_dict()
@@ -333,7 +333,7 @@ def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     auto_map = '"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}'
     (tmp_path / "config.json").write_text(config.replace("{", "{" + auto_map + ",", 1))
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')")
-    with pytest.raises(UserError, match="config.json"):
+    with pytest.raises(UserError, match=r"config\.json"):
         load_pretrained(str(tmp_path))
     assert not (tmp_path / "proof").exists()
 
@@ -351,7 +351,7 @@ def test_looking_at_a_folder_does_not_read_its_weights(tmp_path: Path) -> None:
 
 
 def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
-    """transformers would draw what is missing at random and go on with a warning."""
+    """What is missing would be drawn at random, with a mere warning."""
     their_gpt2().save_pretrained(tmp_path)
     weights = safetensors_torch.load_file(tmp_path / "model.safetensors")
     del weights["transformer.h.1.mlp.c_fc.weight"]

@@ -1,37 +1,64 @@
 """The two files of a run, `best.ckpt` and `last.ckpt`: when they are written, and that they are always whole."""
 
+import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gptlit.callbacks.curves import clock_stopped
+from gptlit.progress import count_logged_steps, validate_now, validation_due
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so that a file under its own name is whole at every moment."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes, flushes to the disk, renames; leaves no partial file behind when the disk is full."""
+        """Writes, waits for the disk, renames; leaves nothing behind when it cannot.
+
+        Raises:
+            OSError: with the name of the target; what the target held before is untouched.
+        """
         target = Path(path)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, target)
+            wait_for_disk(target.parent)  # the new name, too, survives a power cut
+        except (OSError, RuntimeError) as error:
+            # torch.save hides a full disk behind a RuntimeError of its own.
+            reason = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(reason, OSError):
+                raise
+            raise OSError(reason.errno, reason.strerror, str(target)) from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads tensors and plain types only; nothing in the file is executed."""
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+def wait_for_disk(folder: Path) -> None:
+    """Waits until the names in a folder have reached the disk, where the system can tell."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class RunCheckpoints(Checkpoint):
@@ -39,7 +66,8 @@ class RunCheckpoints(Checkpoint):
 
     `last.ckpt` is written every `every_n_steps` optimizer steps, at the end, and when a run is stopped by a signal or
     an exception, always between two steps: after an interruption in the middle of an optimizer step the weights are
-    half old and half new, and the older file is the better one.
+    half old and half new, and the older file is the better one. Neither is ever written with weights that are no
+    numbers.
 
     Args:
         run_dir: folder of the run.
@@ -54,7 +82,8 @@ class RunCheckpoints(Checkpoint):
         self.best_score: float | None = None
         self.best_step: int | None = None
         self.validated_step = 0
-        self._written_step = -1
+        self.problem: OSError | None = None  # why a file could not be written
+        self._written: tuple[int, int] | None = None  # step and validated step in last.ckpt
         self._started = False
 
     @property
@@ -76,21 +105,23 @@ class RunCheckpoints(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
-        self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+        """Restores what `state_dict` gave; in a new folder, which holds no best file yet, the search begins anew."""
         self.validated_step = state_dict["validated_step"]
+        if self.best_path.is_file():
+            self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Sets the loops to the boundary after the last whole step, whatever moment the file was written at."""
-        step_boundary(checkpoint, trainer.accumulate_grad_batches)
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Agrees on the folder with the first process, which clears away what a dead process left half-written."""
+        self.run_dir = Path(trainer.strategy.broadcast(str(self.run_dir)))
+        if trainer.is_global_zero:
+            for partial in self.run_dir.glob(".*.partial"):
+                partial.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A validation that the interruption cut off is made up for."""
+        """A validation that an interruption cut off is made up for."""
         self._started = True
-        self._written_step = trainer.global_step
-        if trainer.global_step and self.validated_step != trainer.global_step and validation_due(trainer):
+        self._written = trainer.global_step, self.validated_step
+        if self.validated_step != trainer.global_step and validation_due(trainer, trainer.global_step):
             validate_now(trainer)
 
     def on_train_batch_start(
@@ -107,9 +138,9 @@ class RunCheckpoints(Checkpoint):
             return
         self.validated_step = trainer.global_step
         score = float(trainer.callback_metrics[self.monitor])
-        if self.best_score is None or score < self.best_score:
+        if math.isfinite(score) and (self.best_score is None or score < self.best_score):
             self.best_score, self.best_step = score, trainer.global_step
-            trainer.save_checkpoint(self.best_path)
+            self._save(trainer, self.best_path)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes `last.ckpt` at the end of training."""
@@ -117,23 +148,89 @@ class RunCheckpoints(Checkpoint):
         self._started = False
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Writes `last.ckpt` when the run is stopped between two steps."""
-        if not self._started or not trainer.global_step or getattr(pl_module, "mid_step", False):
-            return
-        try:
-            self._write_last(trainer)
-        except OSError as error:
-            exception.add_note(f"last.ckpt could not be written ({error}); the one from before is untouched")
+        """Writes `last.ckpt` when the run is stopped between two steps.
 
-    def _write_last(self, trainer: pl.Trainer) -> None:
-        if self._written_step != trainer.global_step:
-            with clock_stopped(trainer):
-                trainer.save_checkpoint(self.last_path)
-            self._written_step = trainer.global_step
+        Not after a loss that is no number, since going on from there would meet it again; and not when writing is what
+        failed.
+        """
+        started, self._started = self._started, False
+        if not started or self.problem is not None or isinstance(exception, FloatingPointError):
+            return
+        if not trainer.global_step or getattr(pl_module, "mid_step", False) or holds_averaged_weights(trainer):
+            return
+        agreed = isinstance(exception, SIGTERMException)  # all processes stop here, and can save together
+        if agreed or isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):  # else a shard is all there is
+            with suppress(OSError):  # kept in `problem`
+                self._write_last(trainer, together=agreed)
+
+    def _write_last(self, trainer: pl.Trainer, together: bool = True) -> None:
+        reached = trainer.global_step, self.validated_step
+        if self._written != reached:
+            self._save(trainer, self.last_path, together)
+            self._written = reached
+
+    def _save(self, trainer: pl.Trainer, path: Path, together: bool = True) -> None:
+        """Writes a file; `together` is false when the other processes cannot be waited for."""
+        with clock_stopped(trainer):
+            finite = has_finite_weights(trainer.lightning_module)
+            if not (trainer.strategy.reduce_boolean_decision(finite) if together else finite):
+                raise FloatingPointError(
+                    f"the weights are no numbers after step {trainer.global_step}: {path.name} was not overwritten"
+                )
+            try:
+                for logger in trainer.loggers:  # the curves up to here, which a resumed run counts on
+                    logger.save()
+                if together:
+                    trainer.save_checkpoint(path)
+                elif trainer.is_global_zero:
+                    trainer.strategy.checkpoint_io.save_checkpoint(
+                        trainer._checkpoint_connector.dump_checkpoint(weights_only=False), path
+                    )
+            except OSError as error:
+                self.problem = error
+                raise
+
+
+def holds_averaged_weights(trainer: pl.Trainer) -> bool:
+    """Whether a validation has put averaged weights where the trained ones belong."""
+    return trainer.validating and any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+
+
+def has_finite_weights(module: torch.nn.Module) -> bool:
+    """Whether every weight that this process holds is a number."""
+    weights = [getattr(weight, "_local_tensor", weight).detach() for weight in module.parameters()]
+    return not weights or bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
 
 
 class ValidateAtEnd(pl.Callback):
-    """Validates at the last step too, when `val_check_interval` does not divide `max_steps`."""
+    """Validates at the last step too, when `val_check_interval` does not divide `max_steps`.
+
+    Must stand before the other callbacks, which may ask for `max_steps`.
+    """
+
+    def __init__(self) -> None:
+        self.max_steps = -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remembers the length of the run."""
+        self.max_steps = trainer.max_steps
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """When only the last validation is missing, makes Lightning begin at all."""
+        if trainer.state.fn == "fit" and last_validation_missing(checkpoint, trainer):
+            trainer.fit_loop.epoch_loop.max_steps += 1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Now it has begun."""
+        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keeps the step of foreign callbacks' metrics true."""
+        count_logged_steps(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -143,40 +240,8 @@ class ValidateAtEnd(pl.Callback):
             trainer.should_stop = True
 
 
-def validation_due(trainer: pl.Trainer) -> bool:
-    """Whether a validation belongs to the step that the run has reached."""
-    micro_batches = trainer.global_step * trainer.accumulate_grad_batches
-    interval = trainer.val_check_batch
-    at_end = trainer.global_step >= trainer.max_steps
-    return at_end or (isinstance(interval, int) and interval > 0 and micro_batches % interval == 0)
-
-
-def validate_now(trainer: pl.Trainer) -> None:
-    """Runs the validation loop of a fit outside its turn, as Lightning's epoch loop does."""
-    trainer.validating = True
-    trainer.fit_loop.epoch_loop.val_loop.run()
-    trainer.training = True
-
-
-def step_boundary(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Rewrites the progress of Lightning's loops in a checkpoint as "so many whole steps are done", in place.
-
-    A file may have been written inside a validation, between two micro-batches or with another number of accumulation
-    steps; its weights are those after the last whole optimizer step in every case.
-    """
-    loops = checkpoint.get("loops", {}).get("fit_loop")
-    if loops is None:
-        return
-    done = checkpoint["global_step"] * accumulate
-    progress = loops["epoch_loop.batch_progress"]
-    for count in (progress["total"], progress["current"]):
-        count.update(ready=done, started=done, processed=done, completed=done)
-    progress["is_last_batch"] = False
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
-    for key in ("epoch_loop.val_loop.batch_progress",):
-        for count in (loops[key]["total"], loops[key]["current"]):
-            count.update(ready=0, started=0, processed=0, completed=0)
-        loops[key]["is_last_batch"] = False
-    epochs = loops["epoch_progress"]
-    epochs["total"].update(ready=1, started=1, processed=0, completed=0)
-    epochs["current"].update(ready=1, started=1, processed=0, completed=0)
+def last_validation_missing(checkpoint: dict[str, Any], trainer: pl.Trainer) -> bool:
+    """Whether a checkpoint has all the steps of its run, but was written before the validation that ends it."""
+    state = checkpoint.get("callbacks", {}).get(RunCheckpoints.__qualname__)
+    steps = checkpoint["global_step"]
+    return bool(state and trainer.limit_val_batches) and steps == trainer.max_steps != state["validated_step"]

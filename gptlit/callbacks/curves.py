@@ -79,7 +79,7 @@ class Curves(pl.Callback):
         step = trainer.global_step
         if step % trainer.log_every_n_steps and step < trainer.max_steps:
             return
-        self.latest["train/loss"] = trainer.strategy.reduce(pl_module.train_loss, reduce_op="mean").item()
+        self.latest["train/loss"] = pl_module.train_loss.item()
         if pl_module.grad_norm is not None:
             self.latest["train/grad_norm"] = float(pl_module.grad_norm)
         for group in trainer.optimizers[0].param_groups:

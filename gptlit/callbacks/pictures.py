@@ -166,7 +166,7 @@ def bigram_figure(tables: Mapping[str, Tensor], labels: Sequence[str]) -> "Figur
 
 
 def draw_matrix(axes: Any, matrix: Tensor, labels: Sequence[str], vmax: float, fontsize: int) -> None:
-    """A square matrix as shades of blue, from white for 0 to the darkest for `vmax`, a label for each row and column."""
+    """A square matrix in blue, from white for 0 to the darkest for `vmax`, with a label for each row and column."""
     axes.imshow(matrix.numpy(), cmap="Blues", vmin=0.0, vmax=vmax, interpolation="nearest")
     axes.set_xticks(range(len(labels)), labels=labels, fontsize=fontsize)
     axes.set_yticks(range(len(labels)), labels=labels, fontsize=fontsize)

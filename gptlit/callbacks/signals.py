@@ -1,46 +1,113 @@
-"""Ctrl-C and SIGTERM: the step is finished, `last.ckpt` written, and the exit code says which it was."""
+"""Ctrl-C, SIGTERM and their like: the step is finished, `last.ckpt` written, and the exit code says which it was."""
 
+import os
 import signal
+import time
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # SIGHUP: the terminal is gone; SIGUSR1: SLURM's advance notice
+REPEAT_SECONDS = 1.0  # within it, a second signal is the first one again: launchers pass on what the terminal sent too
 
 
 class StopBetweenSteps(pl.Callback):
-    """Turns SIGINT and SIGTERM into a stop after the current step; a second one stops at once.
+    """Turns signals into a stop after the current step, or inside a validation; a second one stops at once.
 
-    Lightning's own SIGTERM flag is used, since it is agreed upon by all processes.
+    All processes of a run stop after the same step, whichever of them was told to.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._received_at = 0.0
+        self._agreed = False
         self._before: dict[signal.Signals, Any] = {}
+
+    # ---------------------------------------------------------------- during a fit
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Installs the handlers, after Lightning has installed its own."""
+        self._install(self._note)
 
-        def note(number: int, frame: FrameType | None) -> None:
-            if self.received is not None:
-                signal.signal(number, signal.SIG_DFL)
-                raise KeyboardInterrupt
-            self.received = signal.Signals(number)
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Agrees; Lightning raises once all callbacks have seen the step."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._agree(trainer):
             trainer._signal_connector.received_sigterm = True
 
-        for name in (signal.SIGINT, signal.SIGTERM):
-            self._before[name] = signal.signal(name, note)
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that is to stop does not begin a validation; a resumed one makes up for it."""
+        if trainer.state.fn != "fit":
+            self._install(self._stop_at_once)
+        elif self._agreed:
+            raise SIGTERMException
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Long validations are left."""
+        if trainer.state.fn == "fit" and self._agree(trainer):
+            raise SIGTERMException
+
+    # ---------------------------------------------------------------- elsewhere there is nothing to save
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Installs handlers that stop at once; Lightning's would ignore SIGTERM."""
+        self._install(self._stop_at_once)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Likewise."""
+        self._install(self._stop_at_once)
+
+    # ---------------------------------------------------------------- the end
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Puts the handlers back that were there before."""
-        self.restore()
+        self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Likewise, and remembers a Ctrl-C that came before training began."""
         if isinstance(exception, KeyboardInterrupt) and self.received is None:
             self.received = signal.SIGINT
-        self.restore()
+        self._restore()
 
-    def restore(self) -> None:
+    def _install(self, handler: Any) -> None:
+        for name in STOPPING:
+            number = getattr(signal, name, None)  # Windows has not all of them
+            if number is not None and number not in self._before and signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, handler)
+
+    def _restore(self) -> None:
         while self._before:
-            name, handler = self._before.popitem()
-            signal.signal(name, handler)
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number), time.monotonic()
+            if rank_zero_only.rank == 0:
+                # Not through a file object: the signal may have come while one was being written to.
+                os.write(2, f"\n{self.received.name}: stopping after this step; once more stops at once\n".encode())
+        elif time.monotonic() - self._received_at > REPEAT_SECONDS:
+            raise KeyboardInterrupt
+
+    def _stop_at_once(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number)
+        raise KeyboardInterrupt
+
+    def _agree(self, trainer: pl.Trainer) -> bool:
+        """Whether any process has received a signal: the same answer on all of them."""
+        if not self._agreed:
+            number = int(self.received or 0)
+            if trainer.world_size > 1:
+                highest = torch.tensor(number, device=trainer.strategy.root_device)
+                torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+                number = int(highest)
+            if number:
+                self.received, self._agreed = self.received or signal.Signals(number), True
+        return self._agreed

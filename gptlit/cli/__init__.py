@@ -21,6 +21,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     try:
         if verb in TRAINING_VERBS:
             from gptlit.cli.training import train as command
+        elif verb == "ladder":
+            from gptlit.cli.ladder import ladder as command
         elif verb == "export":
             from gptlit.cli.export import export as command
         else:

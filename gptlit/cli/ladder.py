@@ -21,8 +21,9 @@ from gptlit.callbacks.bar import RunBar
 from gptlit.callbacks.samples import SampleText
 from gptlit.cli.ladder_report import Result, read_result, write_report
 from gptlit.cli.messages import duration, say
-from gptlit.cli.runs import CLAIMED, find_config, packaged_configs, read_checkpoint, stored_config
-from gptlit.cli.training import GptlitCLI, flat, option, without_option
+from gptlit.cli.runs import CLAIMED, read_checkpoint
+from gptlit.cli.settings import find_config, flat, option, packaged_configs, stored_config, without_option
+from gptlit.cli.training import GptlitCLI
 from gptlit.errors import UserError
 
 SCALED = "7_scaled"  # the lecture's last rung wants a GPU: only when it is named
@@ -70,13 +71,13 @@ def make_parser() -> Parser:
     """The options of the verb; every other flag is handed on to `gptlit fit`."""
     parser = Parser(
         prog="gptlit ladder",
-        description="Trains the rungs of configs/lecture one after another, and compares them in a table and a picture. "
-        "Stopped, it goes on where it was. Any other option is one of gptlit fit, and meant for every rung.",
+        description="Trains the rungs of configs/lecture one after another, compares them in a table and a picture and "
+        "goes on where it was stopped. Any other option is one of gptlit fit, and meant for every rung.",
         allow_abbrev=False,
     )
     parser.add_argument("--rungs", help="Comma-separated numbers or names (default: all that a CPU does in minutes).")
     parser.add_argument("--seeds", type=int, default=1, help="Runs of each rung, each with a seed of its own.")
-    parser.add_argument("--run_dir", default="checkpoints/lecture", help="Folder of the runs, the table and the picture.")
+    parser.add_argument("--run_dir", default="checkpoints/lecture", help="Folder of the runs and of the table.")
     return parser
 
 
@@ -89,7 +90,7 @@ def ladder(verb: str, arguments: list[str]) -> int:
         raise UserError("gptlit ladder trains on one device: drop --trainer.devices, or use gptlit fit for one rung")
     for name in ("--ckpt_path", "--trainer.fast_dev_run"):
         if option(fit_arguments, name) is not None:
-            raise UserError(f"gptlit ladder has no {name}: use gptlit fit --config configs/lecture/3_heads.yaml {name} …")
+            raise UserError(f"gptlit ladder has no {name}: use gptlit fit --config configs/lecture/3_heads.yaml")
     root = Path(options.run_dir)
     runs = plan(choose(all_rungs(), options.rungs), options.seeds, root, fit_arguments)
     results: list[Result] = []
@@ -119,8 +120,7 @@ def ladder(verb: str, arguments: list[str]) -> int:
             results.append(result)
             text = write_report(root, results)
             bar.advance(rungs_task)
-            seconds = duration(result.seconds)
-            console.print(f"{run.folder.name:<20} val {result.val_loss:.4f} · {result.parameters:,} parameters · {seconds}")
+            console.print(f"{run.folder.name:<20} val {result.val_loss:.4f} · {duration(result.seconds)}")
     print(text)
     say(f"table, figures and picture: {root}/ladder.md, ladder.csv, ladder.png")
     say(f"curves, samples, attention: tensorboard --logdir {shlex.quote(str(root))}")
@@ -133,7 +133,7 @@ def ladder(verb: str, arguments: list[str]) -> int:
 def all_rungs() -> list[Rung]:
     """The files of the road in their order, each with what it changes."""
     folder = packaged_configs() / "lecture"
-    paths = sorted((path for path in folder.glob("*.yaml") if path.name[0].isdigit()), key=lambda path: order(path.stem))
+    paths = sorted(folder.glob("[0-9]*.yaml"), key=lambda path: order(path.stem))
     rungs: list[Rung] = []
     before: Mapping[str, Any] = {}
     for path in paths:
@@ -225,9 +225,7 @@ def checked_progress(run: Run) -> tuple[int, int]:
     stored = flat(stored_config(checkpoint))
     for key, value in wanted.items():
         if key.startswith(COMPARED) and key in stored and stored[key] != value:
-            raise UserError(
-                f"{run.folder} holds a run with {key} {stored[key]}, not {value}: choose another --run_dir, or remove it"
-            )
+            raise UserError(f"{run.folder} holds a run with {key} {stored[key]}, not {value}: choose another --run_dir")
     # A best.ckpt alone is the sign of a run that was cut off, whatever its step.
     return checkpoint["global_step"] if path.name == "last.ckpt" else max(1, checkpoint["global_step"] - 1), total
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gptlit.callbacks.pictures import rasterize
 from gptlit.cli.runs import read_checkpoint
 from gptlit.errors import UserError
 from gptlit.model import GPT, GPTConfig
@@ -106,7 +107,6 @@ def write_report(root: Path, results: Sequence[Result]) -> str:
         writer.writerow((*columns, "lecture", "sample"))
         for result in results:
             writer.writerow((*(getattr(result, column) for column in columns), result.lecture, result.sample))
-    from gptlit.callbacks.pictures import rasterize
     from matplotlib.image import imsave
 
     imsave(root / "ladder.png", rasterize(curves_figure(results)))
@@ -128,36 +128,35 @@ def firsts(results: Iterable[Result]) -> list[Result]:
 
 def markdown_table(results: Sequence[Result]) -> str:
     """One row a rung, with mean and spread where there are several seeds; aligned, so that it reads well as it is."""
-    head = ["rung", "what changed", "parameters", "steps", "train estimate", "val loss", "gain", "bits/char", "seconds", "lecture"]
     rows = []
     before: list[float] = []
     for name, runs in by_rung(results).items():
         losses = [run.val_loss for run in runs]
         estimates = [run.train_estimate for run in runs if run.train_estimate is not None]
         rows.append(
-            [
-                name,
-                runs[0].change,
-                f"{runs[0].parameters:,}",
-                f"{runs[0].steps:,}",
-                f"{mean(estimates):.3f}" if estimates else "",
-                with_spread(losses),
-                gain(before, losses),
-                f"{mean(run.bpc for run in runs):.3f}",
-                f"{mean(run.seconds for run in runs):.0f}",
-                runs[0].lecture,
-            ]
+            {
+                "rung": name,
+                "what changed": runs[0].change,
+                "parameters": f"{runs[0].parameters:,}",
+                "steps": f"{runs[0].steps:,}",
+                "train estimate": f"{mean(estimates):.3f}" if estimates else "",
+                "val loss": with_spread(losses),
+                "gain": gain(before, losses),
+                "bits/char": f"{mean(run.bpc for run in runs):.3f}",
+                "seconds": f"{mean(run.seconds for run in runs):.0f}",
+                "lecture": runs[0].lecture,
+            }
         )
         before = before if name.startswith("7_") else losses
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    numeric = {2, 3, 4, 5, 6, 7, 8, 9}
-    rule = ["-" * (width - 1) + ":" if i in numeric else "-" * width for i, width in enumerate(widths)]
-
-    def line(cells: Sequence[str]) -> str:
-        aligned = (c.rjust(w) if i in numeric else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-        return f"| {' | '.join(aligned)} |\n"
-
-    return line(head) + line(rule) + "".join(line(row) for row in rows)
+    head = {name: name for name in rows[0]}
+    width = {name: max(len(row[name]) for row in [head, *rows]) for name in head}
+    texts = ("rung", "what changed")  # the other columns are numbers
+    rule = {name: "-" * width[name] if name in texts else "-" * (width[name] - 1) + ":" for name in head}
+    lines = []
+    for row in [head, rule, *rows]:
+        cells = (c.ljust(width[name]) if name in texts else c.rjust(width[name]) for name, c in row.items())
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join(lines)
 
 
 def with_spread(values: Sequence[float]) -> str:
@@ -196,8 +195,9 @@ def curves_figure(results: Sequence[Result]) -> Any:
         losses = [[dict(run.curve)[step] for run in runs] for step in steps]
         colour = colours(0.95 * index / max(len(groups) - 1, 1))
         middle = [mean(values) for values in losses]
-        axes.plot(steps, middle, color=colour, marker="o", markersize=2.5, linewidth=1.4, label=f"{name}  {middle[-1]:.3f}")
-        axes.fill_between(steps, [min(v) for v in losses], [max(v) for v in losses], color=colour, alpha=0.2, linewidth=0)
+        label = f"{name}  {middle[-1]:.3f}"
+        axes.plot(steps, middle, color=colour, marker="o", markersize=2.5, linewidth=1.4, label=label)
+        axes.fill_between(steps, list(map(min, losses)), list(map(max, losses)), color=colour, alpha=0.2, linewidth=0)
     axes.set_xscale("log")
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("validation loss, nats per character")

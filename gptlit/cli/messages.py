@@ -39,17 +39,64 @@ def quiet_libraries() -> None:
 
 
 def parser_error_line(error: BaseException, known: Iterable[str]) -> str:
-    """One line from an error of the parser: the flag, what is wrong with it, and the nearest known name."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    text = re.sub(r"^argument \S*: ", "", text)
-    stranger = re.search(
-        r"(?:Unrecognized arguments: |unrecognized arguments: |Option |Key |key ['\"]?)(--)?([\w.]+)", text
-    )
-    if stranger:
-        close = get_close_matches(stranger.group(2), list(known), n=1, cutoff=0.6)
-        if close and close[0] != stranger.group(2):
-            text += f" (did you mean {close[0]}?)"
-    return text
+    """One line from an error of jsonargparse: the flag, what is wrong with it, what it takes or what was meant.
+
+    Args:
+        error: as the parser raised it; its text runs over many lines.
+        known: names of all options, for "did you mean".
+    """
+    text = re.sub(r"^(?:argument \S+: )?Problems? .*? config: ", "", str(error).strip())
+    flat = " ".join(text.split())
+    if found := re.search(r"unrecognized arguments: (\S+)", flat, re.IGNORECASE):
+        if not found[1].startswith("-"):
+            return f"{found[1]!r} is not the value of any option: options begin with -- and take one value"
+        return unknown_option(found[1].partition("=")[0], known)
+    if found := re.search(r"does not accept option '([^']*)'|Key '([^']*)' is not expected", flat):
+        return unknown_option(f"--{found[1] or found[2]}", known)
+    if found := re.search(r"argument ([\w.-]+)\S*: expected one argument", flat):
+        return f"{found[1]} needs a value"
+    if found := re.search(r'Linked "([^"]*)" must be given via "([^"]*)"', flat):
+        return f"--{found[1]} always equals --{found[2]}: give that instead"
+    if found := re.search(r'key "([^"]*)"', flat):
+        return f"--{found[1]} {wrong_value(text)}"
+    return flat
+
+
+def unknown_option(flag: str, known: Iterable[str]) -> str:
+    """Says that there is no such option, and which one was meant."""
+    names = [name for name in known if not name.startswith("_")]
+    wanted = flag.lstrip("-")
+    close = get_close_matches(wanted, names, n=1, cutoff=0.6)
+    if not close:  # a forgotten prefix: --n_layer for --model.gpt.n_layer
+        close = [name for name in names if name.rpartition(".")[2] == wanted.rpartition(".")[2]]
+    return f"{flag} is not an option" + (f": did you mean --{close[0]}?" if close else "; --help lists them")
+
+
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+TYPES |= dict.fromkeys(("tuple", "list", "collections.abc.Iterable"), "a list")
+
+
+def wrong_value(text: str) -> str:
+    """`is x: it must be a whole number`, from what jsonargparse says about one key."""
+    given = re.search(r"(?:Got value|Given value): (.*)", text)
+    value = f"is {given[1].strip()}: " if given else ""
+    if found := re.search(r"Problem with given class_path '([^']*)':\s*(.*)", text):
+        return f"names {found[1]}, which cannot be used: {found[2].strip()}"
+    wanted: list[str] = []
+    choices: list[str] = []
+    for kind in re.findall(r"Expected a (.*?)(?:\. Got value.*)?(?=\n|$)", text):
+        if kind.startswith("typing.Literal["):
+            choices += [choice.strip(" '\"") for choice in kind[len("typing.Literal[") : -1].split(",")]
+        elif name := TYPES.get(kind.removeprefix("<class '").removesuffix("'>")):
+            wanted.append(name)
+    if "import path" in text:
+        wanted.insert(0, "a class with its arguments (class_path, init_args)")
+    if choices:
+        wanted.insert(0, f"one of {', '.join(dict.fromkeys(choices))}")
+    if not wanted:
+        unloadable = re.search(r"Unable to load config ['\"]?(.*?)['\"]?\s", text)
+        return f"is {unloadable[1]}: it must be a group of settings" if unloadable else " ".join(text.split())
+    return f"{value}it must be {' or '.join(dict.fromkeys(wanted))}"
 
 
 def table(title: str, rows: Iterable[tuple[str, str]]) -> None:

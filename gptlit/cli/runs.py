@@ -2,13 +2,12 @@
 
 import os
 import pickle
+import tempfile
 import zipfile
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from gptlit.errors import UserError
@@ -18,57 +17,164 @@ RUNS = Path("checkpoints")
 CLAIMED = "GPTLIT_RUN_DIR"  # how the first process tells its folder to the processes that it starts
 
 
-def find_config(name: str) -> str:
-    """A path as it stands, or the packaged configuration of that name (`base`, `lecture/1_bigram`).
+def first_process() -> bool:
+    """Whether this is the process that makes folders and speaks for all, as far as known before they are connected."""
+    node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))
+    return rank_zero_only.rank == 0 and ("RANK" in os.environ or node == 0)
+
+
+def started_by_first_process() -> bool:
+    """Whether Lightning started this process from the first one, which then answers for all."""
+    return CLAIMED in os.environ and not first_process()
+
+
+class RunDir:
+    """The folder of a run, held by this process until it ends, so that no two processes train the same run.
 
     Raises:
-        UserError: when there is neither.
+        UserError: when the folder cannot be made or written to, or another process holds it.
     """
-    if Path(name).is_file():
-        return name
-    packaged = packaged_configs()
-    stem = name.removesuffix(".yaml").removeprefix("configs/")
-    candidate = packaged / f"{stem}.yaml"
-    if candidate.is_file():
-        return str(candidate)
-    if Path(name).is_dir():
-        raise UserError(f"--config {name} is a folder: name a YAML file in it")
-    names = ", ".join(sorted(str(path.relative_to(packaged).with_suffix("")) for path in packaged.rglob("*.yaml")))
-    raise UserError(f"--config {name}: there is no such file, and no packaged configuration of that name ({names})")
+
+    def __init__(self, path: Path, fresh: bool, lock: int | None = None) -> None:
+        self.path = path
+        self.fresh = fresh  # made by this process
+        self._lock = lock
+
+    @classmethod
+    def make(cls, wanted: str | None, name: str) -> "RunDir":
+        """A new folder: `wanted`, or `checkpoints/<name>`; `-2`, `-3`, … when it is taken.
+
+        Only the first process makes it; the others are told.
+        """
+        base = Path(wanted) if wanted else RUNS / name
+        if not first_process():
+            return cls(Path(os.environ.get(CLAIMED, base)), fresh=False)
+        try:
+            for number in range(1, 10_000):
+                folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+                folder.mkdir(parents=True, exist_ok=True)
+                if any(folder.iterdir()):
+                    continue
+                lock = lock_folder(folder)
+                if lock is None or any(folder.iterdir()):  # another process was faster
+                    continue
+                check_writable(folder)
+                os.environ[CLAIMED] = str(folder)
+                return cls(folder, fresh=True, lock=lock)
+        except OSError as error:
+            raise UserError(
+                f"--run_dir {base}: the folder cannot be used ({error.strerror}): choose another"
+            ) from error
+        raise UserError(f"--run_dir {base}: there are 10,000 runs of that name: choose another")
+
+    @classmethod
+    def reopen(cls, folder: Path) -> "RunDir":
+        """The folder of a run that goes on."""
+        if not first_process():
+            return cls(folder, fresh=False)
+        try:
+            lock = lock_folder(folder)
+            if lock is None:
+                raise UserError(
+                    f"--ckpt_path {folder}: another process is training this run: stop it first, or choose a new "
+                    "folder with --run_dir"
+                )
+            check_writable(folder)
+        except OSError as error:
+            raise UserError(
+                f"--ckpt_path {folder}: the run folder cannot be written to ({error.strerror}): "
+                "change that, or go on in a new folder with --run_dir"
+            ) from error
+        os.environ[CLAIMED] = str(folder)
+        return cls(folder, fresh=False, lock=lock)
+
+    def give_back(self) -> None:
+        """Removes a folder of our own that holds no checkpoint."""
+        if self.fresh and self.path.is_dir() and not any(self.path.glob("*.ckpt")):
+            for path in sorted(self.path.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            self.path.rmdir()
+
+    def close(self) -> None:
+        """Lets other processes have it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        if not started_by_first_process():
+            os.environ.pop(CLAIMED, None)
 
 
-def packaged_configs() -> Path:
-    """Folder of the YAML files: inside the installed package, or beside it in a checkout."""
-    inside = Path(str(files("gptlit"))) / "configs"
-    return inside if inside.is_dir() else inside.parent.parent / "configs"
+def lock_folder(folder: Path) -> int | None:
+    """Locks a folder until the process ends: a descriptor to close, or None when another process has the lock.
 
-
-def claim_run_dir(wanted: str | None, config_names: list[str]) -> Path:
-    """A folder of our own: `wanted`, or `checkpoints/<name of the last config>`; `-2`, `-3`, … when it is taken.
-
-    Only the first process makes it; the others are told.
+    Where the system or the file system knows no locks, it is as if nobody had it.
     """
-    if CLAIMED in os.environ and rank_zero_only.rank != 0:
-        return Path(os.environ[CLAIMED])
-    stem = Path(config_names[-1]).with_suffix("").name if config_names else "run"
-    base = Path(wanted) if wanted else RUNS / stem
-    if rank_zero_only.rank != 0:
-        return base
     try:
-        base.parent.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 10_000):
-            folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, PermissionError):  # Windows
+        return os.open(os.devnull, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        pass
+    return descriptor
+
+
+def check_writable(folder: Path) -> None:
+    """Raises `OSError` when no file can be made in a folder."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def find_start(path: str) -> Path:
+    """The checkpoint that `fit --ckpt_path` goes on from: a file, or the newest whole one of a run folder.
+
+    Raises:
+        UserError: as `find_checkpoint` and `read_checkpoint`; a damaged file beside a whole one is named, too.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return find_checkpoint(path, "last")
+    newest: tuple[int, Path] | None = None
+    damaged: UserError | None = None
+    for name in ("last.ckpt", "best.ckpt"):
+        if (folder / name).is_file():
             try:
-                folder.mkdir()
-            except FileExistsError:
-                if folder.is_dir() and not any(folder.iterdir()):
-                    break
+                steps = read_checkpoint(folder / name)["global_step"]
+            except UserError as error:
+                damaged = error
                 continue
-            break
-    except OSError as error:
-        raise UserError(f"--run_dir {base}: the folder cannot be made ({error.strerror}): choose another") from error
-    os.environ[CLAIMED] = str(folder)
-    return folder
+            if newest is None or steps > newest[0]:
+                newest = steps, folder / name
+    if damaged is not None:
+        rest = (
+            "" if newest is None else f"; {newest[1]} (step {newest[0]}) is whole: go on with --ckpt_path {newest[1]}"
+        )
+        raise UserError(f"{damaged}{rest}")
+    return newest[1] if newest else find_checkpoint(path, "last")
+
+
+def home_of(path: Path) -> Path | None:
+    """The run folder that a checkpoint goes on in: its own, unless that is no run folder or holds later steps.
+
+    None asks for a new folder, so that nothing that was learned is overwritten.
+    """
+    if not (path.parent / "config.yaml").is_file():
+        return None
+    steps = read_checkpoint(path)["global_step"]
+    for other in {path.parent / "last.ckpt", path.parent / "best.ckpt"} - {path}:
+        if other.is_file():
+            try:
+                if read_checkpoint(other)["global_step"] > steps:
+                    return None
+            except UserError:
+                continue
+    return path.parent
 
 
 def find_checkpoint(path: str, prefer: str) -> Path:
@@ -116,20 +222,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model(checkpoint: dict[str, Any]) -> LitGPT:
-    """The model of a checkpoint, with its weights, ready to draw from; needs no corpus."""
-    model = LitGPT(**checkpoint["hyper_parameters"])
-    model.configure_model()
+    """The model of a checkpoint, with its weights, ready to draw from; needs no corpus.
+
+    Raises:
+        UserError: when the checkpoint contradicts itself, or was made by a newer version.
+    """
     try:
+        model = LitGPT(**checkpoint["hyper_parameters"])
+        model.configure_model()
         model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise UserError(f"the checkpoint does not fit its own settings: {error}") from error
+    except UserError:
+        raise
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"the checkpoint does not fit its own settings, or is of a newer gptlit: {error}") from error
     return model.eval()
-
-
-def stored_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The configuration that a checkpoint was trained with; only the model's part when it was trained from Python."""
-    text = checkpoint.get("gptlit", {}).get("config")
-    if text:
-        return yaml.safe_load(text)
-    hyper = checkpoint["hyper_parameters"]
-    return {"model": {key: hyper[key] for key in ("gpt", "optimizer", "schedule") if key in hyper}}

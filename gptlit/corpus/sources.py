@@ -80,7 +80,7 @@ def _resolve(spec: str, text_column: str, cache_dir: Path | None, streaming: boo
     if glob.has_magic(spec):
         paths = [Path(found) for found in sorted(glob.glob(str(path), recursive=True)) if Path(found).is_file()]
         if paths:
-            return _files(paths, spec, f"{_count(paths)} of {spec}", text_column, cache_dir)
+            return _files(paths, spec, _count(paths, spec), text_column, cache_dir)
     if _may_be_hub(spec, path):
         return _hub(spec, text_column, cache_dir, streaming)
     if glob.has_magic(spec):
@@ -125,7 +125,7 @@ def _folder(folder: Path, spec: str) -> Source:
         others = sorted({Path(name).suffix for name in found} - {""})
         seen = f", but {' '.join(others[:5])}" if others else ""
         raise UserError(f"the folder {spec} has no *.txt in it or below{seen}: give a glob, e.g. '{spec}/**/*.md'")
-    return _files(paths, folder.resolve().name, f"{_count(paths)} of {spec}", "", None)
+    return _files(paths, folder.resolve().name, _count(paths, spec), "", None)
 
 
 def _files(paths: list[Path], name: str, words: str, text_column: str, cache_dir: Path | None) -> Source:
@@ -190,5 +190,5 @@ def _missing(spec: str, path: Path) -> str:
     return f"there is no file or folder {spec!r}; {hint}"
 
 
-def _count(paths: list[Path]) -> str:
-    return f"{len(paths)} file{'s' * (len(paths) != 1)}"
+def _count(paths: list[Path], spec: str) -> str:
+    return str(paths[0]) if len(paths) == 1 else f"{len(paths)} files of {spec}"

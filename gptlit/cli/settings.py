@@ -1,0 +1,119 @@
+"""Settings before the parser sees them: configuration files, what a checkpoint stored, options among arguments."""
+
+from collections.abc import Collection, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptlit.cli.messages import unknown_option
+from gptlit.errors import UserError
+
+
+def find_config(name: str) -> str:
+    """A path as it stands, or the packaged configuration of that name (`base`, `lecture/1_bigram`).
+
+    Raises:
+        UserError: when there is neither.
+    """
+    if Path(name).is_file():
+        return name
+    packaged = packaged_configs()
+    stem = name.removesuffix(".yaml").removeprefix("configs/")
+    candidate = packaged / f"{stem}.yaml"
+    if candidate.is_file():
+        return str(candidate)
+    if Path(name).is_dir():
+        raise UserError(f"--config {name} is a folder: name a YAML file in it")
+    names = ", ".join(sorted(str(path.relative_to(packaged).with_suffix("")) for path in packaged.rglob("*.yaml")))
+    raise UserError(f"--config {name}: there is no such file, and no packaged configuration of that name ({names})")
+
+
+def packaged_configs() -> Path:
+    """Folder of the YAML files: inside the installed package, or beside it in a checkout."""
+    inside = Path(str(files("gptlit"))) / "configs"
+    return inside if inside.is_dir() else inside.parent.parent / "configs"
+
+
+def check_config(path: str, known: Collection[str]) -> None:
+    """Reads a configuration before the parser does, whose messages do not name the file.
+
+    Args:
+        path: of a YAML file.
+        known: names of all options.
+
+    Raises:
+        UserError: when it is no YAML, or holds a setting that there is not.
+    """
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {path} is not a text file (byte {error.start} is no UTF-8)") from error
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"--config {path}, line {line}: this is not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: this is not YAML: {error}") from error
+    if not isinstance(settings, dict) or not settings:
+        raise UserError(f"--config {path}: a configuration holds settings, such as `trainer: {{max_steps: 1000}}`")
+    values = leaves_of(known)
+    for key, value in flat(settings, stop_at=values).items():
+        if key in values:
+            continue
+        if any(name.startswith(f"{key}.") for name in values) and not isinstance(value, str):
+            raise UserError(f"--config {path}: {key} is {value}: it must be a group of settings")
+        if not any(name.startswith(f"{key}.") for name in values):
+            raise UserError(f"--config {path}: {unknown_option(key, values)}")
+
+
+def leaves_of(known: Collection[str]) -> frozenset[str]:
+    """The options that hold a value, not a group of options."""
+    names = [name for name in known if not name.endswith(".help")]
+    groups = {name.rpartition(".")[0] for name in names}
+    return frozenset(name for name in names if name not in groups)
+
+
+def flat(tree: Any, prefix: str = "", stop_at: Collection[str] = ()) -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`; what is named in `stop_at` stays whole."""
+    if not isinstance(tree, Mapping) or prefix in stop_at:
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves.update(flat(value, f"{prefix}.{key}" if prefix else str(key), stop_at))
+    return leaves
+
+
+def stored_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that a checkpoint was trained with; only the model's part when it was trained from Python."""
+    text = checkpoint.get("gptlit", {}).get("config")
+    stored = yaml.safe_load(text) if text else {}
+    hyper = checkpoint["hyper_parameters"]
+    return stored or {"model": {key: hyper[key] for key in ("gpt", "optimizer", "schedule") if key in hyper}}
+
+
+def option(arguments: list[str], name: str) -> str | None:
+    """The last value given for an option, as `--name value` or `--name=value`."""
+    value = None
+    for index, argument in enumerate(arguments):
+        if argument == name and index + 1 < len(arguments):
+            value = arguments[index + 1]
+        elif argument.startswith(f"{name}="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def without_option(arguments: list[str], name: str) -> list[str]:
+    """The arguments without an option and its value."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == name:
+            skip = True
+        elif not argument.startswith(f"{name}="):
+            kept.append(argument)
+    return kept

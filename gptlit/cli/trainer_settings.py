@@ -1,0 +1,51 @@
+"""Trainer settings that Lightning takes without a word, and that would not do what they say in a run of ours."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gptlit.errors import UserError
+
+
+def check_trainer_settings(settings: Mapping[str, Any], fit: bool) -> None:
+    """Refuses what cannot work, before anything is loaded.
+
+    Args:
+        settings: of the whole command, nested.
+        fit: whether they are for training.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if not fit:
+        return
+    trainer = settings["trainer"]
+    if trainer["max_steps"] < 1 and not trainer["fast_dev_run"]:
+        raise UserError(
+            f"trainer.max_steps is {trainer['max_steps']}: the length of a run is counted in optimizer steps, give it"
+        )
+    if trainer["limit_train_batches"] not in (None, 1.0):
+        raise UserError(
+            f"trainer.limit_train_batches is {trainer['limit_train_batches']}: a run is one pass over "
+            "trainer.max_steps batches, set that instead"
+        )
+    if trainer["overfit_batches"]:
+        raise UserError(
+            f"trainer.overfit_batches is {trainer['overfit_batches']}: each step has a batch of its own here; "
+            "give a short text as data.corpus to overfit on"
+        )
+    interval = trainer["val_check_interval"]
+    if isinstance(interval, int | float) and not 0 < interval <= (1 if isinstance(interval, float) else interval):
+        raise UserError(
+            f"trainer.val_check_interval is {interval}: it must be a number of steps, or a fraction of the run"
+        )
+    for name in ("accumulate_grad_batches", "log_every_n_steps"):
+        if trainer[name] is not None and trainer[name] < 1:
+            raise UserError(f"trainer.{name} is {trainer[name]}: it must be 1 or more")
+    if trainer["gradient_clip_val"] is not None and trainer["gradient_clip_val"] < 0:
+        raise UserError(f"trainer.gradient_clip_val is {trainer['gradient_clip_val']}: it must be 0 (off) or more")
+    if settings["save_every_n_steps"] < 1:
+        raise UserError(f"save_every_n_steps is {settings['save_every_n_steps']}: it must be 1 or more")
+    if settings["sample_text"]["max_new_tokens"] < 0:
+        raise UserError(
+            f"sample_text.max_new_tokens is {settings['sample_text']['max_new_tokens']}: it must be 0 (off) or more"
+        )

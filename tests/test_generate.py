@@ -1,0 +1,496 @@
+"""The fast way to draw text gives the very text of the naive way; and every control does what its formula says."""
+
+import gc
+import math
+import random
+import resource
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import pytest
+import torch
+from conftest import DIALECTS, random_gpt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gptlit.decode import Decoder
+from gptlit.errors import UserError
+from gptlit.generate import (
+    Sampling,
+    TextStream,
+    draw,
+    generate,
+    generate_naive,
+    next_token_probabilities,
+    uniform_numbers,
+)
+from gptlit.model import GPT, GPTConfig, KVCache
+from gptlit.tokenizer import BPETokenizer, CharTokenizer
+
+RAGGED = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
+
+
+def table(steps: Iterable[Tensor]) -> list[list[int]]:
+    """The ids of every row."""
+    return torch.stack(list(steps), 1).tolist()
+
+
+@pytest.fixture(scope="module")
+def nanogpt() -> GPT:
+    return random_gpt(GPTConfig(**DIALECTS["nanogpt"]))
+
+
+# ---------------------------------------------------------------- the same text as the naive way
+
+
+@pytest.mark.parametrize(
+    "prompts", [[[1, 2, 3], [4, 5, 6]], RAGGED, [[7] * 40, [8, 9]]], ids=["even", "ragged", "long"]
+)
+def test_the_cache_gives_the_text_of_the_naive_way(dialect: GPTConfig, prompts: list[list[int]]) -> None:
+    """Inside block_size, when a row first fills it, and far beyond. A stale or misplaced key would change the text."""
+    model = random_gpt(dialect)
+    new = 3 * dialect.block_size
+    fast = table(generate(model, prompts, new, num_samples=2, seed=5))
+    assert fast == table(generate_naive(model, prompts, new, num_samples=2, seed=5))
+    assert len({tuple(row) for row in fast}) > 1  # not one symbol over and over, which any mistake would pass
+
+
+@pytest.mark.parametrize("new", [1, 12, 13, 14])
+def test_the_last_ids_before_and_after_the_window_is_full_are_the_naive_ones(nanogpt: GPT, new: int) -> None:
+    """A prompt of 4 and 13 new ids need 16 cached positions, all of block_size; one more needs a recomputation."""
+    prompt = [[1, 2, 3, 4]]
+    assert table(generate(nanogpt, prompt, new)) == table(generate_naive(nanogpt, prompt, new))
+
+
+def rolling_reference(model: GPT, prompt: list[int], new: int, seed: int, sample: int) -> list[int]:
+    """`context="rolling"` without a cache: the context grows to block_size, then starts anew at half of it."""
+    block, text = model.config.block_size, list(prompt)
+    context = min(len(text), block)
+    uniforms = uniform_numbers(seed, [sample], torch.device("cpu"))
+    for _ in range(new):
+        logits = model(torch.tensor([text[-context:]]))[:, -1]
+        text.append(int(draw(next_token_probabilities(logits, Sampling()), next(uniforms))))
+        context = context + 1 if context < block else max(block // 2, 1)
+    return text[-new:]
+
+
+@torch.no_grad()
+def test_rolling_reads_the_newest_half_anew_whenever_a_row_is_full(dialect: GPTConfig) -> None:
+    """Each row at its own time: with prompts of different lengths they are never full together."""
+    model = random_gpt(dialect)
+    new = 3 * dialect.block_size
+    expected = [rolling_reference(model, prompt, new, 7, sample) for prompt in RAGGED for sample in range(2)]
+    assert table(generate(model, RAGGED, new, num_samples=2, seed=7, context="rolling")) == expected
+
+
+@pytest.mark.parametrize("context", ["exact", "rolling"])
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+def test_the_smallest_windows_work(block_size: int, context: str) -> None:
+    model = random_gpt(GPTConfig(**{**DIALECTS["nanogpt"], "block_size": block_size}))
+    drawn = table(generate(model, [[1, 2], [3]], 9, context=context))
+    assert [len(row) for row in drawn] == [9, 9]
+    if context == "exact":
+        assert drawn == table(generate_naive(model, [[1, 2], [3]], 9))
+
+
+def test_the_decoder_is_the_model_position_by_position(dialect: GPTConfig) -> None:
+    """Its own forward pass (other layout, other order) must give the model's logits and leave the model's cache."""
+    model = random_gpt(dialect)
+    decoder = Decoder(model)
+    ids = torch.randint(65, (3, dialect.block_size), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(ids)
+        mine, theirs = decoder.new_cache(3, dialect.block_size), KVCache(dialect, 3, dtype=torch.float64)
+        model(ids, theirs)
+        torch.testing.assert_close(decoder(ids[:, :3], cache=mine), expected[:, 2])
+        for t in range(3, dialect.block_size):
+            torch.testing.assert_close(decoder(ids[:, t : t + 1], cache=mine), expected[:, t])
+    for got, want in zip([*mine.keys, *mine.values], [*theirs.keys, *theirs.values], strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_cache_that_holds_tokens_takes_one_at_a_time(nanogpt: GPT) -> None:
+    """Several at once would need a mask that the decoder does not make: wrong logits, were they let through."""
+    decoder = Decoder(nanogpt)
+    cache = decoder.new_cache(1, 8)
+    decoder(torch.tensor([[1, 2]]), cache=cache)
+    with pytest.raises(ValueError, match="one new token at a time"):
+        decoder(torch.tensor([[3, 4]]), cache=cache)
+    with pytest.raises(UserError, match="does not fit block_size 16"):
+        decoder(torch.zeros(1, 17, dtype=torch.long))
+
+
+def test_a_prompt_is_read_once_for_all_its_samples(nanogpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading it for every sample, or every id anew, is what makes sampling slow."""
+    shapes = []
+    call = Decoder.__call__
+
+    def spy(self: Decoder, ids: Tensor, *args: Tensor, **kwargs: KVCache) -> Tensor:
+        shapes.append(tuple(ids.shape))
+        return call(self, ids, *args, **kwargs)
+
+    monkeypatch.setattr(Decoder, "__call__", spy)
+    list(generate(nanogpt, [[1, 2, 3, 4, 5]], 4, num_samples=6))
+    assert shapes == [(1, 5), (6, 1), (6, 1), (6, 1)]
+
+
+def test_of_a_prompt_longer_than_block_size_the_end_is_read(nanogpt: GPT) -> None:
+    long = list(range(40))
+    assert table(generate(nanogpt, [long], 20)) == table(generate(nanogpt, [long[-16:]], 20))
+
+
+def test_prompts_may_be_a_tensor(nanogpt: GPT) -> None:
+    ids = torch.tensor([[1, 2], [3, 4]])
+    assert table(generate(nanogpt, ids, 5)) == table(generate(nanogpt, [[1, 2], torch.tensor([3, 4])], 5))
+
+
+def test_new_weights_are_seen_by_the_next_call(nanogpt: GPT) -> None:
+    """The decoder keeps a copy of the weights: a kept copy would show a training run its first weights for ever."""
+    model = random_gpt(nanogpt.config, seed=1)
+    before = table(generate(model, [[1]], 10))
+    model.load_state_dict(random_gpt(nanogpt.config, seed=2).state_dict())
+    after = table(generate(model, [[1]], 10))
+    assert after != before
+    assert after == table(generate_naive(model, [[1]], 10))
+
+
+# ---------------------------------------------------------------- seeds, and what is left alone
+
+
+def test_a_sample_is_the_same_whatever_else_is_drawn_with_it(nanogpt: GPT) -> None:
+    """Neither the number of samples nor the other prompts move a sample of a seed."""
+    many = table(generate(nanogpt, [[1, 2], [9], [3, 4, 5]], 40, num_samples=5, seed=3))
+    for context in ("exact", "rolling"):
+        many = table(generate(nanogpt, [[1, 2], [9], [3, 4, 5]], 40, num_samples=5, seed=3, context=context))
+        alone = table(generate(nanogpt, [[9]], 40, num_samples=2, seed=3, context=context))
+        assert many[5:7] == alone
+
+
+def test_seeds_and_samples_differ_and_repeat(nanogpt: GPT) -> None:
+    one = table(generate(nanogpt, [[1]], 30, num_samples=3, seed=1))
+    assert one == table(generate(nanogpt, [[1]], 30, num_samples=3, seed=1))
+    other = table(generate(nanogpt, [[1]], 30, num_samples=3, seed=2))
+    assert len({tuple(row) for row in one + other}) == 6
+
+
+def test_the_random_streams_of_neighbouring_seeds_do_not_meet() -> None:
+    """Seeding with seed + sample would make sample 1 of seed 0 the same text as sample 0 of seed 1."""
+    numbers = [tuple(next(uniform_numbers(seed, range(8), torch.device("cpu"))).tolist()) for seed in range(8)]
+    assert len({number for row in numbers for number in row}) == 64
+    ahead = list(islice(uniform_numbers(0, [2, 5], torch.device("cpu")), 600))
+    assert torch.equal(
+        torch.stack(ahead)[:, 0], torch.cat(list(islice(uniform_numbers(0, [2], torch.device("cpu")), 600)))
+    )
+
+
+def test_drawing_leaves_every_global_random_state_alone(nanogpt: GPT) -> None:
+    """A sample drawn during training would otherwise change the training."""
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    list(generate(nanogpt, [[1]], 20, num_samples=2, sampling=Sampling(top_k=5, top_p=0.9)))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+
+
+def test_a_model_in_training_samples_without_dropout_and_stays_in_training(nanogpt: GPT) -> None:
+    model = random_gpt(GPTConfig(**{**DIALECTS["nanogpt"], "dropout": 0.5})).train()
+    model.transformer["h"][0].eval()  # part of it frozen by its owner
+    flags = [module.training for module in model.modules()]
+    expected = table(generate(nanogpt, [[1]], 40))
+    assert table(generate(model, [[1]], 40)) == expected
+    assert table(generate_naive(model, [[1]], 40)) == expected
+    assert [module.training for module in model.modules()] == flags
+
+
+def test_the_caller_is_not_left_in_inference_mode_between_two_ids(nanogpt: GPT) -> None:
+    """A context manager around a `yield` would lend its mode to the caller: gradients would silently vanish."""
+    for _ in generate(nanogpt, [[1]], 3):
+        assert not torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+
+
+def test_an_id_is_yielded_before_the_next_one_is_computed(nanogpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = generate(nanogpt, [[1]], 100)
+    next(stream)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("computed ahead")
+
+    monkeypatch.setattr(Decoder, "__call__", fail)
+    with pytest.raises(AssertionError, match="computed ahead"):
+        next(stream)
+
+
+# ---------------------------------------------------------------- what an id is chosen by
+
+LOGITS = st.lists(st.lists(st.floats(-30, 30), min_size=7, max_size=7), min_size=1, max_size=3)
+SAMPLINGS = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.1, 0.7, 1.0, 3.0]),
+    top_k=st.none() | st.integers(1, 9),
+    top_p=st.none() | st.sampled_from([0.1, 0.5, 0.9, 1.0]),
+    min_p=st.none() | st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+)
+
+
+def probabilities_by_hand(logits: list[float], sampling: Sampling) -> list[float]:
+    """One row, filter after filter, in plain Python."""
+    weights = [math.exp((logit - max(logits)) / sampling.temperature) for logit in logits]
+    if sampling.top_k is not None:
+        last_kept = sorted(logits, reverse=True)[: sampling.top_k][-1]
+        weights = [weight if logit >= last_kept else 0.0 for weight, logit in zip(weights, logits, strict=True)]
+    p = [weight / sum(weights) for weight in weights]
+    if sampling.top_p is not None and sampling.top_p < 1:
+        kept, mass = set(), 0.0
+        for symbol in sorted(range(len(p)), key=lambda symbol: -p[symbol]):
+            if mass >= sampling.top_p:
+                break
+            kept.add(symbol)
+            mass += p[symbol]
+        p = [q if symbol in kept else 0.0 for symbol, q in enumerate(p)]
+    if sampling.min_p is not None:
+        p = [q if q >= sampling.min_p * max(p) else 0.0 for q in p]
+    return [q / sum(p) for q in p]
+
+
+@given(logits=LOGITS, sampling=SAMPLINGS)
+@settings(deadline=None)
+def test_the_filters_are_what_they_say(logits: list[list[float]], sampling: Sampling) -> None:
+    got = next_token_probabilities(torch.tensor(logits, dtype=torch.float64), sampling)
+    want = torch.tensor([probabilities_by_hand(row, sampling) for row in logits], dtype=torch.float64)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(got.sum(1), torch.ones(len(logits), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.7},
+        {"top_k": 5},
+        {"top_p": 0.8},
+        {"min_p": 0.1},
+        {"temperature": 1.4, "top_k": 30, "top_p": 0.9, "min_p": 0.05},
+    ],
+)
+def test_the_filters_mean_what_they_mean_elsewhere(options: dict[str, float]) -> None:
+    """The same words must give the distribution that `transformers` gives them."""
+    transformers = pytest.importorskip("transformers")
+    warpers = {
+        "temperature": transformers.TemperatureLogitsWarper,
+        "top_k": transformers.TopKLogitsWarper,
+        "top_p": transformers.TopPLogitsWarper,
+        "min_p": transformers.MinPLogitsWarper,
+    }
+    logits = torch.randn(4, 65, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+    scores = logits
+    for name, value in options.items():
+        scores = warpers[name](value)(torch.zeros(4, 1, dtype=torch.long), scores)
+    torch.testing.assert_close(next_token_probabilities(logits, Sampling(**options)), scores.softmax(1))
+
+
+def test_probabilities_do_not_change_the_logits_they_come_from() -> None:
+    logits = torch.randn(2, 9, dtype=torch.float64)
+    before = logits.clone()
+    next_token_probabilities(logits, Sampling(temperature=0.5, top_k=3, top_p=0.5, min_p=0.1))
+    assert torch.equal(logits, before)
+
+
+def test_temperature_zero_takes_the_most_probable_symbol_whatever_the_seed(nanogpt: GPT) -> None:
+    greedy = Sampling(temperature=0)
+    texts = [table(generate(nanogpt, [[1, 2]], 30, greedy, seed=seed)) for seed in (0, 1)]
+    text = [1, 2]
+    with torch.no_grad():
+        for _ in range(30):
+            text.append(int(nanogpt(torch.tensor([text[-16:]]))[0, -1].argmax()))
+    assert texts == [[text[2:]], [text[2:]]]
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-9, 1e9])
+def test_extreme_temperatures_overflow_nothing(temperature: float) -> None:
+    p = next_token_probabilities(torch.tensor([[90.0, -90.0, 89.0]]), Sampling(temperature=temperature))
+    assert bool(p.isfinite().all())
+    assert float(p.sum()) == pytest.approx(1)
+
+
+@given(weights=st.lists(st.sampled_from([0.0, 1e-12, 0.1, 1.0, 3.0]), min_size=1, max_size=8).filter(any))
+@settings(deadline=None)
+def test_a_number_picks_the_symbol_whose_share_of_the_line_it_falls_in(weights: list[float]) -> None:
+    """Evenly spaced numbers, and the ends 0 and just below 1: each symbol is met as often as it is probable."""
+    p = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    n = 500
+    even = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    picked = draw(p.expand(n, -1), even)
+    assert bool((picked.diff() >= 0).all())
+    counts = torch.bincount(picked, minlength=len(weights)).double()
+    assert float((counts / n - p).abs().max()) <= 1.0 / n
+    ends = draw(p.expand(2, -1), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
+    possible = p.nonzero().flatten()
+    assert ends.tolist() == [int(possible[0]), int(possible[-1])]
+
+
+def test_log_probabilities_are_the_models_own(nanogpt: GPT) -> None:
+    """Of temperature 1 and without filters, whatever the ids were drawn with: minus their mean is the text's loss."""
+    scores: list[Tensor] = []
+    prompt, filtered = [1, 2, 3], Sampling(temperature=0.5, top_k=5)
+    drawn = table(generate(nanogpt, [prompt], 12, filtered, num_samples=2, log_probabilities=scores))
+    for row, ids in enumerate(drawn):
+        with torch.no_grad():
+            logits = nanogpt(torch.tensor([prompt + ids[:-1]]))[0, len(prompt) - 1 :]  # (12, V)
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(ids))
+        assert float(-torch.stack(scores, 1)[row].mean()) == pytest.approx(float(loss))
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"temperature": -1.0}, "--temperature is -1.0"),
+        ({"temperature": math.nan}, "--temperature is nan"),
+        ({"temperature": math.inf}, "--temperature is inf"),
+        ({"top_k": 0}, "--top_k is 0"),
+        ({"top_p": 0.0}, "--top_p is 0.0"),
+        ({"top_p": 1.5}, "--top_p is 1.5"),
+        ({"min_p": -0.1}, "--min_p is -0.1"),
+        ({"min_p": 2.0}, "--min_p is 2.0"),
+    ],
+)
+def test_a_number_out_of_range_is_named_with_its_flag(options: dict[str, float], flag: str) -> None:
+    with pytest.raises(UserError, match=flag):
+        Sampling(**options)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "no prompt"),
+        ([[1], []], {}, "prompt 2 is empty"),
+        ([[1, 65]], {}, "outside 0 … 64"),
+        ([[-1]], {}, "outside 0 … 64"),
+        ([[1]], {"max_new_tokens": 0}, "--max_new_tokens is 0"),
+        ([[1]], {"num_samples": 0}, "--num_samples is 0"),
+        ([[1]], {"context": "window"}, "--context is window"),
+    ],
+)
+def test_a_mistake_is_told_at_the_call_and_not_at_the_first_id(
+    nanogpt: GPT, prompts: list[list[int]], options: dict[str, object], message: str
+) -> None:
+    """Ids outside the vocabulary would read beyond the table; a generator would tell of nothing until it is read."""
+    with pytest.raises(UserError, match=message):
+        generate(nanogpt, prompts, **{"max_new_tokens": 5, **options})
+
+
+def test_a_model_that_has_diverged_is_named_as_such(nanogpt: GPT) -> None:
+    """NaN logits would otherwise pick symbols beyond the vocabulary, and fail somewhere else."""
+    model = random_gpt(nanogpt.config)
+    with torch.no_grad():
+        model.transformer["wte"].weight.fill_(math.nan)
+    with pytest.raises(UserError, match="went astray"):
+        next(generate(model, [[1]], 5))
+
+
+# ---------------------------------------------------------------- memory
+
+
+def live_tensors() -> int:
+    gc.collect()
+    return sum(isinstance(thing, Tensor) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("context", ["exact", "rolling"])
+def test_a_long_text_keeps_no_more_than_its_window(nanogpt: GPT, context: str) -> None:
+    """Whatever grows with the text (a list of ids, a cache of all positions) would end a long run out of memory."""
+    stream: Iterator[Tensor] = generate(nanogpt, [[1]], 10_000, context=context)
+    counts = []
+    for _ in range(3):
+        list(islice(stream, 256))
+        counts.append(live_tensors())
+    assert counts[1] == counts[2]
+
+
+def test_the_cache_is_no_larger_than_the_text_will_be(nanogpt: GPT) -> None:
+    short = list(generate(nanogpt, [[1, 2, 3]], 2))
+    assert len(short) == 2
+    assert Decoder(nanogpt).new_cache(1, 4).keys[0].shape == (1, 2, 4, 16)
+    assert Decoder(nanogpt).new_cache(1, 99).keys[0].shape == (1, 2, 16, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", ["exact", "rolling"])
+def test_memory_is_flat_over_a_hundred_thousand_characters(context: str) -> None:
+    model = random_gpt(GPTConfig(**DIALECTS["nanogpt"])).float()
+    stream = generate(model, [[1]], 100_000, context=context)
+    for _ in islice(stream, 2_000):
+        pass
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert sum(1 for _ in stream) == 98_000
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB, on Linux
+    assert grown < 2_048
+
+
+# ---------------------------------------------------------------- text
+
+ALPHABET = CharTokenizer("abc")
+
+
+class Pieces:
+    """A tokenizer whose tokens are several letters long."""
+
+    tokens = ("a", "b", "c", "ab", "bca", "cc", "abcab")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(self.tokens[i] for i in ids)
+
+
+def before_first_stop(text: str, stop: Sequence[str]) -> str:
+    """Letter by letter: the first moment at which the text ends with a stop text."""
+    for end in range(1, len(text) + 1):
+        met = [len(s) for s in stop if text[:end].endswith(s)]
+        if met:
+            return text[: end - max(met)]
+    return text
+
+
+def streamed(stream: TextStream, ids: Iterable[int]) -> list[str]:
+    return [*(stream.push(i) for i in ids), stream.close()]
+
+
+@given(
+    ids=st.lists(st.integers(0, 6), max_size=30),
+    stop=st.lists(st.text("abc", min_size=1, max_size=6), max_size=3),
+)
+def test_the_text_ends_before_the_first_stop_text_however_it_is_cut_into_tokens(
+    ids: list[int], stop: list[str]
+) -> None:
+    text = Pieces().decode(ids)
+    assert "".join(streamed(TextStream(Pieces(), stop), ids)) == before_first_stop(text, stop)
+
+
+def test_only_what_may_begin_a_stop_text_is_held_back() -> None:
+    """Text that cannot be part of a stop text must not wait: a reader would see it stutter."""
+    stream = TextStream(ALPHABET, ["abc"])
+    assert streamed(stream, ALPHABET.encode("cabab")) == ["c", "", "", "ab", "", "ab"]
+    assert not stream.stopped
+    stream = TextStream(ALPHABET, ["abc"])
+    assert streamed(stream, ALPHABET.encode("cababca")) == ["c", "", "", "ab", "", "", "", ""]
+    assert stream.stopped
+
+
+def test_without_a_stop_text_every_character_comes_at_once() -> None:
+    assert streamed(TextStream(ALPHABET), [0, 1, 2]) == ["a", "b", "c", ""]
+
+
+VERSE = "naïve 日本語 😀 \ufffd end"
+
+
+@given(text=st.text(max_size=20) | st.text(VERSE, max_size=20), cut=st.integers(0, 20))
+@settings(deadline=None)
+def test_half_a_character_is_never_shown(text: str, cut: int) -> None:
+    """A byte-level token may end inside a character: shown at once it would be a �, and stay one."""
+    tokenizer = BPETokenizer.train([VERSE], vocab_size=256, source="verse")
+    ids = tokenizer.encode(text)
+    pieces = streamed(TextStream(tokenizer), ids)
+    assert "".join(pieces) == text
+    broken = ids[:cut]  # ends anywhere, as a text of max_new_tokens does
+    assert "".join(streamed(TextStream(tokenizer), broken)) == tokenizer.decode(broken)

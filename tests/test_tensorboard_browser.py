@@ -1,0 +1,190 @@
+"""TensorBoard as a person sees it: `gptlit fit`, the command that it prints, and its pages in a headless Chromium.
+
+Slow, and skipped without Chromium, its driver and selenium (`apt-get install chromium chromium-driver`,
+`pip install selenium`). Two variables of the environment:
+
+- GPTLIT_TENSORBOARD_RUNS: a folder of runs to look at instead of the two small ones trained here.
+- GPTLIT_SCREENSHOTS: a folder for the pictures, such as `tests/screenshots`, which the README shows.
+"""
+
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+SCREENSHOTS = os.environ.get("GPTLIT_SCREENSHOTS")
+PATIENCE = 180.0  # seconds; a busy machine draws a page in 30
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
+]
+
+RUNS = {
+    "bigram": ["--model.gpt.n_layer", "0", "--model.gpt.position", "none"],
+    "transformer": ["--model.gpt.n_layer", "2", "--trainer.gradient_clip_val", "1.0"],
+}
+SETTINGS = """
+model: {gpt: {block_size: 32, n_head: 2, n_embd: 32}, schedule: {shape: linear}}
+data: {corpus: sample, batch_size: 16, estimate_batches: 4}
+trainer: {max_steps: 200, val_check_interval: 20, log_every_n_steps: 5}
+sample_text: {show: 0}
+"""
+
+# Text that can be seen, and elements, through shadow roots and frames.
+SCRIPT = """
+function* nodes(root) {
+  for (const node of root.childNodes) {
+    if (node.nodeType === 3) { yield node; continue; }
+    if (node.nodeType !== 1 || ['STYLE', 'SCRIPT', 'NOSCRIPT', 'TEMPLATE'].includes(node.tagName)) continue;
+    if (getComputedStyle(node).display === 'none') continue;
+    yield node;
+    if (node.shadowRoot) yield* nodes(node.shadowRoot);
+    if (node.tagName === 'IFRAME' && node.contentDocument) yield* nodes(node.contentDocument);
+    yield* nodes(node);
+  }
+}
+"""
+TEXT = SCRIPT + "return [...nodes(document)].filter(n => n.nodeType === 3).map(n => n.textContent).join(' ');"
+ELEMENTS = SCRIPT + "return [...nodes(document)].filter(n => n.nodeType === 1 && n.matches(arguments[0]));"
+
+
+def run_dirs(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("*/config.yaml"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder of runs, and the command that fit printed for it."""
+    given = os.environ.get("GPTLIT_TENSORBOARD_RUNS")
+    if given:
+        folder = Path(given).resolve()
+        return folder, shlex.join([sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)])
+    place = tmp_path_factory.mktemp("board")
+    (place / "settings.yaml").write_text(SETTINGS, encoding="utf-8")
+    command = ""
+    for name, flags in RUNS.items():
+        fit = [sys.executable, "-m", "gptlit", "fit", "--config", "settings.yaml", *flags]
+        path = os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
+        said = subprocess.run(
+            [*fit, "--run_dir", f"checkpoints/{name}"],
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+        (command,) = re.findall(r"^curves: (.*)$", said, flags=re.MULTILINE)
+    return place / "checkpoints", command
+
+
+@pytest.fixture(scope="module")
+def address(runs: tuple[Path, str]) -> Iterator[str]:
+    """Where the command serves its pages; a free port is the only thing added to it."""
+    folder, command = runs
+    process = subprocess.Popen(
+        [*shlex.split(command), "--host", "127.0.0.1", "--port", "0"],
+        cwd=folder.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if found := re.search(r"at (http://127\.0\.0\.1:\d+/)", line):
+                threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
+                yield found.group(1)
+                break
+        else:
+            pytest.fail(f"no address was printed by {command}")
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+class Board:
+    """TensorBoard in a browser."""
+
+    def __init__(self, driver: Any, address: str) -> None:
+        self.driver, self.address = driver, address
+
+    def open(self, tab: str, *texts: str) -> str:
+        """Goes to a tab, and waits until every text can be read there."""
+        if not self.driver.current_url.startswith(self.address):
+            self.driver.get(f"{self.address}#{tab}")
+        self.driver.execute_script("location.hash = arguments[0]", tab)
+        return self.wait(*texts)
+
+    def wait(self, *texts: str) -> str:
+        """All that can be read, as soon as it has every one of the texts."""
+        seen = ""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            seen = " ".join(self.driver.execute_script(TEXT).split())
+            if all(text in seen for text in texts):
+                return seen
+            time.sleep(1)
+        missing = [text for text in texts if text not in seen]
+        raise AssertionError(f"after {PATIENCE:.0f} s the page lacks {missing}; it says: {seen[:3000]}")
+
+    def elements(self, selector: str) -> list[Any]:
+        return self.driver.execute_script(ELEMENTS, selector)
+
+    def click(self, selector: str, number: int = 0) -> None:
+        self.driver.execute_script("arguments[0].click()", self.elements(selector)[number])
+
+    def picture(self, name: str, height: int = 640, settle: float = 3.0) -> None:
+        """Keeps a small screenshot, when a folder is given for it."""
+        from PIL import Image
+
+        time.sleep(settle)  # lines are drawn, and animations end, after the text is there
+        image = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
+        if SCREENSHOTS:
+            image = image.crop((0, 0, image.width, min(height, image.height)))
+            small = image.resize((900, round(900 * image.height / image.width)), Image.Resampling.LANCZOS)
+            Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+            small.quantize(48, dither=Image.Dither.NONE).save(Path(SCREENSHOTS) / f"{name}.png", optimize=True)
+
+
+@pytest.fixture(scope="module")
+def board(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """One browser for all tests."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "enable-unsafe-swiftshader",  # the projector draws with WebGL
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "window-size=1280,900",
+        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):
+        options.add_argument(f"--{flag}")
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_page_load_timeout(PATIENCE)
+    driver.set_script_timeout(PATIENCE)
+    try:
+        yield Board(driver, address)
+    finally:
+        driver.quit()
