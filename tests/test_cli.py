@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gptlit.cli.runs import packaged_configs
+from gptlit.cli.settings import packaged_configs
 from gptlit.cli.training import GptlitCLI
 
 SCRIPT = Path(sys.executable).with_name("gptlit")

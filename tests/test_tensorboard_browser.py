@@ -62,7 +62,11 @@ function* nodes(root) {
 }
 """
 TEXT = SCRIPT + "return [...nodes(document)].filter(n => n.nodeType === 3).map(n => n.textContent).join(' ');"
-ELEMENTS = SCRIPT + "return [...nodes(document)].filter(n => n.nodeType === 1 && n.matches(arguments[0]));"
+ON_ELEMENTS = (
+    SCRIPT
+    + "const found = [...nodes(document)].filter(n => n.nodeType === 1 && n.matches(arguments[0]));"
+    + "return found.map(new Function('element', 'number', arguments[1]));"
+)
 
 
 def run_dirs(folder: Path) -> list[str]:
@@ -143,11 +147,13 @@ class Board:
         missing = [text for text in texts if text not in seen]
         raise AssertionError(f"after {PATIENCE:.0f} s the page lacks {missing}; it says: {seen[:3000]}")
 
-    def elements(self, selector: str) -> list[Any]:
-        return self.driver.execute_script(ELEMENTS, selector)
+    def on_elements(self, selector: str, script: str) -> list[Any]:
+        """What the script returns for each `element` that a CSS selector finds, and its `number`."""
+        return self.driver.execute_script(ON_ELEMENTS, selector, script)
 
-    def click(self, selector: str, number: int = 0) -> None:
-        self.driver.execute_script("arguments[0].click()", self.elements(selector)[number])
+    def click(self, selector: str) -> None:
+        """Clicks every element that a CSS selector finds."""
+        assert self.on_elements(selector, "element.click()"), f"nothing to click: {selector}"
 
     def picture(self, name: str, height: int = 640, settle: float = 3.0) -> None:
         """Keeps a small screenshot, when a folder is given for it."""

@@ -101,6 +101,14 @@ def test_an_unknown_character_is_named_with_its_place_and_the_way_out() -> None:
     assert "\n" not in message
 
 
+def test_no_unknown_character_slips_through_the_vectorised_path() -> None:
+    """A character beyond the highest symbol must not wrap around to a known one."""
+    tokenizer = CharTokenizer("ab")
+    for code in (*range(ord("a")), *range(ord("c"), 700), 0xFFFF, 0x10FFFF):
+        with pytest.raises(UserError):
+            tokenizer.encode_array(chr(code))
+
+
 def test_a_text_to_train_on_is_not_told_of_a_flag_for_prompts() -> None:
     with pytest.raises(UserError, match="U\\+0021") as caught:
         CharTokenizer("ab").encode_array("ab!")
@@ -201,13 +209,36 @@ words = st.lists(
 )
 
 
+@pytest.fixture(scope="module")
+def llama() -> BPETokenizer:
+    """A BPE that takes texts apart with the pattern of Llama 3, where line ends belong to the full stop before them."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False, initial_alphabet=alphabet)
+    library.train_from_iterator(["end.\nstop!\n\na b  a  b\n a\r\nb." * 20], trainer)
+    return BPETokenizer(json.loads(library.to_str()))
+
+
 @settings(max_examples=200)
 @given(parts=words)
-def test_a_text_cut_between_words_has_the_tokens_of_the_whole(bpe: BPETokenizer, parts: list[tuple[str, str]]) -> None:
+def test_a_text_cut_between_words_has_the_tokens_of_the_whole(
+    bpe: BPETokenizer, llama: BPETokenizer, parts: list[tuple[str, str]]
+) -> None:
     """Large texts are encoded in slices; a cut inside a run of blanks or a word would change the ids."""
     text = "".join(word + gap for word, gap in parts)
-    for cut in SAFE_CUT.finditer(text):
-        assert bpe.encode(text[: cut.start()]) + bpe.encode(text[cut.start() :]) == bpe.encode(text)
+    for tokenizer in (bpe, llama):
+        for cut in SAFE_CUT.finditer(text):
+            parted = tokenizer.encode(text[: cut.start()]) + tokenizer.encode(text[cut.start() :])
+            assert parted == tokenizer.encode(text)
 
 
 def test_the_array_of_a_bpe_holds_the_ids_of_the_whole_text(bpe: BPETokenizer) -> None:

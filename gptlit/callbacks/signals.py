@@ -27,11 +27,12 @@ class StopBetweenSteps(pl.Callback):
         self._agreed = False
         self._before: dict[signal.Signals, Any] = {}
 
-    # ---------------------------------------------------------------- during a fit
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Installs the handlers, after Lightning has installed its own."""
-        self._install(self._note)
+        for name in STOPPING:
+            number = getattr(signal, name, None)  # Windows has not all of them
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -42,45 +43,23 @@ class StopBetweenSteps(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that is to stop does not begin a validation; a resumed one makes up for it."""
-        if trainer.state.fn != "fit":
-            self._install(self._stop_at_once)
-        elif self._agreed:
+        if self._agreed:
             raise SIGTERMException
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Long validations are left."""
-        if trainer.state.fn == "fit" and self._agree(trainer):
+        if self._agree(trainer):
             raise SIGTERMException
-
-    # ---------------------------------------------------------------- elsewhere there is nothing to save
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Installs handlers that stop at once; Lightning's would ignore SIGTERM."""
-        self._install(self._stop_at_once)
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Likewise."""
-        self._install(self._stop_at_once)
-
-    # ---------------------------------------------------------------- the end
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Puts the handlers back that were there before."""
         self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Likewise, and remembers a Ctrl-C that came before training began."""
-        if isinstance(exception, KeyboardInterrupt) and self.received is None:
-            self.received = signal.SIGINT
+        """Likewise."""
         self._restore()
-
-    def _install(self, handler: Any) -> None:
-        for name in STOPPING:
-            number = getattr(signal, name, None)  # Windows has not all of them
-            if number is not None and number not in self._before and signal.getsignal(number) != signal.SIG_IGN:
-                self._before[number] = signal.signal(number, handler)
 
     def _restore(self) -> None:
         while self._before:
@@ -94,11 +73,7 @@ class StopBetweenSteps(pl.Callback):
                 # Not through a file object: the signal may have come while one was being written to.
                 os.write(2, f"\n{self.received.name}: stopping after this step; once more stops at once\n".encode())
         elif time.monotonic() - self._received_at > REPEAT_SECONDS:
-            raise KeyboardInterrupt
-
-    def _stop_at_once(self, number: int, frame: FrameType | None) -> None:
-        self.received = self.received or signal.Signals(number)
-        raise KeyboardInterrupt
+            raise SystemExit(128 + number)
 
     def _agree(self, trainer: pl.Trainer) -> bool:
         """Whether any process has received a signal: the same answer on all of them."""

@@ -1,8 +1,12 @@
 """The command: `run` hands a verb to its room and turns mistakes of the user into one line and exit code 2."""
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from gptlit.errors import UserError
 
@@ -12,9 +16,15 @@ TRAINING_VERBS = ("fit", "validate", "test")
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Runs `gptlit VERB ARGUMENTS`; returns the exit code.
 
-    0 done · 2 a mistake of the user · 130 stopped by SIGINT · 143 stopped by SIGTERM. Anything else that goes wrong is
-    ours and keeps its traceback (exit code 1).
+    0 done · 1 a run could not go on (a full disk, a loss that is no number) · 2 a mistake of the user · 128 + n stopped
+    by signal n: 130 by SIGINT, 143 by SIGTERM. Anything else that goes wrong is ours and keeps its traceback (exit
+    code 1).
     """
+    with exit_on_signals():
+        return _run(verb, arguments)
+
+
+def _run(verb: str, arguments: Sequence[str]) -> int:
     from gptlit.cli.messages import quiet_libraries
 
     quiet_libraries()
@@ -35,3 +45,26 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         # The reader of a pipe (`gptlit predict | head`) has gone; that is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Inside, signals that ask to stop raise SystemExit(128 + n), so that what was begun is cleared away.
+
+    While it trains, `gptlit.callbacks.signals` listens instead.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,7 +4,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-
 from gptlit.cli.settings import flat, leaves_of
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError
@@ -41,9 +40,9 @@ def settings_to_take_over(
     left_out: dict[str, str] = {}
     for key, value in flat(stored, stop_at=leaves_of(known)).items():
         part = key.partition(".")[0]
-        if key in OF_ONE_START or (verb != "fit" and part not in ("seed_everything", "model", "data")):
-            if key != "trainer.precision":
-                continue
+        needed = verb == "fit" or part in ("seed_everything", "model", "data") or key == "trainer.precision"
+        if key in OF_ONE_START or not needed:
+            continue
         if key.startswith("model.gpt.") and key not in known:
             raise UserError(f"the checkpoint has {key} {value}, which this version does not know: use a newer gptlit")
         if key not in known:
@@ -98,16 +97,18 @@ def refuse_another_text(checkpoint: dict[str, Any], datamodule: TextDataModule) 
     if not trained_on:
         return
     now = datamodule.fingerprint()
-    if now["sha256"] != trained_on["sha256"]:
+    before, after = str(trained_on["sha256"]), str(now["sha256"])
+    if before != after:
         raise UserError(
             f"data.corpus {datamodule.corpus_spec!r} is not the text that the checkpoint was trained on "
-            f"({trained_on['name']}, SHA-256 {trained_on['sha256'][:12]}…, now {now['sha256'][:12]}…): give that text, or "
-            "start a new run without --ckpt_path"
+            f"({trained_on['name']}, SHA-256 {before[:12]}…, now {after[:12]}…): give that text, or start a new run "
+            "without --ckpt_path"
         )
-    if now["train_characters"] != trained_on["train_characters"]:
+    first, now_first = trained_on["train_characters"], now["train_characters"]
+    if first != now_first:
         raise UserError(
-            f"data.val_fraction or data.val_corpus has changed: the run was trained on the first "
-            f"{trained_on['train_characters']:,} characters, and would now see {now['train_characters']:,}: drop the flag"
+            "data.val_fraction or data.val_corpus has changed: the run was trained on the first "
+            f"{first:,} characters of its text, and now it would be {now_first:,}: drop the flag"
         )
 
 

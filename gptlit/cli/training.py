@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gptlit import __version__
 from gptlit.callbacks.bar import RunBar
@@ -22,7 +22,8 @@ from gptlit.callbacks.curves import Curves, MetricsFile
 from gptlit.callbacks.samples import SampleText
 from gptlit.callbacks.signals import StopBetweenSteps
 from gptlit.callbacks.tensorboard import EventFiles, TensorBoardPages, tensorboard_command
-from gptlit.cli.messages import complain, duration, parser_error_line, say, table
+from gptlit.cli.endings import Ending, ending_of, way_on
+from gptlit.cli.messages import duration, parser_error_line, say, table
 from gptlit.cli.resume import is_finished, refuse_another_text, refuse_what_is_fixed, settings_to_take_over
 from gptlit.cli.runs import RunDir, find_checkpoint, find_start, home_of, read_checkpoint, started_by_first_process
 from gptlit.cli.settings import check_config, find_config, flat, option, stored_config, without_option
@@ -47,9 +48,10 @@ class GptlitCLI(LightningCLI):
         self.config_names: list[str] = []
         self.checkpoint: dict[str, Any] | None = None
         self.checkpoint_path: Path | None = None
-        self.run: RunDir | None = None
+        self.folder: RunDir | None = None
         self.run_dir: Path | None = None
         self.finished = False  # the run of the checkpoint has nothing left to do
+        self.ending: Ending | None = None
         self.exit_code = 0
         super().__init__(
             LitGPT,
@@ -211,21 +213,21 @@ class GptlitCLI(LightningCLI):
         if wanted and home is not None and Path(wanted).resolve() != home.resolve():
             home = None
         if home is not None:
-            self.run = RunDir.reopen(home)
+            self.folder = RunDir.reopen(home)
         elif path is None:
             stem = Path(self.config_names[-1]).with_suffix("").name if self.config_names else "run"
-            self.run = RunDir.make(wanted, stem)
+            self.folder = RunDir.make(wanted, stem)
         else:
             in_a_run = (path.parent / "config.yaml").is_file()
-            self.run = RunDir.make(wanted or (str(path.parent) if in_a_run else None), path.stem)
-            self._say(f"{path.parent} stays as it is: the run goes on in {self.run.path}", style="yellow")
-        self.run_dir = self.run.path
+            self.folder = RunDir.make(wanted or (str(path.parent) if in_a_run else None), path.stem)
+            self._say(f"{path.parent} stays as it is: the run goes on in {self.folder.path}", style="yellow")
+        self.run_dir = self.folder.path
 
     def _close_run_dir(self, keep: bool) -> None:
-        if self.run is not None:
+        if self.folder is not None:
             if not keep:
-                self.run.give_back()
-            self.run.close()
+                self.folder.give_back()
+            self.folder.close()
 
     def _trainer_settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What the Trainer must be told beyond the user's settings."""
@@ -284,51 +286,25 @@ class GptlitCLI(LightningCLI):
 
     def fit(self, model: LitGPT, datamodule: TextDataModule, ckpt_path: str | None = None) -> None:
         """Trains; whatever ends it, the last lines say what happened and how to go on, and the exit code is true."""
-        started = False
         try:
             self._say_start()
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
-            started = True
             self._say_end()
         except BaseException as error:
-            started = self.trainer.global_step > 0
-            self._end_other_processes(error)
-            if not self._explain(error):
+            ending = ending_of(error, self.signals.received, self.trainer.global_step, self.run_dir)
+            self._end_other_processes(ending)
+            if ending is None:
+                if self.trainer.global_step and not isinstance(error, UserError):
+                    self._say_how_to_go_on()
                 raise
+            self._say_ending(ending)
         finally:
-            self._close_run_dir(keep=started or self.checkpoint is not None)
+            self._close_run_dir(keep=self.trainer.global_step > 0)
 
-    def _explain(self, error: BaseException) -> bool:
-        """Says why training ended and sets the exit code; false for errors that keep their traceback."""
-        stopped = isinstance(error, SIGTERMException) or (isinstance(error, SystemExit) and self.signals.received)
-        if isinstance(error, UserError) or (isinstance(error, SystemExit) and not stopped):
-            return False
-        self.exit_code = 1
-        if stopped and self.signals.received is not None:
-            self._say(
-                f"stopped by {self.signals.received.name} after step {self.trainer.global_step:,}", style="yellow"
-            )
-            self.exit_code = 128 + int(self.signals.received)
-        elif isinstance(error, MisconfigurationException) and self.trainer.global_step == 0:
-            raise UserError(f"the Trainer does not take these trainer settings: {error}") from error
-        elif isinstance(error, FloatingPointError):
-            self._complain(str(error))
-        elif isinstance(error, OSError) and error.errno is not None:
-            self._complain(
-                f"{error.filename or self.run_dir}: {error.strerror} (after step {self.trainer.global_step:,})"
-            )
-        if self.checkpoints is not None and self.checkpoints.problem not in (None, error):
-            self._complain(f"last.ckpt could not be written: {self.checkpoints.problem}")
-        self._say_how_to_go_on(slower=isinstance(error, FloatingPointError))
-        agreed = stopped or isinstance(error, FloatingPointError)
-        if agreed and started_by_first_process():
-            self.exit_code = 0  # the first process answers; Lightning would kill it if this one failed before it
-        return agreed or (isinstance(error, OSError) and error.errno is not None)
-
-    def _end_other_processes(self, error: BaseException) -> None:
-        """Processes that this one started would wait for it for ever, unless all stop together."""
+    def _end_other_processes(self, ending: Ending | None) -> None:
+        """Processes that this one started would wait for it for ever, unless they end by themselves."""
         launcher: Any = self.trainer.strategy.launcher
-        if launcher is not None and not isinstance(error, SIGTERMException | FloatingPointError):
+        if launcher is not None and not (ending is not None and ending.together):
             launcher.kill(signal.SIGKILL)
 
     def validate(self, model: LitGPT, datamodule: TextDataModule, ckpt_path: str | None = None) -> None:
@@ -347,22 +323,39 @@ class GptlitCLI(LightningCLI):
 
     # ---------------------------------------------------------------- saying
 
+    def _say(self, text: str, style: str | None = None) -> None:
+        """A line on stderr, once for all processes."""
+        if rank_zero_only.rank == 0:
+            say(text, style=style)
+
     def _say_start(self) -> None:
-        if rank_zero_only.rank != 0:
-            return
         data, trainer = self.datamodule, self.trainer
-        say(f"gptlit {__version__} · {data.corpus.source} · {data.tokenizer.vocab_size} symbols")
-        say(batch_line(data.batch_size, data.block_size, trainer.accumulate_grad_batches, trainer.world_size))
+        self._say(f"gptlit {__version__} · {data.corpus.source} · {data.tokenizer.vocab_size} symbols")
+        self._say(batch_line(data.batch_size, data.block_size, trainer.accumulate_grad_batches, trainer.world_size))
+        if self.checkpoint is not None:
+            self._say(f"goes on after step {self.checkpoint['global_step']:,} of {self.checkpoint_path}")
         if self.run_dir is not None:
-            say(f"run folder {self.run_dir}")
+            self._say(f"run folder {self.run_dir}")
             if command := tensorboard_command(trainer, self.run_dir):
-                say(f"curves: {command}")
+                self._say(f"curves: {command}")
+
+    def _say_ending(self, ending: Ending) -> None:
+        self.ending = ending
+        # Where all processes end by themselves, the first one answers; Lightning would kill it for a failure elsewhere.
+        self.exit_code = 0 if ending.together and started_by_first_process() else ending.exit_code
+        self._say(f"gptlit: {ending.line}", style="yellow")
+        problem = None if self.checkpoints is None else self.checkpoints.problem
+        if problem is not None and ending.together:
+            self._say(f"gptlit: last.ckpt could not be written: {problem}", style="yellow")
+        self._say_how_to_go_on()
 
     def _say_how_to_go_on(self) -> None:
-        if self.checkpoints is not None and self.checkpoints.last_path.is_file() and rank_zero_only.rank == 0:
-            say(f"go on with: gptlit fit --ckpt_path {shlex.quote(str(self.run_dir))}")
+        if self.checkpoints is not None:
+            self._say(way_on(self.run_dir, self.model, slower=self.ending is not None and self.ending.slower))
 
     def _say_end(self) -> None:
+        if rank_zero_only.rank != 0:
+            return
         rows: list[tuple[str, str]] = []
         metrics = self.trainer.callback_metrics
         if self.checkpoints is not None and self.checkpoints.best_score is not None:
@@ -381,6 +374,20 @@ class GptlitCLI(LightningCLI):
             if command := tensorboard_command(self.trainer, self.run_dir):
                 rows.append(("curves", command))
         table("done", rows)
+
+
+class SaveConfig(pl.Callback):
+    """Writes config.yaml into the run folder when training starts; YAML of all settings of the run."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Replaces the file in one go."""
+        if trainer.is_global_zero:
+            partial = self.run_dir / ".config.yaml.partial"
+            partial.write_text(pl_module.run_config, encoding="utf-8")
+            partial.replace(self.run_dir / "config.yaml")
 
 
 def keep_freed_memory() -> None:

@@ -1,0 +1,263 @@
+"""Characters per second of sampling, beside nanoGPT's sampler on the same weights, and against the memory's speed.
+
+    python tests/benchmarks/bench_sampling.py --threads 2 --peer PATH/TO/nanoGPT
+    python tests/benchmarks/bench_sampling.py --loss CHECKPOINT --text tinyshakespeare.txt
+
+The first prints one line for every size, number of samples and length. The limit it compares with is the bytes that
+one step must read (every weight once, and the keys and values of each row) over the bandwidth of a large copy, both
+directions counted, measured in the same run. The second measures what `--context rolling` costs in loss.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptlit.generate import generate
+from gptlit.model import GPT, GPTConfig
+
+DIALECT: dict[str, Any] = {
+    "vocab_size": 65,
+    "position": "learned",
+    "norm": "layernorm",
+    "activation": "gelu",
+    "qk_norm": False,
+    "tie_weights": True,
+    "init": "scaled",
+}
+SIZES = {
+    "base": GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128, **DIALECT),
+    "scaled": GPTConfig(block_size=256, n_layer=6, n_head=6, n_embd=384, **DIALECT),
+}
+
+
+@dataclass
+class Line:
+    """One line of the table. Rates are characters per second, all samples together."""
+
+    size: str
+    samples: int
+    characters: int
+    context: str
+    ours: float
+    peer: float | None
+    ratio: float | None
+    limit: float
+    of_limit: float
+
+
+def clock(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `work` takes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second, read and written, of a copy of 256 MB."""
+    source = torch.ones(2**26, device=device)
+    target = torch.empty_like(source)
+    seconds = min(clock(lambda: target.copy_(source), device) for _ in range(8))
+    return 2 * source.numel() * source.element_size() / seconds
+
+
+def step_bytes(model: GPT, samples: int, mean_context: float) -> float:
+    """What one step must read: the weights of every product once, and each row's keys and values."""
+    config = model.config
+    tables = model.transformer["wpe"].weight.numel() if "wpe" in model.transformer else 0
+    weights = sum(parameter.numel() for parameter in model.parameters()) - tables
+    return 4 * (weights + samples * 2 * config.n_layer * config.n_embd * mean_context)
+
+
+def load_peer(folder: Path) -> ModuleType:
+    """nanoGPT's model.py as a module."""
+    spec = importlib.util.spec_from_file_location("peer_model", folder / "model.py")
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"--peer: no model.py in {folder}")
+    module = sys.modules["peer_model"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def twin(module: ModuleType, model: GPT) -> torch.nn.Module:
+    """nanoGPT with the weights of `model`; the same logits, or an error."""
+    names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    peer = module.GPT(module.GPTConfig(**{name: getattr(model.config, name) for name in names})).eval()
+    peer.load_state_dict(model.state_dict())
+    peer.to(next(model.parameters()).device)
+    ids = torch.randint(65, (2, model.config.block_size), device=next(model.parameters()).device)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids)[:, -1:], peer(ids)[0], atol=1e-4, rtol=1e-4)
+    return peer
+
+
+def peer_seconds(peer: torch.nn.Module, block_size: int, samples: int, characters: int, budget: float) -> float:
+    """Seconds that nanoGPT takes for `characters` after one character.
+
+    Its cost of a character depends on the length of the context alone. So a run longer than `budget` seconds is not
+    run, but summed up from the cost at evenly spaced lengths, and at the full window for all that lies beyond it.
+    """
+    device = next(peer.parameters()).device
+
+    def draw(context: int, new: int) -> float:
+        prompt = torch.zeros(samples, context, dtype=torch.long, device=device)
+        return clock(lambda: peer.generate(prompt, new), device)
+
+    inside = min(characters, block_size)
+    lengths = [max(1, round((i + 0.5) * inside / 8)) for i in range(8)]
+    draw(1, 1)
+    full = min(draw(block_size, 1), draw(block_size, 1)) if characters > inside else 0.0
+    total = statistics.fmean(draw(length, 1) for length in lengths) * inside + full * (characters - inside)
+    return draw(1, characters) if total < budget else total
+
+
+def our_seconds(model: GPT, samples: int, characters: int, context: str, budget: float) -> float:
+    """Seconds that `generate` takes; past the window with `exact`, a long run is summed up as nanoGPT's is."""
+    device, block = next(model.parameters()).device, model.config.block_size
+
+    def draw(prompt: int, new: int) -> float:
+        steps = generate(model, [[0] * prompt], new, num_samples=samples, context=context)  # type: ignore[arg-type]
+        return clock(lambda: [ids.tolist() for ids in steps], device)
+
+    if characters > block and context == "exact":
+        # The first id after a full window is read with the prompt; the difference leaves whole recomputations.
+        step = (draw(block, 5) - draw(block, 1)) / 4
+        if step * characters > budget:
+            return draw(1, block) + step * (characters - block)
+    return draw(1, characters)
+
+
+def measure(size: str, samples: int, characters: int, context: str, options: argparse.Namespace) -> Line:
+    """Alternates nanoGPT and us, and compares the medians."""
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    model = GPT(SIZES[size]).to(device).eval()
+    peer = twin(load_peer(options.peer), model) if options.peer else None
+    block = model.config.block_size
+    our_seconds(model, samples, min(characters, 16), context, 0)
+    mine, theirs = [], []
+    for _ in range(options.repeats):
+        if peer is not None:
+            theirs.append(peer_seconds(peer, block, samples, characters, options.budget))
+        mine.append(our_seconds(model, samples, characters, context, options.budget))
+    ours = samples * characters / statistics.median(mine)
+    rate = samples * characters / statistics.median(theirs) if theirs else None
+    mean_context = characters / 2 if characters <= block else 0.75 * block
+    limit = samples * copy_bandwidth(device) / step_bytes(model, samples, mean_context)
+    return Line(size, samples, characters, context, ours, rate, ours / rate if rate else None, limit, ours / limit)
+
+
+# ---------------------------------------------------------------- what rolling costs
+
+
+@torch.inference_mode()
+def losses(model: GPT, tokens: Tensor, targets: Tensor, contexts: Tensor) -> Tensor:
+    """Cross-entropy (N,) of tokens[targets], each seen with as many tokens before it as `contexts` (N,) says."""
+    result = torch.empty(len(targets))
+    for context in contexts.unique().tolist():
+        chosen = (contexts == context).nonzero()[:, 0]
+        for part in chosen.split(64):
+            windows = tokens[targets[part, None] - context + torch.arange(context)]  # (n, context)
+            logits = model.head(model.hidden(windows)[:, -1])  # (n, V)
+            result[part] = F.cross_entropy(logits, tokens[targets[part]], reduction="none")
+    return result
+
+
+def rolling_loss(model: GPT, tokens: Tensor, count: int) -> tuple[float, float, float, float]:
+    """Loss with the last block_size tokens as context; what rolling adds, with its standard error; the same at worst.
+
+    The same `count` random targets are seen with both contexts. Rolling's goes evenly from half of block_size to all
+    of it; at worst it is the half.
+    """
+    block = model.config.block_size
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(block, len(tokens), (count,), generator=generator)
+    half = max(block // 2, 1)
+    rolling = torch.randint(half, block + 1, (count,), generator=generator)
+    exact = losses(model, tokens, targets, torch.full((count,), block))
+    added = losses(model, tokens, targets, rolling) - exact
+    worst = losses(model, tokens, targets, torch.full((count,), half)) - exact
+    return float(exact.mean()), float(added.mean()), float(added.std() / count**0.5), float(worst.mean())
+
+
+def report_loss(checkpoint: Path, text: Path, count: int) -> dict[str, float]:
+    from gptlit.module import LitGPT
+
+    module = LitGPT.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    characters = text.read_text(encoding="utf-8")
+    if module.tokenizer is None:
+        raise SystemExit(f"--loss: {checkpoint} has no tokenizer")
+    tokens = torch.tensor(module.tokenizer.encode(characters[int(0.9 * len(characters)) :]))
+    exact, added, error, worst = rolling_loss(module.network, tokens, count)
+    print(f"exact {exact:.4f} nats per token; rolling adds {added:+.4f} ± {error:.4f} (just after a roll {worst:+.4f})")
+    return {"exact": exact, "rolling_adds": added, "standard_error": error, "worst": worst}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, help="folder of nanoGPT, to time it too")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--samples", nargs="+", type=int, default=[1, 8, 64])
+    parser.add_argument("--characters", nargs="+", type=int, default=[500, 5000])
+    parser.add_argument("--contexts", nargs="+", default=["exact", "rolling"], choices=["exact", "rolling"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=10.0, help="seconds beyond which a run is summed up")
+    parser.add_argument("--threads", type=int, help="torch threads; default: torch's own choice")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="write the table here too")
+    parser.add_argument("--loss", type=Path, metavar="CHECKPOINT", help="measure what rolling costs this model")
+    parser.add_argument("--text", type=Path, help="text whose last tenth --loss is measured on")
+    parser.add_argument("--targets", type=int, default=4096, help="characters that --loss looks at")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    result: dict[str, Any] = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device,
+    }
+    if options.loss:
+        if not options.text:
+            parser.error("--loss needs --text")
+        result["loss"] = report_loss(options.loss, options.text, options.targets)
+    else:
+        result["copy_bandwidth"] = copy_bandwidth(torch.device(options.device))
+        print(f"{result['device']}, {result['threads']} threads, copy {result['copy_bandwidth'] / 1e9:.1f} GB/s")
+        print("size    samples  characters  context   ours/s    nanoGPT/s  ratio   limit/s   of it")
+        result["lines"] = []
+        for size in options.sizes:
+            for samples in options.samples:
+                for characters in options.characters:
+                    inside = characters <= SIZES[size].block_size
+                    for context in ["exact"] if inside else options.contexts:
+                        line = measure(size, samples, characters, context, options)
+                        peer = f"{line.peer:9.1f}  {line.ratio:5.1f}" if line.peer and line.ratio else " " * 16
+                        print(
+                            f"{size:7s} {samples:7d}  {characters:10d}  {'inside' if inside else context:8s}"
+                            f"{line.ours:8.0f}    {peer}  {line.limit:8.0f}   {line.of_limit:4.0%}",
+                            flush=True,
+                        )
+                        result["lines"].append(asdict(line))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
