@@ -3,10 +3,10 @@
 Shapes as in `gptlit.model`: B sequences, T positions, C channels, H heads of D channels, V symbols.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,12 +26,15 @@ class Affine:
     bias: Tensor | None
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> "Affine":
-        weight = linear.weight.detach().t()
+    def of(cls, linear: nn.Linear, weight_scale: float = 1.0, bias_scale: float = 1.0) -> "Affine":
+        weight, bias = linear.weight.detach().t(), linear.bias
         # One token times W reads W once. Laid out (in, out), the CPU's product of few rows does so up to twice as
         # fast; that costs a copy of the weights. Elsewhere the transpose stays a view.
-        weight = weight.contiguous() if weight.device.type == "cpu" else weight
-        return cls(weight, None if linear.bias is None else linear.bias.detach())
+        if weight.device.type == "cpu":
+            weight = weight.contiguous()
+        if weight_scale != 1:
+            weight = weight * weight_scale
+        return cls(weight, None if bias is None else bias.detach() * bias_scale)
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
@@ -62,19 +65,27 @@ class Decoder:
         parts: dict[str, Any] = dict(model.transformer.items())
         self.tokens: Tensor = parts["wte"].weight.detach()  # (V, C)
         self.places: Tensor | None = parts["wpe"].weight.detach() if "wpe" in parts else None  # (block_size, C)
+        # gelu(h) = ½ h (1 + erf(h / √2)). With √½ taken into the weights before and behind it, it is h + h erf(h):
+        # two small operations, where torch's own takes longer than a matrix product of a small model. A coarser type
+        # than float32 would round between the two.
+        fine = self.tokens.dtype in (torch.float32, torch.float64)
+        self.folds_gelu = self.config.activation == "gelu" and self.tokens.device.type == "cpu" and fine
+        fold = math.sqrt(0.5) if self.folds_gelu else 1.0
         self.layers = [
             Layer(
                 norm_1=norm(block.ln_1),
                 qkv=Affine.of(block.attn.c_attn),
                 proj=Affine.of(block.attn.c_proj),
                 norm_2=norm(block.ln_2),
-                fc=None if block.mlp is None else Affine.of(block.mlp.c_fc),
-                out=None if block.mlp is None else Affine.of(block.mlp.c_proj),
+                fc=None if block.mlp is None else Affine.of(block.mlp.c_fc, fold, fold),
+                out=None if block.mlp is None else Affine.of(block.mlp.c_proj, fold),
             )
             for block in parts["h"]
         ]
         self.last_norm = norm(parts["ln_f"])
         self.lm_head = Affine.of(model.lm_head)
+        scale = self.config.head_dim**-0.5
+        self.scale = torch.tensor(scale).to(self.tokens)  # a number would be made a tensor for every product
         self.cos: Tensor | None = None
         self.sin: Tensor | None = None
         if self.config.position == "rope" and self.layers:
@@ -117,7 +128,8 @@ class Decoder:
             rotation = rows_at(self.cos, start, T, positions), rows_at(self.sin, start, T, positions)
 
         for i, layer in enumerate(self.layers):
-            q, k, v = self.project(layer, x, B, T, rotation)
+            qkv = layer.qkv(layer.norm_1(x)).view(B, T, 3, self.config.n_head, -1)  # (B, T, 3, H, D)
+            q, k, v = (part.transpose(1, 2) for part in self.split(qkv, rotation))  # (B, H, T, D) each
             if cache is not None:
                 k, v = cache.extend(i, k, v)  # (B, H, length + T, D)
             causal = T > 1
@@ -134,29 +146,49 @@ class Decoder:
             cache.advance(T)
             if lengths is not None:
                 cache.truncate(lengths)
-        if not self.layers:
-            x = last_rows(x.view(B, T, -1), lengths)  # (B, C)
-        logits = self.lm_head(self.last_norm(x))  # (B, V)
-        cap = self.config.logit_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return self.head(x if self.layers else last_rows(x.view(B, T, -1), lengths))
 
-    def project(
-        self, layer: Layer, x: Tensor, B: int, T: int, rotation: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, H, T, D) of x (B · T, C)."""
-        D = self.config.head_dim
-        qkv = layer.qkv(layer.norm_1(x)).view(B, T, 3, self.config.n_head, D)
+    def step(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """`self(ids[:, None], cache=cache)` for ids (B,): logits (B, V), with as few and small operations as possible.
+
+        One token of a small model is over in the time of a hundred operations, so each of them counts; all layers'
+        views of the cache are made at once, and attention of one query is two products.
+        """
+        n, B, H = cache.length, ids.size(0), self.config.n_head
+        if cache.row_lengths is not None or not 0 < n < cache.capacity:
+            return self(ids[:, None], cache=cache)
+        new_keys, new_values = cache.keys.select(3, n).unbind(), cache.values.select(3, n).unbind()  # (B, H, D) each
+        keys, values = (kept.flatten(1, 2).narrow(2, 0, n + 1) for kept in (cache.keys, cache.values))
+        seen = zip(keys.transpose(2, 3).unbind(), values.unbind(), strict=True)  # (B · H, D, n + 1), (B · H, n + 1, D)
+        rotation = None if self.cos is None or self.sin is None else (self.cos[n], self.sin[n])  # (1, 1, D) each
+
+        x = F.embedding(ids, self.tokens)  # (B, C)
+        if self.places is not None:
+            x = x + self.places[n]
+        if self.config.norm == "rmsnorm":
+            x = rms_norm(x)
+        for layer, new_key, new_value, (keys, values) in zip(self.layers, new_keys, new_values, seen, strict=True):
+            qkv = layer.qkv(layer.norm_1(x)).view(B, 3, H, -1)  # (B, 3, H, D)
+            q, k, v = self.split(qkv, rotation)  # (B, H, D) each
+            new_key.copy_(k)
+            new_value.copy_(v)
+            scores = torch.bmm((q * self.scale).view(B * H, 1, -1), keys)  # (B · H, 1, n + 1)
+            y = torch.bmm(scores.softmax(-1), values)  # (B · H, 1, D)
+            x = self.combine(layer, x, y.view(x.shape))  # (B, C)
+        cache.advance(1)
+        return self.head(x)
+
+    def split(self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
+        """Queries, keys and values (…, H, D) of qkv (…, 3, H, D), rotated and normalised where the model does."""
         if rotation is None and not self.config.qk_norm:
-            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D) each
-            return q, k, v
-        qk = qkv[:, :, :2]  # (B, T, 2, H, D)
+            return qkv.unbind(-3)
+        qk = qkv.narrow(-3, 0, 2)  # (…, 2, H, D)
         if rotation is not None:
             # Channel pair (i, i + D/2) turns; rolling by D/2 brings each channel its partner.
-            qk = torch.addcmul(qk * rotation[0], qk.roll(D // 2, -1), rotation[1])
+            qk = torch.addcmul(qk * rotation[0], qk.roll(self.config.head_dim // 2, -1), rotation[1])
         if self.config.qk_norm:
             qk = rms_norm(qk)
-        q, k = qk.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D) each
-        return q, k, qkv[:, :, 2].transpose(1, 2)
+        return *qk.unbind(-3), qkv.select(-3, 2)
 
     def combine(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
         """The block's output (N, C) from its input x (N, C) and what attention gathered, y (N, C)."""
@@ -164,8 +196,15 @@ class Decoder:
         x = add(x, y, layer.proj) if residual else layer.proj(y)
         if layer.fc is None or layer.out is None:
             return x
-        h = activate(layer.fc(layer.norm_2(x)), self.config.activation)  # (N, mlp_ratio · C)
+        h = layer.fc(layer.norm_2(x))  # (N, mlp_ratio · C)
+        h = torch.addcmul(h, h, torch.erf(h)) if self.folds_gelu else activate(h, self.config.activation)
         return add(x, h, layer.out) if residual else layer.out(h)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (B, V) of the residual stream (B, C)."""
+        logits = self.lm_head(self.last_norm(x))
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def add(x: Tensor, h: Tensor, affine: Affine) -> Tensor:
@@ -179,7 +218,7 @@ def norm(module: nn.Module | None) -> Callable[[Tensor], Tensor]:
     if isinstance(module, nn.LayerNorm):
         weight = module.weight.detach()
         bias = None if module.bias is None else module.bias.detach()
-        return partial(F.layer_norm, normalized_shape=weight.shape, weight=weight, bias=bias, eps=module.eps)
+        return lambda x: torch.layer_norm(x, weight.shape, weight, bias, module.eps)
     return (lambda x: x) if module is None or isinstance(module, nn.Identity) else rms_norm
 
 
@@ -233,7 +272,7 @@ class Reader:
             self.roll(self.cache, full)
         self.lengths = [min(length + 1, self.block_size) for length in self.lengths]
         if self.cache is not None:
-            return self.decoder(ids[:, None], cache=self.cache)
+            return self.decoder.step(ids, self.cache)
         return self.decoder(*aligned_left(self.window(max(self.lengths)), self.lengths))
 
     def roll(self, cache: KVCache, full: list[int]) -> None:

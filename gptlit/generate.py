@@ -54,16 +54,16 @@ def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
     In float64, where the device has it, so that only the logits round.
     """
-    logits = logits.to(sampling_dtype(logits.device))
+    dtype = sampling_dtype(logits.device)
     if sampling.temperature == 0:
-        return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+        return torch.zeros_like(logits, dtype=dtype).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
     if sampling.temperature != 1:
         # The maximum first: no temperature is so small that what is left overflows.
-        logits = (logits - logits.amax(1, keepdim=True)) / sampling.temperature
+        logits = (logits.to(dtype) - logits.amax(1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.size(1):
         last_kept = logits.topk(sampling.top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < last_kept, -math.inf)
-    p = logits.softmax(1)
+    p = logits.softmax(1, dtype=dtype)
     if sampling.top_p is not None and sampling.top_p < 1:
         ranked, order = p.sort(dim=1, descending=True, stable=True)
         before = ranked.cumsum(1) - ranked  # mass of the more probable symbols
@@ -78,7 +78,8 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     cumulative distribution. One of probability 0 is never picked.
     """
     cumulative = probabilities.cumsum(1)
-    return torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
+    total = cumulative.select(1, -1)  # 1, but for rounding
+    return torch.searchsorted(cumulative, (uniform * total).unsqueeze(1), right=True).squeeze(1)
 
 
 def sampling_dtype(device: torch.device) -> torch.dtype:
@@ -154,7 +155,7 @@ def _generate(
 ) -> Iterator[Tensor]:
     ids: Tensor | None = None
     for _ in range(max_new_tokens):
-        with torch.inference_mode():  # left before every yield: the mode is the thread's, so the caller's too
+        with quietly(model.lm_head.weight.device):  # left before every yield: the modes are the caller's too
             if ids is None:
                 reader = Reader(model, prompts, num_samples, max_new_tokens, rolling=context == "rolling")
                 logits = reader.logits  # (B, V)
@@ -167,6 +168,17 @@ def _generate(
             if log_probabilities is not None:
                 log_probabilities.append(logits.log_softmax(1).gather(1, ids[:, None])[:, 0])
         yield ids
+
+
+@contextmanager
+def quietly(device: torch.device) -> Iterator[None]:
+    """Without gradients, and in the weights' own precision even under autocast."""
+    with torch.inference_mode():
+        if not torch.is_autocast_enabled(device.type):
+            yield
+        else:
+            with torch.autocast(device.type, enabled=False):
+                yield
 
 
 def generate_naive(
@@ -186,7 +198,7 @@ def generate_naive(
     device = model.lm_head.weight.device
     uniforms = uniform_numbers(seed, [row % num_samples for row in range(len(texts))], device)
     for _ in range(max_new_tokens):
-        with torch.inference_mode(), evaluating(model):
+        with quietly(device), evaluating(model):
             windows = [torch.tensor([text[-model.config.block_size :]], device=device) for text in texts]  # (1, T) each
             logits = torch.cat([model(window)[:, -1] for window in windows])  # (B, V)
             ids = draw(next_token_probabilities(logits, sampling), next(uniforms))  # (B,)

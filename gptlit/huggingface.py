@@ -38,6 +38,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "relu2": "relu2"}  # ours: theirs
 LAYER_NORM_EPS = 1e-5  # torch's default, and GPT-2's
 HEAD_BIAS_TOLERANCE = 1e-6
+SAID = ("bias", "qkv_bias", "dropout", "embedding_dropout", "init")  # may stand under `gptlit` in a config.json
 
 
 def architecture_of(gpt: GPTConfig) -> str:
@@ -94,11 +95,11 @@ def to_huggingface(model: GPT) -> tuple[Any, Weights]:
                 n_inner=gpt.mlp_ratio * gpt.n_embd,
                 activation_function=ACTIVATIONS[gpt.activation],
                 resid_pdrop=gpt.dropout,
-                embd_pdrop=gpt.dropout,
-                attn_pdrop=gpt.dropout,
+                embd_pdrop=gpt.embedding_dropout,
+                attn_pdrop=gpt.attention_dropout,
                 layer_norm_epsilon=LAYER_NORM_EPS,
                 tie_word_embeddings=gpt.tie_weights,
-                gptlit={"bias": gpt.bias, "qkv_bias": gpt.qkv_bias, "init": gpt.init},  # what GPT2Config cannot say
+                gptlit=also_said(gpt, "bias", "qkv_bias", "init"),
                 **no_special,
             )
             return config, gpt2_weights(ours)
@@ -111,15 +112,20 @@ def to_huggingface(model: GPT) -> tuple[Any, Weights]:
             num_key_value_heads=gpt.n_head,
             intermediate_size=gpt.mlp_ratio * gpt.n_embd,
             hidden_act=ACTIVATIONS[gpt.activation],
-            attention_dropout=gpt.dropout,
+            attention_dropout=gpt.attention_dropout,
             rms_norm_eps=RMS_NORM_EPS,
             rope_parameters={"rope_type": "default", "rope_theta": gpt.rope_base},
             final_logit_softcapping=gpt.logit_softcap,
             tie_word_embeddings=gpt.tie_weights,
-            gptlit={"init": gpt.init},
+            gptlit=also_said(gpt, "dropout", "embedding_dropout", "init"),
             **no_special,
         )
         return config, nanochat_weights(ours)
+
+
+def also_said(gpt: GPTConfig, *names: str) -> dict[str, Any]:
+    """What the configuration of transformers has no word for, kept beside it for `config_from_huggingface`."""
+    return {name: getattr(gpt, name) for name in names}
 
 
 def gpt2_weights(ours: Mapping[str, Tensor]) -> Weights:
@@ -212,6 +218,8 @@ def config_from_huggingface(config: Any) -> GPTConfig:
             "qkv_bias": True,
             "init": "scaled",
             "dropout": float(config.resid_pdrop),
+            "attention_dropout": float(config.attn_pdrop),
+            "embedding_dropout": float(config.embd_pdrop),
         }
         activation = config.activation_function
     elif kind == "nanochat":
@@ -223,7 +231,7 @@ def config_from_huggingface(config: Any) -> GPTConfig:
             raise UserError(f"its rope_parameters are {rope}; gptlit has the default kind")
         settings = {
             **REQUIRED[NANOCHAT],
-            "dropout": float(config.attention_dropout),
+            "attention_dropout": float(config.attention_dropout),
             "rope_base": float(rope["rope_theta"]),
             "logit_softcap": config.final_logit_softcapping,
         }
@@ -244,9 +252,7 @@ def config_from_huggingface(config: Any) -> GPTConfig:
         n_embd=width,
         mlp_ratio=inner // width,
         tie_weights=config.tie_word_embeddings,
-        **settings
-        | {"activation": ours[activation]}
-        | {name: said[name] for name in ("bias", "qkv_bias", "init") if name in said},
+        **settings | {"activation": ours[activation]} | {name: said[name] for name in SAID if name in said},
     )
 
 
@@ -310,15 +316,18 @@ def import_transformers() -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Neither advice nor progress bars of transformers inside the block."""
+    """Neither advice, retries nor progress bars of transformers and its hub inside the block."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, hub_level, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
         if bars:
             logging.enable_progress_bar()

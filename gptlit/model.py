@@ -37,7 +37,11 @@ class GPTConfig:
     n_embd: int = 128
     """Channels of the residual stream."""
     dropout: float = 0.0
-    """Probability of dropping: embedding, attention weights, and the output of attention and MLP."""
+    """Probability of dropping a channel of what attention and MLP add (on a CPU to the nearest 256th)."""
+    attention_dropout: float = 0.0
+    """Probability of dropping an attention weight."""
+    embedding_dropout: float = 0.0
+    """Probability of dropping a channel of the embedding."""
     bias: bool = False
     """Biases in projections and LayerNorm, and in the head when it is not tied."""
     qkv_bias: bool = False
@@ -76,8 +80,9 @@ class GPTConfig:
                 f"model.gpt.n_embd ({self.n_embd}) must be a multiple of model.gpt.n_head ({self.n_head}): "
                 "change one of them"
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"model.gpt.dropout is {self.dropout}: it must be at least 0 and less than 1")
+        for name in ("dropout", "attention_dropout", "embedding_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"model.gpt.{name} is {getattr(self, name)}: it must be at least 0 and less than 1")
         if self.position == "rope" and self.head_dim % 2:
             raise UserError(
                 f"model.gpt.position is rope, which turns pairs of channels, but a head has {self.head_dim} channels "
@@ -111,10 +116,9 @@ class KVCache:
     ) -> None:
         self.capacity = config.block_size if capacity is None else min(capacity, config.block_size)
         self.batch_size = batch_size
-        shape = (batch_size, config.n_head, self.capacity, config.head_dim)
-        # Zeros, since what lies beyond a row's end is only masked: its weight is 0, and 0 · NaN would still be NaN.
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]  # (B, H, T, D) each
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        shape = (config.n_layer, batch_size, config.n_head, self.capacity, config.head_dim)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)  # (n_layer, B, H, T, D)
+        self.values = torch.empty_like(self.keys)
         self.length = 0  # positions filled in the longest row
         self.row_lengths: Tensor | None = None  # (B,), only when rows differ in length
         self._slots: tuple[Tensor, Tensor] | None = None  # where the next tokens go, the same in every layer
@@ -126,21 +130,28 @@ class KVCache:
             raise ValueError(f"a row of {longest} positions cannot be kept of a cache that holds {self.length}")
         self.length = longest
         self.row_lengths = None if bool((row_lengths == longest).all()) else row_lengths.clone()
+        if self.row_lengths is not None:
+            # What a shorter row has not reached is masked by a weight of 0; but 0 times garbage may be NaN.
+            self.keys[:, :, :, longest:] = self.values[:, :, :, longest:] = 0
 
     def expand(self, rows: Tensor) -> "KVCache":
         """A cache whose row i is a copy of row `rows[i]` of this one: one prefilled prompt, many samples."""
         copy = object.__new__(KVCache)
         copy.batch_size, copy.capacity, copy.length, copy._slots = len(rows), self.capacity, self.length, None
-        copy.keys = [keys[rows] for keys in self.keys]
-        copy.values = [values[rows] for values in self.values]
-        copy.row_lengths = None if self.row_lengths is None else self.row_lengths[rows]
+        shape = (self.keys.size(0), len(rows), *self.keys.shape[2:])
+        copy.keys, copy.values = self.keys.new_empty(shape), self.keys.new_empty(shape)
+        copy.keys[:, :, :, : self.length] = self.keys[:, rows, :, : self.length]
+        copy.values[:, :, :, : self.length] = self.values[:, rows, :, : self.length]
+        copy.row_lengths = None
+        if self.row_lengths is not None:
+            copy.truncate(self.row_lengths[rows])
         return copy
 
     def replace(self, rows: Tensor, other: "KVCache") -> None:
         """Makes row `rows[i]` (int64) a copy of row i of `other`, which may hold less; the other rows stay."""
         held = other.length
-        for mine, theirs in zip([*self.keys, *self.values], [*other.keys, *other.values], strict=True):
-            mine[rows, :, :held] = theirs[:, :, :held]
+        self.keys[:, rows, :, :held] = other.keys[:, :, :, :held]
+        self.values[:, rows, :, :held] = other.values[:, :, :, :held]
         row_lengths = self.row_lengths
         if row_lengths is None:
             row_lengths = torch.full((self.batch_size,), self.length, device=rows.device)
@@ -246,10 +257,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float)
 def written_out_is_faster(x: Tensor) -> bool:
     """Whether plain operations beat the fused kernel.
 
-    On a CPU that may round float32 products to bfloat16 (`medium`), they do by a factor of ten: the fused kernel cuts
-    the products into pieces too small for the matrix unit, above all in the backward pass.
+    On a CPU that computes products in bfloat16 (or may round them to it: `medium`), they do by a factor of ten: the
+    fused kernel cuts the products into pieces too small for the matrix unit, above all in the backward pass.
     """
-    return x.device.type == "cpu" and torch.get_float32_matmul_precision() != "highest"
+    low = x.dtype == torch.bfloat16 or (x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest")
+    return low and x.device.type == "cpu"
 
 
 class CausalSelfAttention(nn.Module):
@@ -258,11 +270,10 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.dropout = config.dropout
+        self.dropout = config.attention_dropout
         self.qk_norm = config.qk_norm
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.resid_dropout = nn.Dropout(config.dropout)
 
     def project(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, T, D) of x (B, T, C)."""
@@ -288,7 +299,7 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.extend(layer, k, v)  # (B, H, length + T, D)
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)
-        return self.resid_dropout(self.c_proj(y))
+        return self.c_proj(y)
 
 
 class MLP(nn.Module):
@@ -299,11 +310,10 @@ class MLP(nn.Module):
         self.activation = config.activation
         self.c_fc = nn.Linear(config.n_embd, config.mlp_ratio * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.mlp_ratio * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         x = activate(self.c_fc(x), self.activation)  # (B, T, mlp_ratio · C)
-        return self.dropout(self.c_proj(x))  # (B, T, C)
+        return self.c_proj(x)  # (B, T, C)
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
@@ -315,12 +325,21 @@ def activate(x: Tensor, activation: str) -> Tensor:
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
+def drop(x: Tensor, probability: float, random_bytes: Tensor | None) -> Tensor:
+    """Dropout (Srivastava et al. 2014) by given random bytes of x's shape; by torch's own draw when there are none."""
+    if random_bytes is None:
+        return F.dropout(x, probability)
+    threshold = round(256 * probability)
+    return x * (random_bytes >= threshold).to(x.dtype) * (256 / (256 - threshold))
+
+
 class Block(nn.Module):
     """One layer: communication, then computation."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.residual = config.residual
+        self.dropout = config.dropout
         self.ln_1 = make_norm(config)
         self.attn = CausalSelfAttention(config)
         self.ln_2 = make_norm(config) if config.mlp_ratio else None
@@ -333,13 +352,18 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
         mask: Tensor | None = None,
+        random_bytes: Tensor | None = None,
     ) -> Tensor:
-        gathered = self.attn(self.ln_1(x), rotation, cache, layer, mask)
-        x = x + gathered if self.residual else gathered
-        if self.mlp is None or self.ln_2 is None:
-            return x
-        thought = self.mlp(self.ln_2(x))
-        return x + thought if self.residual else thought
+        """The residual stream (B, T, C) after this layer; `random_bytes` (2, B, T, C) say what dropout drops."""
+        x = self.join(x, self.attn(self.ln_1(x), rotation, cache, layer, mask), random_bytes, 0)
+        if self.mlp is not None and self.ln_2 is not None:
+            x = self.join(x, self.mlp(self.ln_2(x)), random_bytes, 1)
+        return x
+
+    def join(self, x: Tensor, branch: Tensor, random_bytes: Tensor | None, half: int) -> Tensor:
+        if self.training and self.dropout:
+            branch = drop(branch, self.dropout, None if random_bytes is None else random_bytes[half])
+        return x + branch if self.residual else branch
 
 
 class GPT(nn.Module):
@@ -361,7 +385,7 @@ class GPT(nn.Module):
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
                 **({"wpe": nn.Embedding(config.block_size, config.n_embd)} if config.position == "learned" else {}),
-                "drop": nn.Dropout(config.dropout),
+                "drop": nn.Dropout(config.embedding_dropout),
                 "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
                 "ln_f": make_norm(config),
             }
@@ -398,13 +422,27 @@ class GPT(nn.Module):
             x = x + self.transformer["wpe"](positions)  # (T, C) or (B, T, C)
         if self.config.norm == "rmsnorm":
             x = rms_norm(x)
+            # Under autocast the residual stream takes its type too: half the memory traffic.
+            x = x.to(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else x
         x = self.transformer["drop"](x)
         rotation = self.rotation(positions, x.dtype)
+        random_bytes = self.dropout_bytes(x)
         for layer, block in enumerate(self.transformer["h"]):
-            x = block(x, rotation, cache, layer, mask)
+            own_bytes = None if random_bytes is None else random_bytes[layer]
+            # Without a cache every layer is called alike, so that one compiled block serves all.
+            x = block(x, rotation, cache, layer if cache is not None else 0, mask, own_bytes)
         if cache is not None:
             cache.advance(T)
         return self.transformer["ln_f"](x)
+
+    def dropout_bytes(self, x: Tensor) -> Tensor | None:
+        """Random bytes (n_layer, 2, B, T, C) for dropout on a CPU: drawn eight at a time, they cost a tenth of its own
+        draw, and lie outside of what is compiled. None elsewhere, and without dropout."""
+        if not (self.training and self.config.dropout and x.device.type == "cpu"):
+            return None
+        shape = (self.config.n_layer, 2, *x.shape)
+        words = torch.empty(-(-math.prod(shape) // 8), dtype=torch.int64).random_(-(2**63), None)
+        return words.view(torch.uint8)[: math.prod(shape)].view(shape)
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (…, V) of the residual stream (…, C)."""

@@ -30,6 +30,9 @@ from gptlit.huggingface import (
 from gptlit.model import GPT, GPTConfig
 from gptlit.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, from_json
 
+FREE = {"dropout", "attention_dropout", "embedding_dropout", "init"}  # leave the weights as they are
+ADAPTABLE = FREE | {"block_size", "vocab_size", "tie_weights"}
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -83,14 +86,14 @@ def fit_to(pretrained: Pretrained, **wanted: Any) -> Pretrained:
     - `block_size`: a smaller one crops the table of positions; a larger one needs `position` rope or none.
     - `vocab_size`: the source's, or the one that it is the padding of, to a multiple of 64; the padding is cropped.
     - `tie_weights` false gives the head a copy of the table of a tied source.
-    - `dropout` and `init` are free; everything else must be as it is.
+    - dropout and `init` are free; everything else must be as it is.
 
     Raises:
         UserError: when a setting contradicts the weights; names it.
     """
     have, source = pretrained.gpt, pretrained.source
     gpt = replace(have, **wanted)
-    for name in wanted.keys() - {"block_size", "vocab_size", "tie_weights", "dropout", "init"}:
+    for name in sorted(wanted.keys() - ADAPTABLE):
         if getattr(gpt, name) != getattr(have, name):
             raise UserError(
                 f"model.gpt.{name} is {getattr(gpt, name)}, but {source} has {getattr(have, name)}: leave it out"
@@ -191,9 +194,13 @@ def from_run(checkpoint: Mapping[str, Any], path: Path) -> Pretrained:
 def from_nanogpt(checkpoint: Mapping[str, Any], path: Path) -> Pretrained:
     """The model of a nanoGPT checkpoint: GPT-2 with exact GELU, and with or without biases. It brings no tokenizer."""
     arguments = checkpoint["model_args"]
-    names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout")
+    names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
+    dropout = arguments.get("dropout", 0.0)
     gpt = GPTConfig(
-        **{name: arguments[name] for name in names if name in arguments},
+        **{name: arguments[name] for name in names},
+        dropout=dropout,
+        attention_dropout=dropout,
+        embedding_dropout=dropout,
         qkv_bias=arguments["bias"],
         position="learned",
         norm="layernorm",

@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptlit.corpus import iter_text, load_corpus
@@ -166,6 +166,7 @@ def test_windows_and_old_mac_line_ends_and_the_byte_order_mark_go(here: Path) ->
     assert whole("win.txt") == "one\ntwo\nthree\n"
 
 
+@settings(deadline=None)
 @given(text=st.text(st.sampled_from("a\r\né日\U0001f600 "), min_size=1), size=st.integers(1, 5))
 def test_a_file_read_in_pieces_is_the_file_read_at_once(text: str, size: int) -> None:
     """A piece may end inside a character, or between \\r and \\n."""
@@ -407,6 +408,7 @@ def test_texts_and_tables_can_be_mixed(here: Path) -> None:
 # --- larger than memory -----------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     words=st.lists(st.text("abé1.!", min_size=1, max_size=4), min_size=1),
     gap=st.sampled_from([" ", "\n", "\n\n", "  "]),

@@ -35,6 +35,7 @@ EXPORTABLE = {
     "modern": MODERN,
     "modern, base size": GPTConfig(vocab_size=65),
     "modern, softcap": GPTConfig(**DIALECTS["modern, softcap"]),
+    "modern, another rope base": replace(MODERN, rope_base=100.0),
     "modern, tied": replace(MODERN, tie_weights=True, activation="gelu", mlp_ratio=3),
 }
 

@@ -95,19 +95,22 @@ def test_the_smallest_windows_work(block_size: int, context: str) -> None:
 
 
 def test_the_decoder_is_the_model_position_by_position(dialect: GPTConfig) -> None:
-    """Its own forward pass (other layout, other order) must give the model's logits and leave the model's cache."""
+    """Its own forward passes (other layout, other order) must give the model's logits and leave the model's cache."""
     model = random_gpt(dialect)
-    decoder = Decoder(model)
-    ids = torch.randint(65, (3, dialect.block_size), generator=torch.Generator().manual_seed(1))
+    decoder, T = Decoder(model), dialect.block_size
+    ids = torch.randint(65, (3, T), generator=torch.Generator().manual_seed(1))
+    caches = [decoder.new_cache(3, T), decoder.new_cache(3, T), KVCache(dialect, 3, dtype=torch.float64)]
     with torch.no_grad():
         expected = model(ids)
-        mine, theirs = decoder.new_cache(3, dialect.block_size), KVCache(dialect, 3, dtype=torch.float64)
-        model(ids, theirs)
-        torch.testing.assert_close(decoder(ids[:, :3], cache=mine), expected[:, 2])
-        for t in range(3, dialect.block_size):
-            torch.testing.assert_close(decoder(ids[:, t : t + 1], cache=mine), expected[:, t])
-    for got, want in zip([*mine.keys, *mine.values], [*theirs.keys, *theirs.values], strict=True):
-        torch.testing.assert_close(got, want)
+        model(ids, caches[2])
+        torch.testing.assert_close(decoder(ids[:, :3], cache=caches[0]), expected[:, 2])
+        torch.testing.assert_close(decoder(ids[:, :3], cache=caches[1]), expected[:, 2])
+        for t in range(3, T):
+            torch.testing.assert_close(decoder(ids[:, t : t + 1], cache=caches[0]), expected[:, t])
+            torch.testing.assert_close(decoder.step(ids[:, t], caches[1]), expected[:, t])
+    for cache in caches[:2]:
+        torch.testing.assert_close(cache.keys, caches[2].keys)
+        torch.testing.assert_close(cache.values, caches[2].values)
 
 
 def test_a_cache_that_holds_tokens_takes_one_at_a_time(nanogpt: GPT) -> None:
@@ -124,15 +127,20 @@ def test_a_cache_that_holds_tokens_takes_one_at_a_time(nanogpt: GPT) -> None:
 def test_a_prompt_is_read_once_for_all_its_samples(nanogpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading it for every sample, or every id anew, is what makes sampling slow."""
     shapes = []
-    call = Decoder.__call__
+    call, step = Decoder.__call__, Decoder.step
 
-    def spy(self: Decoder, ids: Tensor, *args: Tensor, **kwargs: KVCache) -> Tensor:
+    def spy_call(self: Decoder, ids: Tensor, *args: Tensor, **kwargs: KVCache) -> Tensor:
         shapes.append(tuple(ids.shape))
         return call(self, ids, *args, **kwargs)
 
-    monkeypatch.setattr(Decoder, "__call__", spy)
+    def spy_step(self: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
+        shapes.append(tuple(ids.shape))
+        return step(self, ids, cache)
+
+    monkeypatch.setattr(Decoder, "__call__", spy_call)
+    monkeypatch.setattr(Decoder, "step", spy_step)
     list(generate(nanogpt, [[1, 2, 3, 4, 5]], 4, num_samples=6))
-    assert shapes == [(1, 5), (6, 1), (6, 1), (6, 1)]
+    assert shapes == [(1, 5), (6,), (6,), (6,)]
 
 
 def test_of_a_prompt_longer_than_block_size_the_end_is_read(nanogpt: GPT) -> None:
@@ -160,7 +168,6 @@ def test_new_weights_are_seen_by_the_next_call(nanogpt: GPT) -> None:
 
 def test_a_sample_is_the_same_whatever_else_is_drawn_with_it(nanogpt: GPT) -> None:
     """Neither the number of samples nor the other prompts move a sample of a seed."""
-    many = table(generate(nanogpt, [[1, 2], [9], [3, 4, 5]], 40, num_samples=5, seed=3))
     for context in ("exact", "rolling"):
         many = table(generate(nanogpt, [[1, 2], [9], [3, 4, 5]], 40, num_samples=5, seed=3, context=context))
         alone = table(generate(nanogpt, [[9]], 40, num_samples=2, seed=3, context=context))
@@ -193,7 +200,8 @@ def test_drawing_leaves_every_global_random_state_alone(nanogpt: GPT) -> None:
 
 
 def test_a_model_in_training_samples_without_dropout_and_stays_in_training(nanogpt: GPT) -> None:
-    model = random_gpt(GPTConfig(**{**DIALECTS["nanogpt"], "dropout": 0.5})).train()
+    dropping = {"dropout": 0.5, "attention_dropout": 0.5, "embedding_dropout": 0.5}
+    model = random_gpt(GPTConfig(**DIALECTS["nanogpt"], **dropping)).train()
     model.transformer["h"][0].eval()  # part of it frozen by its owner
     flags = [module.training for module in model.modules()]
     expected = table(generate(nanogpt, [[1]], 40))
@@ -209,6 +217,21 @@ def test_the_caller_is_not_left_in_inference_mode_between_two_ids(nanogpt: GPT) 
         assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("name", ["nanogpt", "modern"])
+def test_autocast_around_it_changes_nothing(name: str) -> None:
+    """A trainer in mixed precision samples inside of it; a float32 cache does not take bfloat16 keys."""
+    model = random_gpt(GPTConfig(**DIALECTS[name])).float()
+    expected = table(generate(model, RAGGED, 40, context="rolling"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert table(generate(model, RAGGED, 40, context="rolling")) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_can_be_sampled(nanogpt: GPT, dtype: torch.dtype) -> None:
+    model = random_gpt(nanogpt.config).to(dtype)
+    assert [len(row) for row in table(generate(model, RAGGED, 40))] == [40] * 3
+
+
 def test_an_id_is_yielded_before_the_next_one_is_computed(nanogpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = generate(nanogpt, [[1]], 100)
     next(stream)
@@ -216,7 +239,7 @@ def test_an_id_is_yielded_before_the_next_one_is_computed(nanogpt: GPT, monkeypa
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("computed ahead")
 
-    monkeypatch.setattr(Decoder, "__call__", fail)
+    monkeypatch.setattr(Decoder, "step", fail)
     with pytest.raises(AssertionError, match="computed ahead"):
         next(stream)
 
@@ -412,8 +435,8 @@ def test_a_long_text_keeps_no_more_than_its_window(nanogpt: GPT, context: str) -
 def test_the_cache_is_no_larger_than_the_text_will_be(nanogpt: GPT) -> None:
     short = list(generate(nanogpt, [[1, 2, 3]], 2))
     assert len(short) == 2
-    assert Decoder(nanogpt).new_cache(1, 4).keys[0].shape == (1, 2, 4, 16)
-    assert Decoder(nanogpt).new_cache(1, 99).keys[0].shape == (1, 2, 16, 16)
+    assert Decoder(nanogpt).new_cache(1, 4).keys.shape == (2, 1, 2, 4, 16)
+    assert Decoder(nanogpt).new_cache(1, 99).keys.shape == (2, 1, 2, 16, 16)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptlit.errors import UserError
-from gptlit.model import GPT, CausalSelfAttention, GPTConfig, KVCache, attend, rms_norm, rope_angles, rotate, written_out_is_faster
+from gptlit.model import GPT, CausalSelfAttention, GPTConfig, KVCache, attend, drop, rms_norm, rope_angles, rotate, written_out_is_faster
 
 SCALED = {"block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
 PUBLISHED_COUNTS = {
@@ -54,6 +54,8 @@ def test_the_set_of_switches_is_frozen() -> None:
         "n_head",
         "n_embd",
         "dropout",
+        "attention_dropout",
+        "embedding_dropout",
         "bias",
         "qkv_bias",
         "position",
@@ -91,7 +93,7 @@ def written_out_attention(attn: CausalSelfAttention, x: Tensor, rotation: tuple[
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 def test_both_ways_through_attention_agree(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain operations that a CPU takes at lower precision are the fused kernel's, with and without a mask."""
-    q, k, v = torch.randn(3, 2, 4, 7, 8, dtype=torch.float64)
+    q, k, v = torch.randn(3, 2, 4, 7, 8)
     mask = torch.rand(2, 1, 7, 7) > 0.3
     mask[..., 0] = True
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
@@ -242,3 +244,27 @@ def test_an_impossible_architecture_is_refused_by_name(fields: dict, words: str)
     """Guards against a shape error later, far from the flag that caused it."""
     with pytest.raises(UserError, match=words):
         GPTConfig(**fields)
+
+
+def test_dropout_keeps_the_mean_and_drops_the_right_share() -> None:
+    """The cheap draw of the CPU must be dropout: a share p of zeros, the rest scaled by 1 / (1 - p)."""
+    model = GPT(GPTConfig(vocab_size=65, dropout=0.25)).train()
+    x = torch.ones(8, 64, 128)
+    for random_bytes in (model.dropout_bytes(x)[0, 0], None):
+        dropped = drop(x, 0.25, random_bytes)
+        assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+        assert dropped.max().item() == pytest.approx(4 / 3)
+
+
+def test_dropout_is_off_outside_training_and_follows_the_seed() -> None:
+    """Guards against samples drawn with dropout on, and against masks that no seed reproduces."""
+    config = GPTConfig(**DIALECTS["modern"] | {"dropout": 0.3, "init": "normal"})
+    model = GPT(config)
+    ids = torch.randint(65, (4, 16))
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(model.train()(ids))
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+    assert torch.equal(model.eval()(ids), model(ids))

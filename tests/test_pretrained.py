@@ -58,6 +58,9 @@ THEIRS: dict[str, Callable[[], Any]] = {
     "gpt2, relu, narrow MLP": lambda: their_gpt2(activation_function="relu", n_inner=64),
     "gpt2, untied": lambda: their_gpt2(tie_word_embeddings=False),
     "nanochat": their_nanochat,
+    "nanochat, another rope base": lambda: their_nanochat(
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0}
+    ),
     "nanochat, tied, no softcap": lambda: their_nanochat(tie_word_embeddings=True, final_logit_softcapping=None),
 }
 
@@ -87,7 +90,8 @@ def test_a_folder_of_transformers_computes_the_same_here(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", [name for name in EXPORTABLE if name != "lecture, biased head"])
 def test_import_undoes_export(name: str, tmp_path: Path) -> None:
     """Architecture, weights to the last bit, and tokenizer come back; nothing drifts when a model goes to and fro."""
-    model = random_gpt(EXPORTABLE[name]).float()
+    dropouts = {"dropout": 0.1, "attention_dropout": 0.2, "embedding_dropout": 0.3}
+    model = random_gpt(replace(EXPORTABLE[name], **dropouts)).float()
     export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
     back = load_pretrained(str(tmp_path / "model"))
     assert back.gpt == model.config
@@ -162,7 +166,8 @@ def test_a_checkpoint_of_nanogpt_computes_the_same_here(bias: bool, prefix: str,
     nanogpt_file(tmp_path / "ckpt.pt", theirs, prefix, masks, bias)
     found = load_pretrained(str(tmp_path))  # the folder is nanoGPT's out_dir
     assert found.tokenizer is None
-    assert (found.gpt.bias, found.gpt.qkv_bias, found.gpt.dropout, found.gpt.block_size) == (bias, bias, 0.2, 16)
+    assert (found.gpt.bias, found.gpt.qkv_bias, found.gpt.block_size) == (bias, bias, 16)
+    assert (found.gpt.dropout, found.gpt.attention_dropout, found.gpt.embedding_dropout) == (0.2, 0.2, 0.2)
     ours = network(found)
     ids = positions(ours.config)
     difference = float((ours(ids) - theirs(ids).logits).abs().max())
@@ -391,7 +396,7 @@ def test_a_gpt2_that_we_do_not_compute_is_refused_by_name(settings: dict[str, An
     ("settings", "named"),
     [
         ({"num_key_value_heads": 1}, "num_key_value_heads"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_parameters"),
         ({"attention_bias": True}, "attention_bias"),
     ],
 )

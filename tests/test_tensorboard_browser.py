@@ -53,7 +53,8 @@ function* nodes(root) {
   for (const node of root.childNodes) {
     if (node.nodeType === 3) { yield node; continue; }
     if (node.nodeType !== 1 || ['STYLE', 'SCRIPT', 'NOSCRIPT', 'TEMPLATE'].includes(node.tagName)) continue;
-    if (getComputedStyle(node).display === 'none') continue;
+    const style = getComputedStyle(node);
+    if (style.display === 'none' || style.visibility === 'hidden') continue;
     yield node;
     if (node.shadowRoot) yield* nodes(node.shadowRoot);
     if (node.tagName === 'IFRAME' && node.contentDocument) yield* nodes(node.contentDocument);
@@ -194,3 +195,73 @@ def board(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bo
         yield Board(driver, address)
     finally:
         driver.quit()
+
+
+def test_time_series_come_in_clear_groups(board: Board) -> None:
+    """Guards against names without a group, or in one group too many."""
+    board.open("timeseries", "lr/", "train")
+    board.click("button[aria-label='Toggle settings side pane']")
+    board.click("button[data-value='scalars']")
+    board.wait("lr 2 cards", "perf 2 cards", "train 3 cards", "val 5 cards")
+    groups = board.on_elements(".group-title", "return element.textContent.trim()")
+    assert groups == ["lr", "perf", "train", "val"]
+
+
+def test_train_and_val_share_one_chart(board: Board, runs: tuple[Path, str]) -> None:
+    """Guards against a layout whose expressions match no tag: its charts would be there, and empty."""
+    board.open("custom_scalars", "loss: train and val", "bits per character", "gradient norm")
+    expected = 3 * len(run_dirs(runs[0]))
+    text = board.wait(f"Matches ({expected})")
+    assert re.search(rf"loss: train and val \(nats per token\).*?Matches \({expected}\)", text)
+    assert "Matches (0)" not in text
+    board.on_elements("paper-icon-button[icon=fullscreen]", "if (number === 0) element.click()")  # wide
+    board.picture("tensorboard-curves", height=560)
+
+
+def test_samples_through_training_and_the_config_can_be_read(board: Board) -> None:
+    """Guards against text that TensorBoard would flow into one paragraph, or that never arrived."""
+    board.open("text", "config/text_summary", "seed_everything", "max_steps")
+    board.open("text&tagFilter=sample", "sample/text_summary")
+    blocks = board.on_elements("pre code", "return element.textContent")
+    assert any(text.count("\n") > 3 and "seed_everything" not in text for text in blocks)
+    board.picture("tensorboard-samples")
+
+
+def test_every_run_is_one_row_with_its_losses(board: Board, runs: tuple[Path, str]) -> None:
+    """Guards against hp_metric -1, and against a sub-run of its own for the hyper-parameters."""
+    names = run_dirs(runs[0])
+    text = board.open("hparams", "Trial ID", "best val loss", "last val loss", *names)
+    assert "hp_metric" not in text
+    rows = board.on_elements("vaadin-grid", "return element.items ? element.items.map(row => row.name) : []")
+    assert sorted(rows[0]) == names
+    board.on_elements(
+        "paper-checkbox.hparam-checkbox",
+        "if (['data.batch_size', 'optimizer.lr', 'trainer.max_steps'].includes(element.textContent.trim()))"
+        " element.click()",
+    )
+    board.picture("tensorboard-comparison", height=420)
+
+
+def test_histograms_show_weights_and_updates(board: Board) -> None:
+    """Guards against histograms that were written in a form that the tab cannot draw."""
+    board.open("histograms", "updates_log10/wte")
+    bars = board.on_elements("tf-histogram-dashboard path, vz-histogram-timeseries path", "return 1")
+    assert bars
+    board.picture("tensorboard-updates")
+
+
+def test_the_projector_labels_every_point_by_its_character(board: Board, runs: tuple[Path, str]) -> None:
+    """Guards against a newline in the labels, which would shift them all, and against an embedding without labels."""
+    run = runs[0] / run_dirs(runs[0])[-1]
+    labels = [line.split("\t")[0] for line in (run / "projector" / "metadata.tsv").read_text("utf-8").splitlines()[1:]]
+    board.open("projector", f"Points: {len(labels)}", "token embedding after step", "symbol")
+    board.on_elements("#z-checkbox", "if (element.checked) element.click()")
+    board.on_elements("vz-projector-data-panel", "element.selectedColorOptionName = 'kind'")
+    board.on_elements(
+        "vz-projector-input", "element.inRegexMode = true; element.paperInput.value = '.'; element.onTextChanged()"
+    )
+    board.wait(f"Selected {len(labels)} points", "vowel", "capital")
+    shown = board.on_elements(".matches-list .row, .matches-list a", "return element.textContent.trim()")
+    assert set(shown) <= set(labels)
+    assert shown
+    board.picture("tensorboard-embedding")

@@ -23,6 +23,7 @@ def bpe() -> BPETokenizer:
     return BPETokenizer.train([VERSE * 20], vocab_size=300, source="verse")
 
 
+@settings(deadline=None)
 @given(text=st.text(min_size=1))
 def test_characters_come_back_as_they_went(text: str) -> None:
     tokenizer = CharTokenizer.train(text)
@@ -30,6 +31,7 @@ def test_characters_come_back_as_they_went(text: str) -> None:
     assert "".join(tokenizer.decode_stream(tokenizer.encode(text))) == text
 
 
+@settings(deadline=None)
 @given(text=st.text())
 def test_bytes_come_back_as_they_went_even_for_a_text_the_merges_never_saw(bpe: BPETokenizer, text: str) -> None:
     ids = bpe.encode(text)
@@ -37,6 +39,7 @@ def test_bytes_come_back_as_they_went_even_for_a_text_the_merges_never_saw(bpe: 
     assert "".join(bpe.decode_stream(ids)) == text
 
 
+@settings(deadline=None)
 @given(text=st.text(min_size=1))
 def test_a_tokenizer_survives_its_json(text: str) -> None:
     """JSON joins two halves of a surrogate pair, and loses the order of a set: the symbols must not pass that way."""
@@ -64,6 +67,7 @@ def test_a_vocabulary_can_be_learnt_from_pieces() -> None:
     assert CharTokenizer.train(["hel", "lo\n", "world"]) == CharTokenizer.train("hello\nworld")
 
 
+@settings(deadline=None)
 @given(text=st.text(min_size=1, max_size=50))
 def test_the_vectorised_path_gives_the_ids_of_the_plain_one(text: str) -> None:
     tokenizer = CharTokenizer.train(text)
@@ -151,6 +155,7 @@ def test_symbols_that_make_no_vocabulary_are_refused(symbols: str | list[str], w
         CharTokenizer(symbols)
 
 
+@settings(deadline=None)
 @given(text=st.text(min_size=1))
 def test_the_characters_of_all_tokens_add_up_to_the_characters_of_the_text(bpe: BPETokenizer, text: str) -> None:
     """Bits per character are wrong if a character that is spread over several tokens is counted more than once."""
@@ -176,6 +181,7 @@ def test_a_stream_gives_text_before_the_ids_end(bpe: BPETokenizer) -> None:
     assert next(iter(bpe.decode_stream(endless()))).startswith("a")
 
 
+@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 255)))
 def test_a_stream_and_a_whole_agree_even_on_bytes_that_are_no_text(bpe: BPETokenizer, ids: list[int]) -> None:
     assert "".join(bpe.decode_stream(ids)) == bpe.decode(ids)
@@ -228,7 +234,7 @@ def llama() -> BPETokenizer:
     return BPETokenizer(json.loads(library.to_str()))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(parts=words)
 def test_a_text_cut_between_words_has_the_tokens_of_the_whole(
     bpe: BPETokenizer, llama: BPETokenizer, parts: list[tuple[str, str]]

@@ -120,7 +120,6 @@ class RunCheckpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A validation that an interruption cut off is made up for."""
         self._started = True
-        self._written = trainer.global_step, self.validated_step
         if self.validated_step != trainer.global_step and validation_due(trainer, trainer.global_step):
             validate_now(trainer)
 
@@ -218,8 +217,8 @@ class ValidateAtEnd(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """When only the last validation is missing, makes Lightning begin at all."""
-        if trainer.state.fn == "fit" and last_validation_missing(checkpoint, trainer):
+        """When all steps are made, makes Lightning begin at all: the last validation or file may be missing."""
+        if trainer.state.fn == "fit" and checkpoint["global_step"] == trainer.max_steps:
             trainer.fit_loop.epoch_loop.max_steps += 1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -238,10 +237,3 @@ class ValidateAtEnd(pl.Callback):
         """Asks Lightning to stop, which makes it validate first."""
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True
-
-
-def last_validation_missing(checkpoint: dict[str, Any], trainer: pl.Trainer) -> bool:
-    """Whether a checkpoint has all the steps of its run, but was written before the validation that ends it."""
-    state = checkpoint.get("callbacks", {}).get(RunCheckpoints.__qualname__)
-    steps = checkpoint["global_step"]
-    return bool(state and trainer.limit_val_batches) and steps == trainer.max_steps != state["validated_step"]

@@ -113,9 +113,11 @@ class Curves(pl.Callback):
 def clock_stopped(trainer: pl.Trainer) -> Iterator[None]:
     """What happens inside does not count as training time."""
     stopped = [curves for curves in trainer.callbacks if isinstance(curves, Curves) and curves.stop_clock()]
-    yield
-    for curves in stopped:
-        curves.start_clock()
+    try:
+        yield
+    finally:
+        for curves in stopped:
+            curves.start_clock()
 
 
 class MetricsFile(Logger):

@@ -29,7 +29,7 @@ SMALLEST_UPDATE = 1e-10  # a weight that did not move at all is shown here
 LAYOUT = {
     "learning": {
         "loss: train and val (nats per token)": ["Multiline", [r"train/loss$", r"train/loss_estimate$", r"val/loss$"]],
-        "the same text, the same batches: loss estimates": ["Multiline", [r"(train|val)/loss_estimate$"]],
+        "loss estimates: random batches of either part": ["Multiline", [r"(train|val)/loss_estimate$"]],
         "bits per character": ["Multiline", [r"val/bpc$"]],
     },
     "optimization": {
@@ -168,8 +168,8 @@ def tensorboard_command(trainer: pl.Trainer, run_dir: Path) -> str | None:
     if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         return None
     parent = run_dir.absolute().parent
-    folders = [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    among_runs = parent.name == "checkpoints" or all((path / "config.yaml").is_file() for path in folders)
+    others = [path for path in parent.iterdir() if path.is_dir() and path.name != run_dir.name]
+    among_runs = parent.name == "checkpoints" or all((path / "config.yaml").is_file() for path in others)
     program = ["tensorboard"] if shutil.which("tensorboard") else [sys.executable, "-m", "tensorboard.main"]
     command = [*program, "--logdir", str(run_dir.parent if among_runs else run_dir)]
     interval = trainer.val_check_interval

@@ -5,11 +5,10 @@ import os
 import re
 import shlex
 import shutil
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 import yaml
@@ -21,12 +20,15 @@ from gptlit.callbacks.bar import RunBar
 from gptlit.callbacks.samples import SampleText
 from gptlit.cli.ladder_report import Result, read_result, write_report
 from gptlit.cli.messages import duration, say
-from gptlit.cli.runs import CLAIMED, read_checkpoint
+from gptlit.cli.resume import is_finished
+from gptlit.cli.runs import find_start, lock_folder, read_checkpoint
 from gptlit.cli.settings import find_config, flat, option, packaged_configs, stored_config, without_option
-from gptlit.cli.training import GptlitCLI
+from gptlit.cli.training import GptlitCLI, keep_freed_memory
 from gptlit.errors import UserError
 
 SCALED = "7_scaled"  # the lecture's last rung wants a GPU: only when it is named
+# A rung follows the one before it, but for these: the first has a size for a CPU again, the second leaves out a detour.
+FOLLOWS = {"8": "6", "10": "9"}
 # What makes two runs comparable; where and how they ran does not.
 COMPARED = ("model.", "data.", "seed_everything", "trainer.max_steps", "trainer.gradient_clip_val", "trainer.precision")
 LEFT_OUT = ("val_check_interval", "log_every_n_steps", "estimate_batches", "save_every_n_steps")  # of "what changed"
@@ -39,8 +41,10 @@ class Rung:
     name: str
     """`3_heads`: the name of its file."""
     path: Path
+    before: str
+    """Number of the rung that it leads on from; empty for the first."""
     change: str
-    """What its settings change, against the rung before it."""
+    """What its settings change against that rung's."""
 
     @property
     def number(self) -> str:
@@ -84,6 +88,7 @@ def make_parser() -> Parser:
 def ladder(verb: str, arguments: list[str]) -> int:
     """Trains what is not trained yet, prints the table on stdout, and writes it; returns the exit code."""
     options, fit_arguments = make_parser().parse_known_args(arguments)
+    keep_freed_memory()
     if options.seeds < 1:
         raise UserError(f"--seeds is {options.seeds}: it must be 1 or more")
     if option(fit_arguments, "--trainer.devices") not in (None, "1"):
@@ -93,6 +98,7 @@ def ladder(verb: str, arguments: list[str]) -> int:
             raise UserError(f"gptlit ladder has no {name}: use gptlit fit --config configs/lecture/3_heads.yaml")
     root = Path(options.run_dir)
     runs = plan(choose(all_rungs(), options.rungs), options.seeds, root, fit_arguments)
+    states = {run.folder: state_of(run) for run in runs}  # all of them first: a mistake should not come after hours
     results: list[Result] = []
     console = Console(stderr=True, highlight=False)
     bar = Progress(
@@ -105,24 +111,30 @@ def ladder(verb: str, arguments: list[str]) -> int:
         disable=not console.is_terminal,
         transient=True,
     )
-    steps_done = {run.folder: checked_progress(run) for run in runs}
-    with bar:
-        rungs_task = bar.add_task("rungs", total=len(runs), numbers="")
-        for run in runs:
-            done, total = steps_done[run.folder]
-            if done < total:
-                code = train_rung(run, resume=done > 0, bar=bar)
+    code = 0
+    try:
+        with bar:
+            rungs_task = bar.add_task("rungs", total=len(runs), numbers="")
+            for run in runs:
+                if states[run.folder] != "finished":
+                    code = train_rung(run, states[run.folder], bar)
                 if code:
-                    bar.stop()
-                    say(f"go on with: {shlex.join(['gptlit', verb, *arguments])}")
-                    return code
-            result = read_result(run.rung.name, run.rung.change, run.seed, run.folder)
-            results.append(result)
-            text = write_report(root, results)
-            bar.advance(rungs_task)
-            console.print(f"{run.folder.name:<20} val {result.val_loss:.4f} · {duration(result.seconds)}")
+                    break
+                result = read_result(run.rung, run.seed, run.folder)
+                results.append(result)
+                text = write_report(root, results)
+                bar.advance(rungs_task)
+                console.print(f"{run.folder.name:<20} val {result.val_loss:.4f} · {duration(result.seconds)}")
+    except SystemExit:  # a signal between two runs, where no training listens
+        code = -1
+        raise
+    finally:
+        if code:
+            say(f"the ladder goes on with: {shlex.join(['gptlit', verb, *arguments])}")
+    if code:
+        return code
     print(text)
-    say(f"table, figures and picture: {root}/ladder.md, ladder.csv, ladder.png")
+    say(f"table, numbers and picture: {root}/ladder.md, ladder.csv, ladder.png")
     say(f"curves, samples, attention: tensorboard --logdir {shlex.quote(str(root))}")
     return 0
 
@@ -135,12 +147,15 @@ def all_rungs() -> list[Rung]:
     folder = packaged_configs() / "lecture"
     paths = sorted(folder.glob("[0-9]*.yaml"), key=lambda path: order(path.stem))
     rungs: list[Rung] = []
-    before: Mapping[str, Any] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    previous = ""
     for path in paths:
-        settings = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-        rungs.append(Rung(path.stem, path, describe_change(before, settings) if before else "the start"))
-        # What follows the scaled-up rung leads on from the one before it, at a size for a CPU.
-        before = before if path.stem == SCALED else settings
+        number = path.stem.partition("_")[0]
+        settings[number] = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        before = FOLLOWS.get(number, previous)
+        change = describe_change(settings[before], settings[number]) if before else "the start"
+        rungs.append(Rung(path.stem, path, before, change))
+        previous = number
     return rungs
 
 
@@ -159,7 +174,7 @@ def describe_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
             continue
         name = "optimizer" if name == "name" else name
         text = f"no {name}" if value is False else name if value is True else f"{name} {value}"
-        parts.append(text.replace("_", " "))
+        parts.append(text)
     return ", ".join(parts)
 
 
@@ -210,45 +225,52 @@ def wanted_settings(run: Run) -> dict[str, Any]:
     return settings
 
 
-def checked_progress(run: Run) -> tuple[int, int]:
-    """How many optimizer steps of a run are done, of how many.
+def state_of(run: Run) -> Literal["new", "begun", "finished"]:
+    """How far a run is.
 
     Raises:
         UserError: when its folder holds a run with other settings.
     """
-    wanted = wanted_settings(run)
-    total = int(wanted["trainer.max_steps"])
-    path = next((run.folder / name for name in ("last.ckpt", "best.ckpt") if (run.folder / name).is_file()), None)
-    if path is None:
-        return 0, total
+    if not any(run.folder.glob("*.ckpt")):
+        return "new"
+    path = find_start(str(run.folder))
     checkpoint = read_checkpoint(path)
-    stored = flat(stored_config(checkpoint))
+    stored, wanted = flat(stored_config(checkpoint)), wanted_settings(run)
     for key, value in wanted.items():
         if key.startswith(COMPARED) and key in stored and stored[key] != value:
             raise UserError(f"{run.folder} holds a run with {key} {stored[key]}, not {value}: choose another --run_dir")
-    # A best.ckpt alone is the sign of a run that was cut off, whatever its step.
-    return checkpoint["global_step"] if path.name == "last.ckpt" else max(1, checkpoint["global_step"] - 1), total
+    return "finished" if is_finished(checkpoint, path, int(wanted["trainer.max_steps"])) else "begun"
 
 
 # ---------------------------------------------------------------- one run
 
 
-def train_rung(run: Run, resume: bool, bar: Progress) -> int:
-    """Trains a run from the start, or from its last checkpoint on; returns the exit code of `gptlit fit`."""
-    os.environ.pop(CLAIMED, None)  # the folder of the rung before
-    if resume:
+def train_rung(run: Run, state: str, bar: Progress) -> int:
+    """Trains a run from the start, or from its newest checkpoint on; returns the exit code of `gptlit fit`."""
+    if state == "begun":
         arguments = ["--ckpt_path", str(run.folder), *run.arguments]
     else:
         if run.folder.is_dir():
-            shutil.rmtree(run.folder)  # cut off before anything was saved: it holds no checkpoint
+            clear(run.folder)
         arguments = ["--config", str(run.rung.path), "--run_dir", str(run.folder), *run.arguments]
     task = bar.add_task(run.folder.name, total=None, numbers="")
     try:
         return RungCLI(arguments, bar, task).exit_code
-    except KeyboardInterrupt:  # between two runs, where no training catches it
-        return 128 + int(signal.SIGINT)
     finally:
         bar.remove_task(task)
+
+
+def clear(folder: Path) -> None:
+    """Removes the folder of a run that was cut off before it saved anything.
+
+    Raises:
+        UserError: when that run is just beginning, in another process.
+    """
+    lock = lock_folder(folder)
+    if lock is None:
+        raise UserError(f"{folder} is being trained by another process: stop it first, or choose another --run_dir")
+    os.close(lock)
+    shutil.rmtree(folder)
 
 
 class RungCLI(GptlitCLI):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gptlit.callbacks.pictures import rasterize
-from gptlit.cli.runs import read_checkpoint
+from gptlit.cli.runs import find_start, read_checkpoint
 from gptlit.errors import UserError
 from gptlit.model import GPT, GPTConfig
 
@@ -54,11 +54,11 @@ def read_result(rung: str, change: str, seed: int, folder: Path) -> Result:
     Raises:
         UserError: when its curves are gone.
     """
-    checkpoint = read_checkpoint(folder / "last.ckpt")
+    checkpoint = read_checkpoint(find_start(str(folder)))
     steps = checkpoint["global_step"]
     curves = {name: read_curve(folder, name) for name in ("val/loss", "val/bpc", "train/loss_estimate")}
     if steps not in curves["val/loss"]:
-        raise UserError(f"{folder} holds no validation at its last step {steps}: remove the folder and run it again")
+        raise UserError(f"{folder}/metrics.csv lacks the last step, {steps}: remove the folder and run it again")
     sample = folder / "samples" / f"step-{steps:06d}.txt"
     return Result(
         rung=rung,
@@ -76,14 +76,12 @@ def read_result(rung: str, change: str, seed: int, folder: Path) -> Result:
 
 
 def read_curve(folder: Path, name: str) -> dict[int, float]:
-    """A curve of a run's event files, which hold all of it, however often the run was stopped."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    if name not in events.Tags()["scalars"]:
+    """One column of a run's metrics.csv, by step."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
         return {}
-    return {event.step: event.value for event in events.Scalars(name)}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
 
 
 def count_parameters(gpt: dict[str, Any]) -> int:
@@ -198,7 +196,11 @@ def curves_figure(results: Sequence[Result]) -> Any:
         label = f"{name}  {middle[-1]:.3f}"
         axes.plot(steps, middle, color=colour, marker="o", markersize=2.5, linewidth=1.4, label=label)
         axes.fill_between(steps, list(map(min, losses)), list(map(max, losses)), color=colour, alpha=0.2, linewidth=0)
+    last = max(run.steps for run in results)
     axes.set_xscale("log")
+    axes.set_xticks([tick for tick in (100, 200, 300, 500, 1000, 2000, 3000, 5000) if tick <= last], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("validation loss, nats per character")
     axes.grid(alpha=0.25)

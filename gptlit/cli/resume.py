@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from gptlit.cli.runs import home_of
 from gptlit.cli.settings import flat, leaves_of
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError
@@ -16,7 +18,7 @@ FIXED = (
     "data.tokenizer",
     "data.vocab_size",
 )
-FREE = ("model.gpt.dropout",)
+FREE = ("model.gpt.dropout", "model.gpt.attention_dropout", "model.gpt.embedding_dropout")
 OF_ONE_START = ("ckpt_path", "run_dir", "trainer.default_root_dir")  # not settings of the run
 
 
@@ -112,8 +114,11 @@ def refuse_another_text(checkpoint: dict[str, Any], datamodule: TextDataModule) 
         )
 
 
-def is_finished(checkpoint: dict[str, Any], max_steps: int) -> bool:
-    """Whether a run has nothing left to do: all steps are made, and the validation that ends it."""
+def is_finished(checkpoint: dict[str, Any], path: Path, max_steps: int) -> bool:
+    """Whether a run has nothing left to do: all steps, the validation that ends it, and last.ckpt after that."""
     steps = checkpoint["global_step"]
+    if steps != max_steps:
+        return steps > max_steps
     state = checkpoint.get("callbacks", {}).get("RunCheckpoints")
-    return steps > max_steps or (steps == max_steps and (state is None or state["validated_step"] == steps))
+    validated = state is None or state["validated_step"] == steps
+    return validated and (path.name != "best.ckpt" or home_of(path) is None)

@@ -58,7 +58,6 @@ class RunDir:
                 lock = lock_folder(folder)
                 if lock is None or any(folder.iterdir()):  # another process was faster
                     continue
-                check_writable(folder)
                 os.environ[CLAIMED] = str(folder)
                 return cls(folder, fresh=True, lock=lock)
         except OSError as error:
@@ -73,18 +72,19 @@ class RunDir:
         if not first_process():
             return cls(folder, fresh=False)
         try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass  # a file can be made there
             lock = lock_folder(folder)
-            if lock is None:
-                raise UserError(
-                    f"--ckpt_path {folder}: another process is training this run: stop it first, or choose a new "
-                    "folder with --run_dir"
-                )
-            check_writable(folder)
         except OSError as error:
             raise UserError(
                 f"--ckpt_path {folder}: the run folder cannot be written to ({error.strerror}): "
                 "change that, or go on in a new folder with --run_dir"
             ) from error
+        if lock is None:
+            raise UserError(
+                f"--ckpt_path {folder}: another process is training this run: stop it first, or go on in a new folder "
+                "with --run_dir"
+            )
         os.environ[CLAIMED] = str(folder)
         return cls(folder, fresh=False, lock=lock)
 
@@ -123,12 +123,6 @@ def lock_folder(folder: Path) -> int | None:
     except OSError:
         pass
     return descriptor
-
-
-def check_writable(folder: Path) -> None:
-    """Raises `OSError` when no file can be made in a folder."""
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def find_start(path: str) -> Path:

@@ -19,12 +19,19 @@ from gptlit import __version__
 from gptlit.callbacks.bar import RunBar
 from gptlit.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, ValidateAtEnd
 from gptlit.callbacks.curves import Curves, MetricsFile
+from gptlit.callbacks.pictures import Pictures
 from gptlit.callbacks.samples import SampleText
 from gptlit.callbacks.signals import StopBetweenSteps
 from gptlit.callbacks.tensorboard import EventFiles, TensorBoardPages, tensorboard_command
 from gptlit.cli.endings import Ending, ending_of, way_on
 from gptlit.cli.messages import duration, parser_error_line, say, table
-from gptlit.cli.resume import is_finished, refuse_another_text, refuse_what_is_fixed, settings_to_take_over
+from gptlit.cli.resume import (
+    OF_ONE_START,
+    is_finished,
+    refuse_another_text,
+    refuse_what_is_fixed,
+    settings_to_take_over,
+)
 from gptlit.cli.runs import RunDir, find_checkpoint, find_start, home_of, read_checkpoint, started_by_first_process
 from gptlit.cli.settings import check_config, find_config, flat, option, stored_config, without_option
 from gptlit.cli.trainer_settings import check_trainer_settings
@@ -50,6 +57,7 @@ class GptlitCLI(LightningCLI):
         self.checkpoint_path: Path | None = None
         self.folder: RunDir | None = None
         self.run_dir: Path | None = None
+        self.changes: dict[str, tuple[Any, Any]] = {}  # settings that differ from the checkpoint's: (then, now)
         self.finished = False  # the run of the checkpoint has nothing left to do
         self.ending: Ending | None = None
         self.exit_code = 0
@@ -86,6 +94,7 @@ class GptlitCLI(LightningCLI):
                 "--save_every_n_steps", type=int, default=100, help="Optimizer steps between writes of last.ckpt."
             )
             parser.add_class_arguments(SampleText, "sample_text", skip={"run_dir"}, instantiate=False)
+            parser.add_class_arguments(Pictures, "pictures", instantiate=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Packaged configs by name; the configuration of a checkpoint under everything that is given here."""
@@ -146,7 +155,9 @@ class GptlitCLI(LightningCLI):
         if self.verb != "fit":
             return
         max_steps, steps = now["trainer.max_steps"], self.checkpoint["global_step"]
-        self.finished = is_finished(self.checkpoint, max_steps) and not now["trainer.fast_dev_run"]
+        assert self.checkpoint_path is not None
+        finished = is_finished(self.checkpoint, self.checkpoint_path, max_steps)
+        self.finished = finished and not now["trainer.fast_dev_run"]
         if self.finished:
             command = f"gptlit fit --ckpt_path {shlex.quote(str(self.checkpoint_path))}"
             self._say(
@@ -154,9 +165,7 @@ class GptlitCLI(LightningCLI):
             )
             self._say(f"to train on: {command} --trainer.max_steps {2 * steps}")
             return
-        for key, (old, new) in changes.items():
-            if key not in ("ckpt_path", "run_dir"):
-                self._say(f"changed: {key} {old} -> {new}", style="yellow")
+        self.changes = {key: change for key, change in changes.items() if key not in OF_ONE_START}
 
     # ---------------------------------------------------------------- building
 
@@ -256,6 +265,7 @@ class GptlitCLI(LightningCLI):
         self.checkpoints: RunCheckpoints | None = None
         if self.run_dir is not None:
             callbacks += [SaveConfig(self.run_dir), self._sample_text(self.run_dir)]
+            callbacks.append(Pictures(**vars(self.config_init["fit"]["pictures"])))
             if config["enable_checkpointing"] is not False:
                 self.checkpoints = RunCheckpoints(self.run_dir, self.config_init["fit"]["save_every_n_steps"])
                 callbacks.append(self.checkpoints)
@@ -334,6 +344,8 @@ class GptlitCLI(LightningCLI):
         self._say(batch_line(data.batch_size, data.block_size, trainer.accumulate_grad_batches, trainer.world_size))
         if self.checkpoint is not None:
             self._say(f"goes on after step {self.checkpoint['global_step']:,} of {self.checkpoint_path}")
+        for key, (old, new) in self.changes.items():
+            self._say(f"changed: {key} {old} -> {new}", style="yellow")
         if self.run_dir is not None:
             self._say(f"run folder {self.run_dir}")
             if command := tensorboard_command(trainer, self.run_dir):

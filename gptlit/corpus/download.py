@@ -35,6 +35,11 @@ class NetworkError(UserError):
         )
 
 
+def cache_folder() -> Path:
+    """Where copies are kept: `$XDG_CACHE_HOME/gptlit`, and without that variable `~/.cache/gptlit`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gptlit"
+
+
 def fetch(url: str, what: str, cache_dir: Path | None, known_good: bool = False) -> Path:
     """The file of a URL: the copy in `cache_dir` (by default `$XDG_CACHE_HOME/gptlit`), or else downloaded into it.
 
@@ -42,7 +47,7 @@ def fetch(url: str, what: str, cache_dir: Path | None, known_good: bool = False)
     trouble, and `UserError` when it refuses (e.g. 404); the refusal of an address that is `known_good` is the network's
     doing, too (e.g. a firewall's).
     """
-    folder = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gptlit"
+    folder = cache_dir or cache_folder()
     name = re.sub(r"[^\w.-]", "_", PurePosixPath(urllib.parse.urlsplit(url).path).name)[-64:]
     kept = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
     if kept.is_file():

@@ -1,7 +1,7 @@
 """From one or more sources to one text, its split and its checksum."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -65,15 +65,24 @@ def load_corpus(
     except NetworkError as error:
         if fallback is None:
             raise
-        corpus = load_corpus(fallback, val_fraction=val_fraction, text_column=text_column, cache_dir=cache_dir)
-        notice = (
-            f"{error.what} is out of reach ({error.reason}): {corpus.source} takes its place, "
-            "and losses on it cannot be compared"
-        )
-        return replace(corpus, notice=notice)
+        return stand_in(error, fallback, val_fraction)
+    return read_corpus(sources, val_sources, val_fraction)
 
+
+def stand_in(error: NetworkError, fallback: str, val_fraction: float) -> Corpus:
+    """The text that takes the place of one that is out of reach, with a notice that says so."""
+    corpus = load_corpus(fallback, val_fraction=val_fraction)
+    notice = (
+        f"{error.what} is out of reach ({error.reason}): {corpus.source} takes its place, "
+        "and losses on it cannot be compared"
+    )
+    return replace(corpus, notice=notice)
+
+
+def read_corpus(sources: Sequence[Source], val_sources: Sequence[Source], val_fraction: float) -> Corpus:
+    """Reads a text, and the separate validation text if there is one, into memory; raises as `load_corpus`."""
     train = _read(sources)
-    if val is None:
+    if not val_sources:
         cut = int(len(train) * (1.0 - val_fraction))
         train, held_out = train[:cut], train[cut:]
     else:
@@ -85,11 +94,11 @@ def load_corpus(
         for start in range(0, len(part), PIECE):
             digest.update(part[start : start + PIECE].encode())
     return Corpus(
-        name=_together([source.name for source in sources], "+"),
+        name=together([source.name for source in sources], "+"),
         train=train,
         val=held_out,
         sha256=digest.hexdigest(),
-        source=_together([source.words for source in sources], ", "),
+        source=together([source.words for source in sources], ", "),
     )
 
 
@@ -105,12 +114,13 @@ def iter_text(
     return recut(join(document for source in sources for document in source.documents()), PIECE)
 
 
-def _read(sources: list[Source]) -> str:
+def _read(sources: Sequence[Source]) -> str:
     text = "".join(join(document for source in sources for document in source.documents()))
     if not text or text.isspace():
-        raise UserError(f"{_together([source.words for source in sources], ', ')} holds no text")
+        raise UserError(f"{together([source.words for source in sources], ', ')} holds no text")
     return text
 
 
-def _together(words: list[str], separator: str) -> str:
+def together(words: list[str], separator: str) -> str:
+    """The first three, and how many more there are."""
     return separator.join(words[:3]) + (f"{separator}{len(words) - 3} more" if len(words) > 3 else "")

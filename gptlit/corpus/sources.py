@@ -29,6 +29,10 @@ class Source:
     name: str
     words: str
     documents: Callable[[], Iterator[Iterable[str]]]
+    files: tuple[Path, ...] = ()
+    """On this machine, where the text is read from; none for the packaged play."""
+    streamed: bool = False
+    """Whether reading it again means fetching it again."""
 
 
 def resolve(
@@ -98,7 +102,10 @@ def _tinyshakespeare(cache_dir: Path | None) -> Source:
             "run again to download it anew, or use --data.corpus sample"
         )
     return Source(
-        "tinyshakespeare", "tinyshakespeare of karpathy/char-rnn", lambda: iter([file_document(path, None, str(path))])
+        "tinyshakespeare",
+        "tinyshakespeare of karpathy/char-rnn",
+        lambda: iter([file_document(path, None, str(path))]),
+        (path,),
     )
 
 
@@ -141,7 +148,7 @@ def _files(paths: list[Path], name: str, words: str, text_column: str, cache_dir
             else:
                 yield from _table(path, table, text_column, where, cache_dir)
 
-    return Source(name, words, documents)
+    return Source(name, words, documents, tuple(paths))
 
 
 def _uncompressed(name: str) -> tuple[str, str | None]:
@@ -171,7 +178,8 @@ def _hub(identity: str, text_column: str, cache_dir: Path | None, streaming: boo
     name, config, split = found["name"], found["config"], found["split"] or "train"
     rows = open_hub(name, config, split, cache_dir, streaming)
     words = f"{identity} on the Hugging Face Hub"
-    return Source(name, words, lambda: table_documents(rows, text_column, words))
+    files = () if streaming else tuple(Path(file["filename"]) for file in rows.cache_files)
+    return Source(name, words, lambda: table_documents(rows, text_column, words), files, streamed=streaming)
 
 
 def _may_be_hub(spec: str, path: Path) -> bool:

@@ -140,7 +140,7 @@ def newton_schulz(stack: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
     stack = stack / norms  # singular values at most 1
     tall = stack.size(1) > stack.size(2)
     X = stack.mT if tall else stack  # (K, m, n) with m <= n
-    if X.size(2) >= 2 * X.size(1) and X.dtype in (torch.float32, torch.float64):
+    if X.size(2) >= 2 * X.size(1) and products_are_exact(X):
         Q = _iterate_on_gram(X @ X.mT, steps)
         return stack @ Q if tall else Q @ stack
     a, b, c = QUINTIC
@@ -154,6 +154,12 @@ def newton_schulz(stack: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
         torch.baddbmm(X, B, X, beta=a, out=spare)
         X, spare = spare, X
     return X.mT if tall else X
+
+
+def products_are_exact(x: Tensor) -> bool:
+    """Whether products of x keep all of its digits: float32 may be allowed to round to bfloat16 or TF32."""
+    exact_float32 = x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return exact_float32 or x.dtype == torch.float64
 
 
 def _iterate_on_gram(A: Tensor, steps: int) -> Tensor:

@@ -105,10 +105,10 @@ class BPETokenizer:
         """`encode`, in slices on all cores: the ids in the smallest of uint8, uint16 and uint32 that holds them all."""
         import numpy as np
 
-        slices, dtype = list(_slices(text)), smallest_dtype(self.vocab_size)
+        pieces, dtype = list(slices(text)), smallest_dtype(self.vocab_size)
         found = [np.empty(0, dtype)]
-        for start in range(0, len(slices), 64):
-            encodings = self._bpe.encode_batch_fast(slices[start : start + 64], add_special_tokens=False)
+        for start in range(0, len(pieces), 64):
+            encodings = self._bpe.encode_batch_fast(pieces[start : start + 64], add_special_tokens=False)
             found += [np.array(encoding.ids, dtype) for encoding in encodings]
         return np.concatenate(found)
 
@@ -157,10 +157,11 @@ def _tokenizers() -> Any:
     return tokenizers
 
 
-def _slices(text: str) -> Iterator[str]:
+def slices(text: str, size: int = SLICE) -> Iterator[str]:
+    """A text in pieces of a little over `size` characters, in which a BPE finds the same tokens as in the whole."""
     start = 0
     while start < len(text):
-        cut = SAFE_CUT.search(text, start + SLICE)
+        cut = SAFE_CUT.search(text, start + size)
         end = cut.start() if cut else len(text)
         yield text[start:end]
         start = end

@@ -86,7 +86,7 @@ def step_bytes(model: GPT, samples: int, mean_context: float) -> float:
 
 
 def load_peer(folder: Path) -> ModuleType:
-    """nanoGPT's model.py as a module."""
+    """The module model.py of nanoGPT."""
     spec = importlib.util.spec_from_file_location("peer_model", folder / "model.py")
     if spec is None or spec.loader is None:
         raise SystemExit(f"--peer: no model.py in {folder}")
@@ -96,7 +96,7 @@ def load_peer(folder: Path) -> ModuleType:
 
 
 def twin(module: ModuleType, model: GPT) -> torch.nn.Module:
-    """nanoGPT with the weights of `model`; the same logits, or an error."""
+    """Gives nanoGPT the weights of `model`; an error unless their logits are equal."""
     names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
     peer = module.GPT(module.GPTConfig(**{name: getattr(model.config, name) for name in names})).eval()
     peer.load_state_dict(model.state_dict())

@@ -1,0 +1,167 @@
+"""From tokens to batches: `RandomChunks` (step number -> batch), the windows of validation and the loss estimates.
+
+A batch is a pure function of (seed, step). Exact resume, and equal batches for any number of devices or accumulation
+steps, follow from that without any state to save.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptlit.data.tokens import StoredTokens
+from gptlit.errors import UserError
+
+Tokens = Tensor | np.ndarray | StoredTokens
+Batch = tuple[Tensor, Tensor]
+IGNORED = -100  # target that cross-entropy leaves out (torch's default)
+EVAL_TOKENS = 16_384  # tokens of one validation batch when no size is given: fills two cores, fits any GPU
+ESTIMATE_STREAM = 1 << 62  # step numbers of the loss estimates, far from every training step
+
+
+def take(tokens: Tokens, spans: np.ndarray) -> Tensor:
+    """Tokens at the positions `spans`, int64 and of the same shape, on the device where the tokens lie."""
+    if isinstance(tokens, Tensor):
+        return tokens[torch.from_numpy(spans).to(tokens.device, non_blocking=True)].long()
+    return torch.from_numpy(tokens[spans].astype(np.int64))
+
+
+class RandomChunks:
+    """Batch `i` of random chunks of a text: `chunks[i]` is (inputs, targets), each (B, T) int64, targets one further.
+
+    The offsets come from Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), a generator
+    that is itself a function of (key, counter): key = seed, counter = i.
+
+    Args:
+        tokens: (N,) integer tensor, or a NumPy array (which may be memory-mapped).
+        block_size: T, tokens of one chunk.
+        batch_size: B, chunks of the whole batch of a step, over all devices and accumulation steps.
+        seed: any integer.
+
+    Raises:
+        UserError: when the text holds fewer than block_size + 1 tokens.
+    """
+
+    def __init__(self, tokens: Tokens, block_size: int, batch_size: int, seed: int) -> None:
+        if len(tokens) < block_size + 1:
+            raise UserError(
+                f"the training part has {len(tokens)} tokens, but a chunk of model.gpt.block_size {block_size} needs "
+                f"{block_size + 1}: give a longer text, or a smaller block_size"
+            )
+        self.tokens = tokens
+        self.block_size = block_size
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def offsets(self, step: int) -> np.ndarray:
+        """Where the chunks of a step begin: (B,) int64, each in [0, N - block_size)."""
+        philox = np.random.Philox(key=self.seed % 2**64, counter=(0, 0, step, 0))
+        return (philox.random_raw(self.batch_size) % (len(self.tokens) - self.block_size)).astype(np.int64)
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.rows(step, slice(None))
+
+    def rows(self, step: int, rows: slice) -> Batch:
+        """The chosen rows of batch `step`: two (rows, T) tensors, on the device of the tokens."""
+        offsets = self.offsets(step)[rows]
+        spans = offsets[:, None] + np.arange(self.block_size + 1)  # (rows, T + 1)
+        chunk = take(self.tokens, spans)
+        return chunk[:, :-1], chunk[:, 1:]
+
+
+def share_of_batch(batch_size: int, accumulate: int, world_size: int) -> int:
+    """How many rows of a step's batch one process gets at a time.
+
+    Raises:
+        UserError: when they do not all get the same.
+    """
+    parts = accumulate * world_size
+    if batch_size % parts:
+        raise UserError(
+            f"data.batch_size {batch_size} is the whole batch of a step and cannot be cut into "
+            f"{accumulate} (trainer.accumulate_grad_batches) × {world_size} (devices) equal parts: "
+            f"make it a multiple of {parts}"
+        )
+    return batch_size // parts
+
+
+class TrainingBatches:
+    """The micro-batches that one process trains on, beginning at the step the run has reached.
+
+    Step i is cut into `accumulate` micro-batches and each of these into `world_size` slices; the process of rank r
+    takes slice r.
+    """
+
+    def __init__(
+        self, chunks: RandomChunks, max_steps: int, accumulate: int, rank: int, world_size: int, done: Callable[[], int]
+    ) -> None:
+        self.chunks, self.max_steps, self.accumulate = chunks, max_steps, accumulate
+        self.rank, self.world_size, self.done = rank, world_size, done
+        self.micro = share_of_batch(chunks.batch_size, accumulate, world_size)
+
+    def __len__(self) -> int:
+        return self.max_steps * self.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step in range(self.done(), self.max_steps):
+            for part in range(self.accumulate):
+                first = (part * self.world_size + self.rank) * self.micro
+                yield self.chunks.rows(step, slice(first, first + self.micro))
+
+
+class ValidationWindows:
+    """The whole text once, in windows of block_size that do not overlap; every token but the first is predicted once.
+
+    Windows are (rows, T); what lies behind the end of the text has target -100 and does not count. Every process
+    gets the same number of batches, the rows dealt out in turn, so that collective calls always meet.
+
+    Raises:
+        UserError: when the text holds fewer than block_size + 1 tokens.
+    """
+
+    def __init__(self, tokens: Tokens, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if len(tokens) < block_size + 1:
+            raise UserError(
+                f"the validation part has {len(tokens)} tokens, but a window of model.gpt.block_size {block_size} "
+                f"needs {block_size + 1}: give a longer text, a larger data.val_fraction, or a smaller block_size"
+            )
+        self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.windows = -(-(len(tokens) - 1) // block_size)
+
+    def __len__(self) -> int:
+        return -(-self.windows // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        stride = self.batch_size * self.world_size
+        for first in range(0, self.windows, stride):
+            yield self.batch(range(first + self.rank, min(first + stride, self.windows), self.world_size))
+
+    def batch(self, windows: range) -> Batch:
+        """Inputs and targets (rows, T) of the numbered windows; one row that counts nothing when there are none."""
+        if not windows:
+            inputs, targets = self.batch(range(1))
+            return inputs, torch.full_like(targets, IGNORED)
+        spans = np.array(windows)[:, None] * self.block_size + np.arange(self.block_size + 1)  # (rows, T + 1)
+        last = len(self.tokens) - 1
+        chunk = take(self.tokens, np.minimum(spans, last))
+        inside = torch.from_numpy(spans[:, 1:] <= last).to(chunk.device)  # (rows, T)
+        return chunk[:, :-1], torch.where(inside, chunk[:, 1:], IGNORED)
+
+
+class LossEstimate:
+    """`count` random batches of a text, the same ones every time: the lecture's `estimate_loss`."""
+
+    def __init__(self, chunks: RandomChunks, count: int, rank: int = 0, world_size: int = 1) -> None:
+        self.chunks, self.count, self.rank, self.world_size = chunks, count, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-self.count // self.world_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, self.count, self.world_size):
+            inputs, targets = self.chunks[ESTIMATE_STREAM + min(first + self.rank, self.count - 1)]
+            if first + self.rank >= self.count:
+                targets = torch.full_like(targets, IGNORED)
+            yield inputs, targets

@@ -1,0 +1,166 @@
+"""The command in tests: in this process, where it is fast, or in one of its own, where it can be killed."""
+
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import lightning.pytorch as pl
+import torch
+import yaml
+
+from gptlit import __main__
+from gptlit.cli.training import GptlitCLI
+
+REPOSITORY = Path(__file__).parent.parent
+PLAY = REPOSITORY / "gptlit" / "assets" / "play.txt"
+SMALL = {  # dropout, Muon, clipping, validation and saving out of step with each other: all that resume has to restore
+    "seed_everything": 7,
+    "model": {
+        "gpt": {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.3},
+        "optimizer": {"name": "muon", "lr": 5e-3, "muon_lr": 0.02},
+        "schedule": {"shape": "cosine", "warmup_steps": 3},
+    },
+    "data": {"corpus": "TEXT", "batch_size": 8, "eval_batch_size": 16},
+    "trainer": {
+        "max_steps": 20,
+        "val_check_interval": 6,
+        "log_every_n_steps": 1,
+        "gradient_clip_val": 1.0,
+        "accelerator": "cpu",
+        "devices": 1,
+    },
+    "save_every_n_steps": 5,
+    "sample_text": {"max_new_tokens": 0},
+}
+
+
+@contextlib.contextmanager
+def extra_callbacks(*callbacks: pl.Callback) -> Iterator[None]:
+    """Adds callbacks to the Trainer that the command makes."""
+    make = GptlitCLI._trainer_settings
+
+    def with_more(self: GptlitCLI, config: Any) -> dict[str, Any]:
+        settings = make(self, config)
+        return settings | {"callbacks": [*settings["callbacks"], *callbacks]}
+
+    with mock.patch.object(GptlitCLI, "_trainer_settings", with_more):
+        yield
+
+
+class At(pl.Callback):
+    """Does something at a hook, once a given number of steps is done."""
+
+    def __init__(self, hook: str, step: int, action: Callable[[], Any]) -> None:
+        self.done = False
+
+        def act(trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+            if trainer.global_step == step and not self.done:
+                self.done = True
+                action()
+
+        setattr(self, hook, act)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the command returned and wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+def gptlit(*arguments: Any) -> Answer:
+    """Runs `gptlit ARGUMENTS` here; exceptions that would be tracebacks pass through."""
+    out, err = Stream(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["gptlit", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            code = __main__.main()
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+class Stream(io.StringIO):
+    """A stdout that `gptlit predict` can open anew, as it does with the real one."""
+
+
+def start(*arguments: Any, env: Mapping[str, str] | None = None, **options: Any) -> "subprocess.Popen[str]":
+    """Starts `gptlit ARGUMENTS` in a process of its own, with stderr to be read."""
+    command = [sys.executable, "-m", "gptlit", *map(str, arguments)]
+    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """A small run's configuration; `changes` name settings by their flags, dots as two underscores."""
+    config = yaml.safe_load(yaml.safe_dump(SMALL))
+    text = folder / "text.txt"
+    if not text.exists():
+        text.write_text(PLAY.read_text(encoding="utf-8")[:6000], encoding="utf-8")
+    config["data"]["corpus"] = str(text)
+    for name, value in changes.items():
+        *groups, last = name.split("__")
+        place = config
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+REPORT: dict[str, list[tuple[str, ...]]] = {}
+
+
+def report(table: str, header: tuple[str, ...], *cells: object) -> None:
+    """Adds a row to the tables that GPTLIT_REPORT=FILE asks for, in Markdown."""
+    path = os.environ.get("GPTLIT_REPORT")
+    if not path:
+        return
+    rows = REPORT.setdefault(table, [header, ("---",) * len(header)])
+    rows.append(tuple(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells))
+    lines = [f"## {name}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) for name, rows in REPORT.items()]
+    Path(path).write_text("\n".join(lines), encoding="utf-8")
+
+
+def tensors(tree: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of nested dicts and lists, by where they stand."""
+    if isinstance(tree, torch.Tensor):
+        yield name, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from tensors(value, f"{name}/{key}")
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from tensors(value, f"{name}/{index}")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the weights and of the whole state of the optimizer in a checkpoint."""
+    checkpoint = load(path)
+    sha = hashlib.sha256()
+    state = {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "global_step")}
+    for name, tensor in tensors(state):
+        sha.update(name.encode())
+        sha.update(tensor.contiguous().numpy().tobytes())
+    sha.update(str(state["global_step"]).encode())
+    return sha.hexdigest()
