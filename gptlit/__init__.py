@@ -11,10 +11,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gptlit.data import RandomChunks, TextDataModule
     from gptlit.errors import UserError
-    from gptlit.generate import Sampling, generate
     from gptlit.model import GPT, GPTConfig, KVCache
     from gptlit.module import LitGPT
     from gptlit.optim import MuonAdamW, OptimizerConfig, ScheduleConfig
+    from gptlit.sampling import Sampling, generate
     from gptlit.tokenizer import BPETokenizer, CharTokenizer
 
 _HOMES = {
@@ -27,11 +27,11 @@ _HOMES = {
     "MuonAdamW": "optim",
     "OptimizerConfig": "optim",
     "RandomChunks": "data",
-    "Sampling": "generate",
+    "Sampling": "sampling",
     "ScheduleConfig": "optim",
     "TextDataModule": "data",
     "UserError": "errors",
-    "generate": "generate",
+    "generate": "sampling",
 }
 __all__ = [
     "GPT",

@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,15 +27,9 @@ class Affine:
     bias: Tensor | None
 
     @classmethod
-    def of(cls, linear: nn.Linear, weight_scale: float = 1.0, bias_scale: float = 1.0) -> "Affine":
-        weight, bias = linear.weight.detach().t(), linear.bias
-        # One token times W reads W once. Laid out (in, out), the CPU's product of few rows does so up to twice as
-        # fast; that costs a copy of the weights. Elsewhere the transpose stays a view.
-        if weight.device.type == "cpu":
-            weight = weight.contiguous()
-        if weight_scale != 1:
-            weight = weight * weight_scale
-        return cls(weight, None if bias is None else bias.detach() * bias_scale)
+    def of(cls, linear: nn.Linear, copy: bool) -> "Affine":
+        weight = linear.weight.detach().t()
+        return cls(weight.contiguous() if copy else weight, None if linear.bias is None else linear.bias.detach())
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
@@ -55,37 +50,42 @@ class Layer:
 class Decoder:
     """A GPT's forward pass for sampling: `Decoder(model)(ids)` is `model.eval()(ids)[:, -1]`, faster on short inputs.
 
-    It has no gradients, no dropout and no module calls, lays the weights out anew on a CPU (a copy: make it once, and
-    again when the weights have changed), and runs the last layer for the last position only. The model's training
-    flag is neither read nor touched.
+    It has no gradients, no dropout and no module calls, and runs the last layer for the last position only. The
+    model's training flag is neither read nor touched; its weights must not change while the decoder is in use.
+
+    Args:
+        model: whose weights are read.
+        copy: lay the weights out anew where that helps, on a CPU: products of 3 to 100 rows then run up to half as
+            fast again. It takes the memory of the weights once more, and the time of some ten tokens.
     """
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, copy: bool = False) -> None:
         self.config = model.config
         parts: dict[str, Any] = dict(model.transformer.items())
         self.tokens: Tensor = parts["wte"].weight.detach()  # (V, C)
         self.places: Tensor | None = parts["wpe"].weight.detach() if "wpe" in parts else None  # (block_size, C)
-        # gelu(h) = ½ h (1 + erf(h / √2)). With √½ taken into the weights before and behind it, it is h + h erf(h):
-        # two small operations, where torch's own takes longer than a matrix product of a small model. A coarser type
-        # than float32 would round between the two.
-        fine = self.tokens.dtype in (torch.float32, torch.float64)
-        self.folds_gelu = self.config.activation == "gelu" and self.tokens.device.type == "cpu" and fine
-        fold = math.sqrt(0.5) if self.folds_gelu else 1.0
+        on_cpu = self.tokens.device.type == "cpu"
+        affine = partial(Affine.of, copy=copy and on_cpu)
         self.layers = [
             Layer(
                 norm_1=norm(block.ln_1),
-                qkv=Affine.of(block.attn.c_attn),
-                proj=Affine.of(block.attn.c_proj),
+                qkv=affine(block.attn.c_attn),
+                proj=affine(block.attn.c_proj),
                 norm_2=norm(block.ln_2),
-                fc=None if block.mlp is None else Affine.of(block.mlp.c_fc, fold, fold),
-                out=None if block.mlp is None else Affine.of(block.mlp.c_proj, fold),
+                fc=None if block.mlp is None else affine(block.mlp.c_fc),
+                out=None if block.mlp is None else affine(block.mlp.c_proj),
             )
             for block in parts["h"]
         ]
         self.last_norm = norm(parts["ln_f"])
-        self.lm_head = Affine.of(model.lm_head)
-        scale = self.config.head_dim**-0.5
-        self.scale = torch.tensor(scale).to(self.tokens)  # a number would be made a tensor for every product
+        self.lm_head = affine(model.lm_head)
+        # Factors as tensors: a number would be made one for every product.
+        self.scale = torch.tensor(self.config.head_dim**-0.5).to(self.tokens)
+        self.sqrt_half = torch.tensor(math.sqrt(0.5)).to(self.tokens)
+        # On a CPU, torch's own GELU takes longer than a matrix product of a small model. In a coarser type than
+        # float32, three operations would round between each other.
+        coarse = self.tokens.dtype not in (torch.float32, torch.float64)
+        self.doubled_gelu = self.config.activation == "gelu" and on_cpu and not coarse
         self.cos: Tensor | None = None
         self.sin: Tensor | None = None
         if self.config.position == "rope" and self.layers:
@@ -192,25 +192,27 @@ class Decoder:
 
     def combine(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
         """The block's output (N, C) from its input x (N, C) and what attention gathered, y (N, C)."""
-        residual = self.config.residual
-        x = add(x, y, layer.proj) if residual else layer.proj(y)
+        x = self.join(x, y, layer.proj)
         if layer.fc is None or layer.out is None:
             return x
         h = layer.fc(layer.norm_2(x))  # (N, mlp_ratio · C)
-        h = torch.addcmul(h, h, torch.erf(h)) if self.folds_gelu else activate(h, self.config.activation)
-        return add(x, h, layer.out) if residual else layer.out(h)
+        if not self.doubled_gelu:
+            return self.join(x, activate(h, self.config.activation), layer.out)
+        # gelu(h) = ½ h (1 + erf(h / √2)); the half costs nothing in the product behind it.
+        return self.join(x, torch.addcmul(h, h, torch.erf(h * self.sqrt_half)), layer.out, 0.5)
+
+    def join(self, x: Tensor, h: Tensor, affine: Affine, factor: float = 1.0) -> Tensor:
+        """Adds factor · h W + b to x, or puts it in the place of x in a model without residual connections."""
+        if not self.config.residual:
+            return affine(h * factor)
+        x = torch.addmm(x, h, affine.weight, alpha=factor)
+        return x if affine.bias is None else x + affine.bias
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (B, V) of the residual stream (B, C)."""
         logits = self.lm_head(self.last_norm(x))
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def add(x: Tensor, h: Tensor, affine: Affine) -> Tensor:
-    """Adds h W + b to x, in one product where there is no bias."""
-    x = torch.addmm(x, h, affine.weight)
-    return x if affine.bias is None else x + affine.bias
 
 
 def norm(module: nn.Module | None) -> Callable[[Tensor], Tensor]:
@@ -238,25 +240,28 @@ class Reader:
     """What generation remembers: the newest ids of B rows, and the cache behind them.
 
     The prompts are read once, and shared by `num_samples` rows each. `logits` (B, V) follow them. A row whose window
-    of `block_size` ids is full goes on as `gptlit.generate.generate` says of its `context`.
+    of `block_size` ids is full goes on as `gptlit.sampling.generate` says of its `context`.
     """
 
     def __init__(
         self, model: GPT, prompts: Sequence[Sequence[int]], num_samples: int, max_new_tokens: int, rolling: bool
     ) -> None:
-        self.decoder = Decoder(model)
         self.block_size = model.config.block_size
         self.rolling = rolling
-        device = self.decoder.tokens.device
         lengths = [min(len(prompt), self.block_size) for prompt in prompts]
         longest = max(lengths)
+        capacity = longest + max_new_tokens - 1  # the last id drawn is never read
+        # Few rows inside the window are all products of one or two rows, which a copy does not help.
+        recomputes = capacity > self.block_size and not rolling
+        self.decoder = Decoder(model, copy=recomputes or len(prompts) * num_samples > 2)
+        device = self.decoder.tokens.device
         window = torch.zeros(len(prompts), longest, dtype=torch.long)  # (P, T), aligned at the right
         for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
             window[row, longest - length :] = torch.tensor(prompt[-length:])
         window = window.to(device)
         rows = torch.arange(len(prompts), device=device).repeat_interleave(num_samples)  # (B,)
 
-        cache = self.decoder.new_cache(len(prompts), longest + max_new_tokens - 1)  # the last id drawn is never read
+        cache = self.decoder.new_cache(len(prompts), capacity)
         self.logits = self.decoder(*aligned_left(window, lengths), cache=cache)[rows]  # (B, V)
         self.cache: KVCache | None = cache if num_samples == 1 else cache.expand(rows)
         self.lengths = [lengths[row] for row in rows.tolist()]  # ids in each row's window

@@ -6,12 +6,13 @@ and V = vocab_size symbols.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gptlit.errors import UserError
 
@@ -381,6 +382,7 @@ class GPT(nn.Module):
         if config.vocab_size < 1:
             raise UserError("model.gpt.vocab_size is 0: give the number of symbols, or a tokenizer that knows it")
         self.config = config
+        self.checkpoint_activations = False  # keep only what goes into each block, and compute the rest once more
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
@@ -392,12 +394,17 @@ class GPT(nn.Module):
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.bias and not config.tie_weights)
         if config.tie_weights:
-            self.lm_head.weight = self.transformer["wte"].weight
+            self.lm_head.weight = cast(nn.Embedding, self.transformer["wte"]).weight
         if config.position == "rope" and config.n_layer:
             cos, sin = rope_angles(torch.arange(config.block_size), config.head_dim, config.rope_base, torch.float32)
             self.register_buffer("rope_cos", cos, persistent=False)  # (block_size, D / 2)
             self.register_buffer("rope_sin", sin, persistent=False)
         initialize(self)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, from the embedding to the head."""
+        return cast(list[Block], list(cast(nn.ModuleList, self.transformer["h"])))
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each of ids (B, T) int64.
@@ -427,17 +434,20 @@ class GPT(nn.Module):
         x = self.transformer["drop"](x)
         rotation = self.rotation(positions, x.dtype)
         random_bytes = self.dropout_bytes(x)
-        for layer, block in enumerate(self.transformer["h"]):
+        for layer, block in enumerate(self.blocks):
             own_bytes = None if random_bytes is None else random_bytes[layer]
             # Without a cache every layer is called alike, so that one compiled block serves all.
-            x = block(x, rotation, cache, layer if cache is not None else 0, mask, own_bytes)
+            arguments = (x, rotation, cache, layer if cache is not None else 0, mask, own_bytes)
+            recompute = self.checkpoint_activations and self.training and cache is None
+            x = checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
         if cache is not None:
             cache.advance(T)
         return self.transformer["ln_f"](x)
 
     def dropout_bytes(self, x: Tensor) -> Tensor | None:
         """Random bytes (n_layer, 2, B, T, C) for dropout on a CPU: drawn eight at a time, they cost a tenth of its own
-        draw, and lie outside of what is compiled. None elsewhere, and without dropout."""
+        draw, and lie outside of what is compiled. None elsewhere, and without dropout.
+        """
         if not (self.training and self.config.dropout and x.device.type == "cpu"):
             return None
         shape = (self.config.n_layer, 2, *x.shape)

@@ -2,25 +2,29 @@
 
 import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from gptlit import __version__
+from gptlit.compiling import compile_blocks
+from gptlit.drawing import Drawing, TextDraw
 from gptlit.errors import UserError
-from gptlit.generate import Sampling, TextStream, generate
 from gptlit.model import GPT, GPTConfig
 from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor, parameter_groups
+from gptlit.pretrained import Pretrained, fit_to, load_pretrained
 from gptlit.progress import step_boundary
+from gptlit.seeds import mix, seed_device
 from gptlit.tokenizer import Tokenizer, from_json
 
 ESTIMATES = ("train/loss_estimate", "val/loss_estimate")  # in the order of the validation loaders after the first
@@ -37,8 +41,13 @@ class LitGPT(pl.LightningModule):
         optimizer: AdamW or Muon, with their rates and what decays.
         schedule: the learning rate over the run.
         tokenizer: JSON of the tokenizer; null takes it from the data.
+        init_from: where the first weights come from: a GPT-2 or NanoChat folder or id of Hugging Face, another run of
+            gptlit, or nanoGPT's ckpt.pt. Architecture and tokenizer come with them; of `gpt`, `block_size` and the
+            dropouts count. The optimizer starts afresh.
         seed: fixes the first weights and the dropout; the command takes it from `seed_everything`.
         compile: run the blocks through torch.compile; falls back to eager, with a line that says why.
+        checkpoint_activations: keep only what goes into each block, and compute the rest again in the backward pass:
+            a third more time for a fraction of the memory (arXiv:1604.06174).
         matmul_precision: how float32 matrix products may round, as in torch.set_float32_matmul_precision: `medium`
             lets a CPU with bfloat16 units (AMX) and a GPU use them, which halves the time of a step.
     """
@@ -49,8 +58,10 @@ class LitGPT(pl.LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),
         schedule: ScheduleConfig = ScheduleConfig(),
         tokenizer: str | None = None,
+        init_from: str | None = None,
         seed: int = 1337,
         compile: bool = False,
+        checkpoint_activations: bool = False,
         matmul_precision: Literal["highest", "high", "medium"] = "highest",
     ) -> None:
         super().__init__()
@@ -58,8 +69,15 @@ class LitGPT(pl.LightningModule):
         self.optimizer_config = OptimizerConfig(**optimizer) if isinstance(optimizer, Mapping) else optimizer
         self.schedule = ScheduleConfig(**schedule) if isinstance(schedule, Mapping) else schedule
         self.tokenizer: Tokenizer | None = None if tokenizer is None else from_json(tokenizer)
+        self._start: Pretrained | None = None
+        if init_from is not None:
+            kept = ("block_size", "dropout", "attention_dropout", "embedding_dropout")
+            self._start = fit_to(load_pretrained(init_from), **{name: getattr(self.gpt, name) for name in kept})
+            self.gpt = self._start.gpt
+            self.tokenizer = self.tokenizer or self._start.tokenizer
         self.seed = seed
         self.compile_network = compile
+        self.checkpoint_activations = checkpoint_activations
         self.matmul_precision = matmul_precision
         self._precision_before: str | None = None
         self.net: GPT | None = None
@@ -72,7 +90,7 @@ class LitGPT(pl.LightningModule):
         self._loss_ahead: HostCopy | None = None  # the training loss on its way to the host
         self.val_loss = MeanMetric()
         self.val_chars = MeanMetric()  # characters per token
-        self.estimates = nn.ModuleList(MeanMetric() for _ in ESTIMATES)
+        self.estimates: Any = nn.ModuleList(MeanMetric() for _ in ESTIMATES)
         # Plain types only: a checkpoint must load with weights_only=True.
         self.save_hyperparameters(
             {
@@ -80,8 +98,10 @@ class LitGPT(pl.LightningModule):
                 "optimizer": plain(asdict(self.optimizer_config)),
                 "schedule": asdict(self.schedule),
                 "tokenizer": tokenizer,
+                "init_from": None,  # the weights are in the checkpoint
                 "seed": seed,
                 "compile": compile,
+                "checkpoint_activations": checkpoint_activations,
                 "matmul_precision": matmul_precision,
             },
             logger=False,
@@ -103,17 +123,22 @@ class LitGPT(pl.LightningModule):
         if self.tokenizer is None:
             raise UserError("the model has no tokenizer: train it with a TextDataModule, or hand it one as JSON")
         size = self.tokenizer.vocab_size
-        if self.gpt.vocab_size not in (0, size):
-            raise UserError(
-                f"model.gpt.vocab_size is {self.gpt.vocab_size}, but the tokenizer has {size} symbols: "
-                "leave it at 0 to take the tokenizer's"
-            )
+        if self._start is not None:
+            self._start = fit_to(self._start, vocab_size=size)
+            self.gpt = self._start.gpt
+        check_vocabulary(self.gpt, size)
         self.gpt = replace(self.gpt, vocab_size=size)
         self.hparams["gpt"], self.hparams["tokenizer"] = asdict(self.gpt), self.tokenizer.to_json()
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(self.seed)
             self.net = GPT(self.gpt)
+        self.net.checkpoint_activations = self.checkpoint_activations
+        if self._start is not None:
+            self.net.load_state_dict(self._start.state_dict())
+            self._start = None
         self.register_buffer("chars_per_token", torch.tensor(self.tokenizer.chars_per_token()), persistent=False)
+        if self.device_mesh is not None:  # of ModelParallelStrategy
+            shard(self.net, self.device_mesh["data_parallel"])
 
     def setup(self, stage: str) -> None:
         """Sets the precision of float32 products for this stage; torch keeps it for the whole process."""
@@ -274,7 +299,7 @@ class LitGPT(pl.LightningModule):
         self.log_dict(self.collect("test"), logger=self._outside_fit())
 
     def _outside_fit(self) -> bool:
-        """During a fit, `Curves` hands metrics to the loggers, at the true step; else Lightning returns what is logged."""
+        """During a fit `Curves` hands metrics to the loggers, at the true step; else Lightning returns what is logged."""
         return self.trainer.state.fn != "fit"
 
     # ---------------------------------------------------------------- drawing text
@@ -307,71 +332,13 @@ class LitGPT(pl.LightningModule):
         return metrics
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """What `predict_step` draws from each prompt."""
-
-    max_new_tokens: int = 500
-    sampling: Sampling = Sampling()
-    num_samples: int = 1
-    seed: int = 1337
-    context: Literal["exact", "rolling"] = "exact"
-    stop: tuple[str, ...] = ()
-    log_probabilities: bool = False
-
-
-@dataclass
-class DrawnText:
-    """One text so far, without its prompt; log-probabilities (nats) of its tokens under the model, if asked for."""
-
-    text: str = ""
-    tokens: int = 0
-    log_probabilities: list[float] = field(default_factory=list)
-
-
-class TextDraw:
-    """The texts of a group of prompts, drawn while `steps` is read; `rows` holds what there is of each.
-
-    Row p · num_samples + k is sample k of prompt p.
-    """
-
-    def __init__(self, network: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], drawing: Drawing) -> None:
-        self.drawing, self.tokenizer = drawing, tokenizer
-        self.rows = [DrawnText() for _ in range(len(prompts) * drawing.num_samples)]
-        self._log_probabilities: list[Tensor] | None = [] if drawing.log_probabilities else None
-        self._ids = (
-            iter(())
-            if not prompts
-            else generate(
-                network,
-                prompts,
-                drawing.max_new_tokens,
-                drawing.sampling,
-                num_samples=drawing.num_samples,
-                seed=drawing.seed,
-                context=drawing.context,
-                log_probabilities=self._log_probabilities,
-            )
+def check_vocabulary(config: GPTConfig, size: int) -> None:
+    """Raises `UserError` when `model.gpt.vocab_size` is neither 0 nor the tokenizer's number of symbols."""
+    if config.vocab_size not in (0, size):
+        raise UserError(
+            f"model.gpt.vocab_size is {config.vocab_size}, but the tokenizer has {size} symbols: "
+            "leave it at 0 to take the tokenizer's"
         )
-
-    def steps(self) -> Iterator[list[str]]:
-        """One piece of text for each row, often empty, step by step; ends when every row has met a stop text."""
-        streams = [TextStream(self.tokenizer, self.drawing.stop) for _ in self.rows]
-        for ids in self._ids:
-            pieces = [stream.push(token) for stream, token in zip(streams, ids.tolist(), strict=True)]
-            logs = self._log_probabilities.pop().tolist() if self._log_probabilities is not None else []
-            for number, (row, stream) in enumerate(zip(self.rows, streams, strict=True)):
-                row.text += pieces[number]
-                if not stream.stopped:
-                    row.tokens += 1
-                    row.log_probabilities += logs[number : number + 1]
-            yield pieces
-            if all(stream.stopped for stream in streams):
-                return
-        rest = [stream.close() for stream in streams]
-        for row, piece in zip(self.rows, rest, strict=True):
-            row.text += piece
-        yield rest
 
 
 class HostCopy:
@@ -406,42 +373,7 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers; neighbours give unrelated seeds (SplitMix64, Steele et al. 2014)."""
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) % 2**64
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-        state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
-        state ^= state >> 31
-    return state >> 1
-
-
-def seed_device(device: torch.device, seed: int) -> None:
-    """Seeds the one generator that dropout draws from; torch.manual_seed seeds every backend and costs a millisecond."""
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-    elif device.type == "cpu":
-        torch.random.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
-
-
-def compile_blocks(network: GPT, forward: Callable[[], Tensor]) -> str:
-    """Compiles every block in place (the names of weights stay) and runs `forward` and its backward pass once.
-
-    Block by block, since all blocks share one compiled graph: a sixth of the waiting for six layers. Returns what
-    happened, in words; where compiling fails the network stays as it was.
-    """
-    started = time.perf_counter()
-    blocks = list(network.transformer["h"])
-    for block in blocks:
-        block.compile()
-    try:
-        torch.autograd.grad(forward(), [p for p in network.parameters() if p.requires_grad], allow_unused=True)
-    except Exception as error:  # whatever a compiler can raise: the run can do without it
-        for block in blocks:
-            block._compiled_call_impl = None
-        reason = " ".join(str(error).split())[:200]
-        return f"not compiled, which is slower but changes nothing else: {type(error).__name__}: {reason}"
-    return f"compiled in {time.perf_counter() - started:.0f} s"
+def shard(network: GPT, mesh: DeviceMesh) -> None:
+    """Spreads weights, and with them gradients and optimizer state, over the processes of a mesh, block by block."""
+    for part in (*network.blocks, network):
+        fully_shard(part, mesh=mesh)

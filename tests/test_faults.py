@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -154,7 +154,7 @@ def shrink_disk(size: int) -> None:
 
 @pytest.mark.parametrize("hook", ["on_before_zero_grad", "on_validation_start"])
 def test_a_disk_that_is_full_when_a_checkpoint_is_written(tmp_path: Path, undisturbed: Path, hook: str) -> None:
-    """last.ckpt after step 10, or best.ckpt after step 12: the files from before stay, and no part of a file is left."""
+    """At last.ckpt of step 10 or best.ckpt of step 12: the files from before stay, and no part of a file is left."""
     config, run = write_config(tmp_path, trainer__logger=False), tmp_path / "run"
     full = At(hook, 8 if hook == "on_before_zero_grad" else 12, lambda: shrink_disk(10_000))
     with extra_callbacks(full), largest_file(10_000):
@@ -202,10 +202,9 @@ def test_a_disk_that_is_really_full(tmp_path: Path, tiny_disk: Path, undisturbed
     config, run = write_config(tmp_path), tiny_disk / "run"
 
     def fill() -> None:
-        with (tiny_disk / "filler").open("wb") as file, pytest.raises(OSError, match="No space left"):
-            while True:
-                file.write(b"0" * 1024)
-                file.flush()
+        with suppress(OSError), (tiny_disk / "filler").open("wb", buffering=0) as file:
+            while file.write(b"0" * 1024):
+                pass
 
     with extra_callbacks(At("on_before_zero_grad", 8, fill)):
         answer = gptlit("fit", "--config", config, "--run_dir", run)
@@ -298,7 +297,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_same_signal_passed_on_by_a_launcher_is_not_impatience(tmp_path: Path, undisturbed: Path) -> None:
-    """torchrun passes on the SIGINT that the terminal has already sent: the step is finished all the same."""
+    """As torchrun passes on the SIGINT that the terminal has already sent: the step is finished all the same."""
     config, run = write_config(tmp_path), tmp_path / "run"
 
     def both() -> None:

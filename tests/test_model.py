@@ -10,7 +10,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptlit.errors import UserError
-from gptlit.model import GPT, CausalSelfAttention, GPTConfig, KVCache, attend, drop, rms_norm, rope_angles, rotate, written_out_is_faster
+from gptlit.model import (
+    GPT,
+    CausalSelfAttention,
+    GPTConfig,
+    KVCache,
+    attend,
+    drop,
+    rms_norm,
+    rope_angles,
+    rotate,
+    written_out_is_faster,
+)
 
 SCALED = {"block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
 PUBLISHED_COUNTS = {
@@ -73,7 +84,7 @@ def test_the_set_of_switches_is_frozen() -> None:
 
 def written_out_attention(attn: CausalSelfAttention, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
     """The lecture's attention, head by head: q·kᵀ/√d, lower-triangular mask, softmax, ·v, concatenation, projection."""
-    B, T, C = x.shape
+    T, C = x.shape[1:]
     D = C // attn.n_head
     mask = torch.tril(torch.ones(T, T, dtype=torch.bool))
     q, k, v = attn.c_attn(x).split(C, dim=2)  # (B, T, C) each

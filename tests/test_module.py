@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from gptlit import CharTokenizer, GPTConfig, LitGPT, OptimizerConfig, ScheduleConfig, TextDataModule, UserError
-from gptlit.generate import Sampling
-from gptlit.module import Drawing, mix
+from gptlit.drawing import Drawing
+from gptlit.sampling import Sampling
+from gptlit.seeds import mix
 
 TINY = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16}
 TEXT = "To learn a tongue, one letter at a time,\nIs all the craft that lies behind this rhyme.\n" * 20
@@ -126,7 +127,7 @@ def test_first_weights_depend_on_the_seed_alone() -> None:
         torch.rand(drawn_before)
         module = LitGPT(GPTConfig(**TINY), tokenizer=tokenizer, seed=seed)
         module.configure_model()
-        weights.append(module.network.lm_head.weight.detach().clone())
+        weights.append(module.network.transformer["wte"].weight.detach().clone())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -155,7 +156,7 @@ def test_a_contradicting_vocabulary_is_refused() -> None:
 
 def test_a_loss_that_is_no_number_stops_before_the_weights_change(corpus: Path, tmp_path: Path) -> None:
     """The step that would write NaN into every weight must not happen."""
-    module, trainer = trained(corpus, tmp_path)
+    module, _ = trained(corpus, tmp_path)
     weights = [parameter.detach().clone() for parameter in module.network.parameters()]
     module.network.forward = lambda ids, cache=None: torch.full((*ids.shape, 30), torch.nan, requires_grad=True)
     second = quiet_trainer(tmp_path)
@@ -180,10 +181,26 @@ def test_predict_step_draws_what_generate_draws(corpus: Path, tmp_path: Path) ->
 
 
 def test_precision_of_products_is_put_back(corpus: Path, tmp_path: Path) -> None:
-    """torch keeps it for the whole process: training must not leave it changed."""
+    """Torch keeps it for the whole process: training must not leave it changed."""
     module = LitGPT(GPTConfig(**TINY), OptimizerConfig(name="adamw"), matmul_precision="medium")
     seen = []
     module.on_train_start = lambda: seen.append(torch.get_float32_matmul_precision())
     quiet_trainer(tmp_path).fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
     assert seen == ["medium"]
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_run_can_start_from_the_weights_of_another(corpus: Path, tmp_path: Path) -> None:
+    """Weights, architecture and tokenizer come from the source; the new checkpoint stands alone."""
+    first, trainer = trained(corpus, tmp_path)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    second = LitGPT(GPTConfig(block_size=8, dropout=0.1), init_from=str(tmp_path / "first.ckpt"))
+    second.configure_model()
+    assert (second.gpt.n_embd, second.gpt.dropout) == (first.gpt.n_embd, 0.1)
+    for ours, theirs in zip(second.network.parameters(), first.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    again = quiet_trainer(tmp_path)
+    again.fit(second, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
+    again.save_checkpoint(tmp_path / "second.ckpt")
+    (tmp_path / "first.ckpt").unlink()
+    LitGPT.load_from_checkpoint(tmp_path / "second.ckpt", weights_only=True)

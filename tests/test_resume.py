@@ -65,7 +65,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 # ---------------------------------------------------------------- killed
 
-# Steps done, and where in the loop: last.ckpt is written after steps 5, 10, 15, 20 and validations follow 6, 12, 18, 20.
+# Where in the loop, and steps done: last.ckpt is written after 5, 10, 15 and 20, validations follow 6, 12, 18 and 20.
 KILLED = ("run", "killed in (hook-step)", "after resuming, against the undisturbed run")
 MOMENTS = [
     ("on_before_zero_grad", 5),
@@ -241,7 +241,7 @@ def test_another_cut_of_the_batches_is_honoured_and_said(copy: Path, half: Path,
 
 
 def test_an_explicit_rate_wins_over_the_saved_one(copy: Path) -> None:
-    """torch restores the rates of the saved optimizer without a word; here the flag is honoured, and said."""
+    """Left alone, torch restores the rates of the saved optimizer without a word; here the flag is honoured, and said."""
     answer = gptlit("fit", "--ckpt_path", copy, "--model.optimizer.lr", 1e-3, "--model.schedule.shape", "constant")
     assert "changed: model.optimizer.lr 0.005 -> 0.001" in answer.err
     after = [row for row in metrics(copy) if int(row["step"]) > 10]

@@ -53,7 +53,8 @@ class Pictures(pl.Callback):
         whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
         if not boards or not whole or not trainer.is_global_zero:
             return
-        counted = getattr(getattr(trainer, "datamodule", None), "train_tokens", None)
+        tokens = getattr(getattr(trainer, "datamodule", None), "train_tokens", None)
+        counted = tokens if isinstance(tokens, Tensor) else None  # a token file is too long to be counted here
         for tag, figure in figures(pl_module.network, pl_module.tokenizer, self.text, counted).items():
             pixels = rasterize(figure)
             for board in boards:
@@ -97,7 +98,7 @@ def attention_weights(model: GPT, ids: Tensor) -> Tensor:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)  # (T, T)
         maps.append(scores.masked_fill(future, -torch.inf).softmax(-1)[0].cpu())
 
-    hooks = [block.attn.register_forward_pre_hook(note) for block in model.transformer["h"]]
+    hooks = [block.attn.register_forward_pre_hook(note) for block in model.blocks]
     was_training = model.training
     try:
         model.eval()

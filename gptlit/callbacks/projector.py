@@ -32,13 +32,14 @@ def write_projector(run_dir: Path, table: Tensor, tokenizer: Any, step: int) -> 
 def visible(symbol: str) -> str:
     """A symbol as a label: white space by its sign, other characters without a shape by their escape."""
     signs = {" ": "␣", "\n": "↵", "\t": "⇥"}
-    return "".join(signs.get(c, c if c.isprintable() else c.encode("unicode_escape").decode()) for c in symbol)
+    shown = (signs.get(c, c if c.isprintable() else c.encode("unicode_escape").decode()) for c in symbol)
+    return "".join(shown) or "(nothing)"
 
 
 def kind_of(symbol: str) -> str:
     """To colour by: vowel, consonant, capital, letter, digit, punctuation, space, several (characters), or other."""
     if len(symbol) != 1:
-        return "several"
+        return "several" if symbol else "other"
     base = unicodedata.normalize("NFD", symbol)[0]
     if base in "aeiou":
         return "vowel"

@@ -6,9 +6,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
 
-from gptlit.generate import Sampling, generate
+from gptlit.sampling import Sampling, generate
 
 
 class SampleText(pl.Callback):
@@ -44,13 +45,10 @@ class SampleText(pl.Callback):
         self.show = show
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draws one sample; on the first process only."""
-        if (
-            trainer.sanity_checking
-            or trainer.state.fn != "fit"
-            or not trainer.is_global_zero
-            or not self.max_new_tokens
-        ):
+        """Draws one sample; on the first process only, and only where it holds the whole model."""
+        whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        first = trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit"
+        if not (whole and first and self.max_new_tokens):
             return
         text = self.draw(pl_module)
         folder = self.run_dir / "samples"

@@ -1,5 +1,6 @@
 """TensorBoard beyond the curves: config, comparison of runs, layout of charts, histograms, embedding by character."""
 
+import math
 import shlex
 import shutil
 import sys
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from gptlit.callbacks.projector import write_projector
 
-HISTOGRAM_TIMES = 10  # at most about so many times a run
+HISTOGRAM_TIMES = 10  # at most so many validations of a run, and its last step
 HISTOGRAM_BINS = 60
 HISTOGRAM_VALUES = 2**18  # at most so many values of one tensor, evenly spread
 SAMPLES_SHOWN = 10  # texts and pictures of a run that TensorBoard keeps unless it is told otherwise
@@ -55,7 +56,7 @@ class TensorBoardPages(pl.Callback):
     - CUSTOM SCALARS: train and val on one chart.
     - HPARAMS: one row a run, with its best and its last validation loss.
     - HISTOGRAMS, DISTRIBUTIONS: weights, and log10(|change of a weight in the last step| / RMS of the weights), which
-      is about -3 in a healthy run (A. Karpathy, "makemore" part 3); at some ten validations of the run.
+      is about -3 in a healthy run (A. Karpathy, "makemore" part 3); at up to ten validations of the run.
     - PROJECTOR: the token embedding, labelled by character; before the first step and when training ends. A
       TensorBoard that runs already shows the new one after a restart.
 
@@ -183,7 +184,7 @@ def tensorboard_command(trainer: pl.Trainer, run_dir: Path) -> str | None:
 
 def describe(trainer: pl.Trainer, module: Any) -> dict[str, Any]:
     """The hyper-parameters that runs are compared by, named as their flags are; the same names in every run."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
+    data = trainer.datamodule
     described = {
         f"{part}.{name}": value
         for part in ("gpt", "optimizer", "schedule")
@@ -235,7 +236,10 @@ def hparams_summaries(hyperparameters: Mapping[str, Any]) -> list[Any]:
         api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=title) for tag, title in COMPARED.items()
     ]
     experiment = api_pb2.Experiment(hparam_infos=columns, metric_infos=metrics)
-    return [hparams_summary("EXPERIMENT_TAG", experiment=experiment), hparams_summary("SESSION_START_INFO_TAG", session_start_info=start)]
+    return [
+        hparams_summary("EXPERIMENT_TAG", experiment=experiment),
+        hparams_summary("SESSION_START_INFO_TAG", session_start_info=start),
+    ]
 
 
 def hparams_end_summary() -> Any:
@@ -259,14 +263,14 @@ def hparams_summary(tag: str, **data: Any) -> Any:
 
 
 def histogram_steps(trainer: pl.Trainer) -> frozenset[int]:
-    """The steps of about ten validations, evenly spread, and the last step; a function of the settings alone."""
+    """The steps of at most ten validations, evenly spread, and the last step; a function of the settings alone."""
     if not trainer.enable_validation:
         return frozenset()
     interval = trainer.val_check_batch
     due = {trainer.max_steps}
     if isinstance(interval, int):
         every = max(1, interval // trainer.accumulate_grad_batches)
-        every *= max(1, round(trainer.max_steps / every / HISTOGRAM_TIMES))
+        every *= -(-(trainer.max_steps // every) // HISTOGRAM_TIMES) or 1
         due.update(range(every, trainer.max_steps, every))
     return frozenset(due)
 
@@ -299,7 +303,7 @@ def rms(values: Tensor) -> float:
 def add_histogram(writer: Any, tag: str, values: Tensor, step: int) -> None:
     """Counts on the device where the values lie; SummaryWriter.add_histogram sorts all of them on the CPU."""
     low, high, total, squares = torch.stack([values.min(), values.max(), values.sum(), values.square().sum()]).tolist()
-    if not low < high:  # all the same, or no numbers
+    if not 0 < high - low < math.inf:  # all the same, or not all of them numbers
         return
     edges = torch.linspace(low, high, HISTOGRAM_BINS + 1)[1:].tolist()
     counts = torch.histc(values, HISTOGRAM_BINS, low, high).tolist()

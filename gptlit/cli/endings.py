@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from gptlit.cli.runs import find_start, read_checkpoint
+from gptlit.cli.runs import find_start
 from gptlit.errors import UserError
 from gptlit.module import LitGPT
 
@@ -53,8 +53,7 @@ def way_on(run_dir: Path | None, model: LitGPT, slower: bool) -> str:
     if run_dir is None:
         return "nothing was saved: start again"
     try:
-        start = find_start(str(run_dir))
-        step = read_checkpoint(start)["global_step"]
+        start, checkpoint = find_start(str(run_dir))
     except UserError:
         return f"nothing was saved yet, so there is nothing to go on from in {run_dir}: start again"
     command = ["gptlit", "fit", "--ckpt_path", str(run_dir)]
@@ -62,4 +61,4 @@ def way_on(run_dir: Path | None, model: LitGPT, slower: bool) -> str:
         command += ["--model.optimizer.lr", f"{model.optimizer_config.lr / 2:g}"]
         if model.optimizer_config.name == "muon":
             command += ["--model.optimizer.muon_lr", f"{model.optimizer_config.muon_lr / 2:g}"]
-    return f"{start.name} of step {step:,} is whole; go on with: {shlex.join(command)}"
+    return f"{start.name} of step {checkpoint['global_step']:,} is whole; go on with: {shlex.join(command)}"

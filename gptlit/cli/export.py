@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from gptlit.cli.messages import parser_error_line, say, table
+from gptlit.cli.messages import parser_error_line, table
 from gptlit.cli.runs import find_checkpoint, read_checkpoint
 from gptlit.errors import UserError
 from gptlit.export import export_run
@@ -36,13 +36,14 @@ def export(verb: str, arguments: list[str]) -> int:
     if not options.output:
         raise UserError(f"gptlit {verb} needs --output: the folder to make")
     path = find_checkpoint(options.ckpt_path, "best")
-    say(f"exporting {path}")
+    checkpoint = read_checkpoint(path)
     command = shlex.join(["gptlit", verb, *arguments])
-    exported = export_run(read_checkpoint(path), Path(options.output), command)
+    exported = export_run(checkpoint, Path(options.output), command)
     folder = str(exported.folder)
     table(
         "done",
         [
+            ("checkpoint", str(path)),
             ("architecture", exported.architecture),
             ("check", f"logits equal at {exported.positions:,} positions to {exported.largest_difference:.1e}"),
             ("folder", folder),

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,35 +20,14 @@ from gptlit.callbacks.samples import SampleText
 from gptlit.cli.ladder_report import Result, read_result, write_report
 from gptlit.cli.messages import duration, say
 from gptlit.cli.resume import is_finished
-from gptlit.cli.runs import find_start, lock_folder, read_checkpoint
-from gptlit.cli.settings import find_config, flat, option, packaged_configs, stored_config, without_option
+from gptlit.cli.rungs import Rung, all_rungs, choose
+from gptlit.cli.runs import find_start, lock_folder
+from gptlit.cli.settings import find_config, flat, option, stored_config, without_option
 from gptlit.cli.training import GptlitCLI, keep_freed_memory
 from gptlit.errors import UserError
 
-SCALED = "7_scaled"  # the lecture's last rung wants a GPU: only when it is named
-# A rung follows the one before it, but for these: the first has a size for a CPU again, the second leaves out a detour.
-FOLLOWS = {"8": "6", "10": "9"}
 # What makes two runs comparable; where and how they ran does not.
 COMPARED = ("model.", "data.", "seed_everything", "trainer.max_steps", "trainer.gradient_clip_val", "trainer.precision")
-LEFT_OUT = ("val_check_interval", "log_every_n_steps", "estimate_batches", "save_every_n_steps")  # of "what changed"
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A configuration of the road."""
-
-    name: str
-    """`3_heads`: the name of its file."""
-    path: Path
-    before: str
-    """Number of the rung that it leads on from; empty for the first."""
-    change: str
-    """What its settings change against that rung's."""
-
-    @property
-    def number(self) -> str:
-        """`3`, `1b`."""
-        return self.name.partition("_")[0]
 
 
 @dataclass(frozen=True)
@@ -142,58 +120,6 @@ def ladder(verb: str, arguments: list[str]) -> int:
 # ---------------------------------------------------------------- which runs
 
 
-def all_rungs() -> list[Rung]:
-    """The files of the road in their order, each with what it changes."""
-    folder = packaged_configs() / "lecture"
-    paths = sorted(folder.glob("[0-9]*.yaml"), key=lambda path: order(path.stem))
-    rungs: list[Rung] = []
-    settings: dict[str, dict[str, Any]] = {}
-    previous = ""
-    for path in paths:
-        number = path.stem.partition("_")[0]
-        settings[number] = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-        before = FOLLOWS.get(number, previous)
-        change = describe_change(settings[before], settings[number]) if before else "the start"
-        rungs.append(Rung(path.stem, path, before, change))
-        previous = number
-    return rungs
-
-
-def order(name: str) -> tuple[int, str]:
-    """Sorts 1_bigram, 1b_positions, 2_head, …, 10_…."""
-    match = re.match(r"(\d+)([a-z]*)_", name)
-    return (int(match[1]), match[2]) if match else (0, name)
-
-
-def describe_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """`n_layer 3, residual`: the settings of `after` that differ from `before`, by their last names."""
-    parts = []
-    for key, value in after.items():
-        name = key.rpartition(".")[2]
-        if name in LEFT_OUT or before.get(key) == value:
-            continue
-        name = "optimizer" if name == "name" else name
-        text = f"no {name}" if value is False else name if value is True else f"{name} {value}"
-        parts.append(text)
-    return ", ".join(parts)
-
-
-def choose(rungs: Sequence[Rung], wanted: str | None) -> list[Rung]:
-    """The rungs named, in the order of the road; by default all but the one that wants a GPU.
-
-    Raises:
-        UserError: for a name that is no rung's.
-    """
-    if wanted is None:
-        return [rung for rung in rungs if rung.name != SCALED]
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    strangers = [name for name in names if not any(name in (rung.number, rung.name) for rung in rungs)]
-    if strangers or not names:
-        known = ", ".join(rung.number for rung in rungs)
-        raise UserError(f"--rungs {wanted}: there is no rung {', '.join(strangers) or 'named'} (there are {known})")
-    return [rung for rung in rungs if rung.number in names or rung.name in names]
-
-
 def plan(rungs: Sequence[Rung], seeds: int, root: Path, fit_arguments: list[str]) -> list[Run]:
     """All rungs with the first seed, then all with the second: a ladder stopped early is a whole one."""
     first = option(fit_arguments, "--seed_everything")
@@ -233,8 +159,7 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
     """
     if not any(run.folder.glob("*.ckpt")):
         return "new"
-    path = find_start(str(run.folder))
-    checkpoint = read_checkpoint(path)
+    path, checkpoint = find_start(str(run.folder))
     stored, wanted = flat(stored_config(checkpoint)), wanted_settings(run)
     for key, value in wanted.items():
         if key.startswith(COMPARED) and key in stored and stored[key] != value:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from gptlit.callbacks.pictures import rasterize
-from gptlit.cli.runs import find_start, read_checkpoint
+from gptlit.cli.rungs import Rung
+from gptlit.cli.runs import find_start
 from gptlit.errors import UserError
 from gptlit.model import GPT, GPTConfig
 
@@ -28,8 +29,7 @@ more than the spread. Seconds of training, without validation. ± is the standar
 class Result:
     """One finished run."""
 
-    rung: str
-    change: str
+    rung: Rung
     seed: int
     parameters: int
     steps: int
@@ -45,16 +45,16 @@ class Result:
     @property
     def lecture(self) -> str:
         """The figure of the lecture, where it has one."""
-        return LECTURE.get(self.rung.partition("_")[0], "")
+        return LECTURE.get(self.rung.number, "")
 
 
-def read_result(rung: str, change: str, seed: int, folder: Path) -> Result:
+def read_result(rung: Rung, seed: int, folder: Path) -> Result:
     """Reads a finished run folder.
 
     Raises:
         UserError: when its curves are gone.
     """
-    checkpoint = read_checkpoint(find_start(str(folder)))
+    _, checkpoint = find_start(str(folder))
     steps = checkpoint["global_step"]
     curves = {name: read_curve(folder, name) for name in ("val/loss", "val/bpc", "train/loss_estimate")}
     if steps not in curves["val/loss"]:
@@ -62,7 +62,6 @@ def read_result(rung: str, change: str, seed: int, folder: Path) -> Result:
     sample = folder / "samples" / f"step-{steps:06d}.txt"
     return Result(
         rung=rung,
-        change=change,
         seed=seed,
         parameters=count_parameters(checkpoint["hyper_parameters"]["gpt"]),
         steps=steps,
@@ -97,14 +96,15 @@ def write_report(root: Path, results: Sequence[Result]) -> str:
     """Writes ladder.md, ladder.csv and ladder.png into `root`; returns the table."""
     root.mkdir(parents=True, exist_ok=True)
     table = markdown_table(results)
-    samples = "\n".join(f"## {result.rung}\n\n{quoted(result.sample)}\n" for result in firsts(results))
+    samples = "\n".join(f"## {result.rung.name}\n\n{quoted(result.sample)}\n" for result in firsts(results))
     (root / "ladder.md").write_text(f"# The ladder\n\n{table}\n{NOTES}\n{samples}", encoding="utf-8")
     with (root / "ladder.csv").open("w", encoding="utf-8", newline="") as file:
-        columns = ("rung", "seed", "change", "parameters", "steps", "train_estimate", "val_loss", "bpc", "seconds")
+        columns = ("parameters", "steps", "train_estimate", "val_loss", "bpc", "seconds", "lecture", "sample")
         writer = csv.writer(file)
-        writer.writerow((*columns, "lecture", "sample"))
+        writer.writerow(("rung", "seed", "change", *columns))
         for result in results:
-            writer.writerow((*(getattr(result, column) for column in columns), result.lecture, result.sample))
+            values = (getattr(result, column) for column in columns)
+            writer.writerow((result.rung.name, result.seed, result.rung.change, *values))
     from matplotlib.image import imsave
 
     imsave(root / "ladder.png", rasterize(curves_figure(results)))
@@ -112,10 +112,10 @@ def write_report(root: Path, results: Sequence[Result]) -> str:
 
 
 def by_rung(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """The runs of each rung, in the order of the road."""
+    """The runs of each rung by its number, in the order of the road."""
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(result.rung, []).append(result)
+        groups.setdefault(result.rung.number, []).append(result)
     return groups
 
 
@@ -127,25 +127,25 @@ def firsts(results: Iterable[Result]) -> list[Result]:
 def markdown_table(results: Sequence[Result]) -> str:
     """One row a rung, with mean and spread where there are several seeds; aligned, so that it reads well as it is."""
     rows = []
-    before: list[float] = []
-    for name, runs in by_rung(results).items():
-        losses = [run.val_loss for run in runs]
+    groups = by_rung(results)
+    losses = {number: [run.val_loss for run in runs] for number, runs in groups.items()}
+    for number, runs in groups.items():
+        rung = runs[0].rung
         estimates = [run.train_estimate for run in runs if run.train_estimate is not None]
         rows.append(
             {
-                "rung": name,
-                "what changed": runs[0].change,
+                "rung": rung.name,
+                "what changed": rung.change,
                 "parameters": f"{runs[0].parameters:,}",
                 "steps": f"{runs[0].steps:,}",
                 "train estimate": f"{mean(estimates):.3f}" if estimates else "",
-                "val loss": with_spread(losses),
-                "gain": gain(before, losses),
+                "val loss": with_spread(losses[number]),
+                "gain": gain(losses.get(rung.before, []), losses[number]),
                 "bits/char": f"{mean(run.bpc for run in runs):.3f}",
                 "seconds": f"{mean(run.seconds for run in runs):.0f}",
                 "lecture": runs[0].lecture,
             }
         )
-        before = before if name.startswith("7_") else losses
     head = {name: name for name in rows[0]}
     width = {name: max(len(row[name]) for row in [head, *rows]) for name in head}
     texts = ("rung", "what changed")  # the other columns are numbers
@@ -188,12 +188,12 @@ def curves_figure(results: Sequence[Result]) -> Any:
     figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
     axes = figure.subplots()
     colours = matplotlib.colormaps["viridis"]
-    for index, (name, runs) in enumerate(groups.items()):
+    for index, runs in enumerate(groups.values()):
         steps = sorted(set.intersection(*(set(dict(run.curve)) for run in runs)))
         losses = [[dict(run.curve)[step] for run in runs] for step in steps]
         colour = colours(0.95 * index / max(len(groups) - 1, 1))
         middle = [mean(values) for values in losses]
-        label = f"{name}  {middle[-1]:.3f}"
+        label = f"{runs[0].rung.name}  {middle[-1]:.3f}"
         axes.plot(steps, middle, color=colour, marker="o", markersize=2.5, linewidth=1.4, label=label)
         axes.fill_between(steps, list(map(min, losses)), list(map(max, losses)), color=colour, alpha=0.2, linewidth=0)
     last = max(run.steps for run in results)

@@ -32,6 +32,7 @@ def quiet_libraries() -> None:
         r".*is not shared across.*",
         r".*GPU available but not used.*",
         r".*but have no logger configured.*",
+        r".*sync_dist=True.*",  # the metrics are those of all processes already
         r".*callbacks used to create the checkpoint need to be provided.*",
         r"Experiment logs directory .* exists and is not empty.*",
     ):
@@ -53,8 +54,8 @@ def parser_error_line(error: BaseException, known: Iterable[str]) -> str:
         return unknown_option(found[1].partition("=")[0], known)
     if found := re.search(r"does not accept option '([^']*)'|Key '([^']*)' is not expected", flat):
         return unknown_option(f"--{found[1] or found[2]}", known)
-    if found := re.search(r"argument ([\w.-]+)\S*: expected one argument", flat):
-        return f"{found[1]} needs a value"
+    if found := re.search(r"argument (\S+): expected one argument", flat):
+        return f"{max(found[1].split('/')[:2], key=len).rstrip('+')} needs a value"
     if found := re.search(r'Linked "([^"]*)" must be given via "([^"]*)"', flat):
         return f"--{found[1]} always equals --{found[2]}: give that instead"
     if found := re.search(r'key "([^"]*)"', flat):

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from gptlit.cli.messages import parser_error_line, say
 from gptlit.cli.runs import find_checkpoint, load_model, read_checkpoint
+from gptlit.drawing import Drawing
 from gptlit.errors import UserError
-from gptlit.generate import Sampling
-from gptlit.module import Drawing
+from gptlit.sampling import Sampling
 from gptlit.tokenizer import Tokenizer
 
 BETWEEN_SAMPLES = "\n---------------\n"

@@ -19,6 +19,7 @@ FIXED = (
     "data.vocab_size",
 )
 FREE = ("model.gpt.dropout", "model.gpt.attention_dropout", "model.gpt.embedding_dropout")
+LIGHTNING = re.compile(r"(lightning\.pytorch\.(callbacks|strategies)\.\w+)?")
 OF_ONE_START = ("ckpt_path", "run_dir", "trainer.default_root_dir")  # not settings of the run
 
 
@@ -45,8 +46,6 @@ def settings_to_take_over(
         needed = verb == "fit" or part in ("seed_everything", "model", "data") or key == "trainer.precision"
         if key in OF_ONE_START or not needed:
             continue
-        if key.startswith("model.gpt.") and key not in known:
-            raise UserError(f"the checkpoint has {key} {value}, which this version does not know: use a newer gptlit")
         if key not in known:
             left_out[key] = "this version does not know it"
         elif part == "trainer" and not is_plain(value):
@@ -61,9 +60,13 @@ def settings_to_take_over(
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a Trainer's setting is made of numbers, switches and bare words, which name no class and no function."""
+    """Whether a Trainer's setting is made of numbers, switches and bare words, which name no class and no function.
+
+    Lightning's own strategies and callbacks are as good, with arguments that are plain.
+    """
     if isinstance(value, Mapping):
-        return "class_path" not in value and all(map(is_plain, value.values()))
+        inside = {key: item for key, item in value.items() if key != "class_path"}
+        return bool(LIGHTNING.fullmatch(str(value.get("class_path", "")))) and all(map(is_plain, inside.values()))
     if isinstance(value, list):
         return all(map(is_plain, value))
     return value is None or isinstance(value, bool | int | float) or bool(re.fullmatch(r"[\w:+, -]*", str(value)))
@@ -121,4 +124,4 @@ def is_finished(checkpoint: dict[str, Any], path: Path, max_steps: int) -> bool:
         return steps > max_steps
     state = checkpoint.get("callbacks", {}).get("RunCheckpoints")
     validated = state is None or state["validated_step"] == steps
-    return validated and (path.name != "best.ckpt" or home_of(path) is None)
+    return validated and (path.name != "best.ckpt" or home_of(path, steps) is None)

@@ -4,6 +4,7 @@ import os
 import pickle
 import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from gptlit.errors import UserError
+from gptlit.model import GPTConfig
 from gptlit.module import LitGPT
 
 RUNS = Path("checkpoints")
@@ -125,49 +127,45 @@ def lock_folder(folder: Path) -> int | None:
     return descriptor
 
 
-def find_start(path: str) -> Path:
-    """The checkpoint that `fit --ckpt_path` goes on from: a file, or the newest whole one of a run folder.
+def find_start(path: str) -> tuple[Path, dict[str, Any]]:
+    """What `fit --ckpt_path` goes on from: a file, or the newest of a run folder; with what it holds.
 
     Raises:
-        UserError: as `find_checkpoint` and `read_checkpoint`; a damaged file beside a whole one is named, too.
+        UserError: as `find_checkpoint` and `read_checkpoint`; when only one file of a run is damaged, names the other.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        return find_checkpoint(path, "last")
-    newest: tuple[int, Path] | None = None
+    files = [folder / name for name in ("last.ckpt", "best.ckpt") if (folder / name).is_file()]
+    if not files:
+        file = find_checkpoint(path, "last")
+        return file, read_checkpoint(file)
+    whole: list[tuple[Path, dict[str, Any]]] = []
     damaged: UserError | None = None
-    for name in ("last.ckpt", "best.ckpt"):
-        if (folder / name).is_file():
-            try:
-                steps = read_checkpoint(folder / name)["global_step"]
-            except UserError as error:
-                damaged = error
-                continue
-            if newest is None or steps > newest[0]:
-                newest = steps, folder / name
+    for file in files:
+        try:
+            whole.append((file, read_checkpoint(file)))
+        except UserError as error:
+            damaged = error
+    newest = max(whole, key=lambda start: start[1]["global_step"], default=None)  # the first of equals: last.ckpt
     if damaged is not None:
-        rest = (
-            "" if newest is None else f"; {newest[1]} (step {newest[0]}) is whole: go on with --ckpt_path {newest[1]}"
-        )
-        raise UserError(f"{damaged}{rest}")
-    return newest[1] if newest else find_checkpoint(path, "last")
+        way_out = "" if newest is None else f"; {newest[0].name} is whole: go on with --ckpt_path {newest[0]}"
+        raise UserError(f"{damaged}{way_out}")
+    assert newest is not None
+    return newest
 
 
-def home_of(path: Path) -> Path | None:
-    """The run folder that a checkpoint goes on in: its own, unless that is no run folder or holds later steps.
+def home_of(path: Path, steps: int) -> Path | None:
+    """The run folder that a checkpoint of so many steps goes on in: its own, unless that holds later steps.
 
     None asks for a new folder, so that nothing that was learned is overwritten.
     """
     if not (path.parent / "config.yaml").is_file():
         return None
-    steps = read_checkpoint(path)["global_step"]
-    for other in {path.parent / "last.ckpt", path.parent / "best.ckpt"} - {path}:
-        if other.is_file():
-            try:
+    for name in ("last.ckpt", "best.ckpt"):
+        other = path.with_name(name)
+        if other.name != path.name and other.is_file():
+            with suppress(UserError):  # a damaged file has nothing to lose
                 if read_checkpoint(other)["global_step"] > steps:
                     return None
-            except UserError:
-                continue
     return path.parent
 
 
@@ -193,25 +191,41 @@ def find_checkpoint(path: str, prefer: str) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint as plain types and tensors; nothing in it is executed.
+    """The checkpoint as plain types and tensors; nothing in it is executed, and every byte of it is checked.
 
     Raises:
         UserError: when it is not a whole gptlit checkpoint, or carries anything but plain types.
     """
+    where = f"--ckpt_path {path}"
     try:
-        # Memory-mapped: the optimizer's state is not read from the disk unless somebody looks at it.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if path.stat().st_size == 0:
+            raise UserError(f"{where}: the file is empty")
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{where}: the file is cut short, or no checkpoint at all")
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()  # torch does not look at the checksums it writes
+        if broken is not None:
+            raise UserError(f"{where}: the file is damaged: the checksum of {broken} does not match")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{where}: the file cannot be read ({error.strerror or error})") from error
     except pickle.UnpicklingError as error:
-        reason = "it carries more than tensors and plain types" if "weights_only" in str(error).lower() else "damaged"
-        raise UserError(f"--ckpt_path {path}: this file is not trusted, and nothing in it was run: {reason}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        why = "empty" if path.stat().st_size == 0 else "damaged, cut short, or no checkpoint at all"
-        raise UserError(f"--ckpt_path {path}: the file cannot be read: it is {why}") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise UserError(
+            f"{where}: the file is not trusted, and nothing in it was run: it holds more than tensors and plain types"
+        ) from error
+    except Exception as error:  # the reader of a damaged archive may raise anything
+        raise UserError(f"{where}: the file is damaged, or no checkpoint ({type(error).__name__})") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters", "global_step"} <= checkpoint.keys():
         keys = ", ".join(map(str, list(checkpoint)[:4])) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise UserError(f"--ckpt_path {path}: this is no checkpoint of gptlit (it holds {keys})")
+        raise UserError(f"{where}: this is no checkpoint of gptlit (it holds {keys})")
     if not {"gpt", "tokenizer"} <= checkpoint["hyper_parameters"].keys():
-        raise UserError(f"--ckpt_path {path}: this is a Lightning checkpoint, but not of a gptlit model")
+        raise UserError(f"{where}: this is a Lightning checkpoint, but not of a gptlit model")
+    try:
+        GPTConfig(**checkpoint["hyper_parameters"]["gpt"])
+    except TypeError as error:
+        raise UserError(f"{where}: this is a checkpoint of another version of gptlit: use a newer one") from error
     return checkpoint
 
 
@@ -219,7 +233,7 @@ def load_model(checkpoint: dict[str, Any]) -> LitGPT:
     """The model of a checkpoint, with its weights, ready to draw from; needs no corpus.
 
     Raises:
-        UserError: when the checkpoint contradicts itself, or was made by a newer version.
+        UserError: when the checkpoint contradicts itself.
     """
     try:
         model = LitGPT(**checkpoint["hyper_parameters"])
@@ -227,6 +241,6 @@ def load_model(checkpoint: dict[str, Any]) -> LitGPT:
         model.load_state_dict(checkpoint["state_dict"])
     except UserError:
         raise
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f"the checkpoint does not fit its own settings, or is of a newer gptlit: {error}") from error
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint does not fit its own settings: {error}") from error
     return model.eval()

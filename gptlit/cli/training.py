@@ -1,6 +1,7 @@
 """`gptlit fit`, `validate` and `test`: the LightningCLI, with run folders, trusted checkpoints and one-line errors."""
 
 import ctypes
+import dataclasses
 import math
 import shlex
 import signal
@@ -25,6 +26,7 @@ from gptlit.callbacks.signals import StopBetweenSteps
 from gptlit.callbacks.tensorboard import EventFiles, TensorBoardPages, tensorboard_command
 from gptlit.cli.endings import Ending, ending_of, way_on
 from gptlit.cli.messages import duration, parser_error_line, say, table
+from gptlit.cli.opening import opening_line
 from gptlit.cli.resume import (
     OF_ONE_START,
     is_finished,
@@ -37,7 +39,7 @@ from gptlit.cli.settings import check_config, find_config, flat, option, stored_
 from gptlit.cli.trainer_settings import check_trainer_settings
 from gptlit.data import TextDataModule, share_of_batch
 from gptlit.errors import UserError
-from gptlit.module import LitGPT
+from gptlit.module import LitGPT, check_vocabulary
 
 
 def train(verb: str, arguments: list[str]) -> int:
@@ -74,7 +76,7 @@ class GptlitCLI(LightningCLI):
 
     # ---------------------------------------------------------------- parsing
 
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+    def subcommands(self) -> dict[str, set[str]]:
         """The one verb."""
         skip = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only", "verbose"}
         return {self.verb: skip}
@@ -103,8 +105,11 @@ class GptlitCLI(LightningCLI):
         given = option(arguments, "--ckpt_path")
         before: list[str] = []
         if given:
-            self.checkpoint_path = find_start(given) if self.verb == "fit" else find_checkpoint(given, "best")
-            self.checkpoint = read_checkpoint(self.checkpoint_path)
+            if self.verb == "fit":
+                self.checkpoint_path, self.checkpoint = find_start(given)
+            else:
+                self.checkpoint_path = find_checkpoint(given, "best")
+                self.checkpoint = read_checkpoint(self.checkpoint_path)
             settings, left_out = settings_to_take_over(stored_config(self.checkpoint), self.verb, known)
             before = ["--config", yaml.safe_dump(settings)]
             arguments = [*without_option(arguments, "--ckpt_path"), "--ckpt_path", str(self.checkpoint_path)]
@@ -185,11 +190,23 @@ class GptlitCLI(LightningCLI):
         self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
+        borrowed = self.settings["model"]["init_from"] is not None
+        if borrowed:
+            # What the run starts from is in its checkpoints from the first on.
+            self.settings["model"] |= {"gpt": dataclasses.asdict(self.model.gpt), "init_from": None}
+            self.datamodule.block_size = self.model.gpt.block_size
         self.datamodule.tokenizer = self.model.tokenizer
-        self.datamodule.prepare_data()
+        try:
+            self.datamodule.prepare_data()
+        except UserError as error:  # a message of the tokenizer does not know where the text came from
+            if self.checkpoint is None or "data." in str(error):
+                raise
+            raise UserError(f"data.corpus: {error}") from error
         if fit and self.checkpoint is not None:
             refuse_another_text(self.checkpoint, self.datamodule)
         self.datamodule.setup(self.subcommand)
+        if not borrowed:  # else the borrowed table is cut to the tokenizer
+            check_vocabulary(self.model.gpt, self.datamodule.tokenizer.vocab_size)
         if self.datamodule.corpus.notice:
             self._say(self.datamodule.corpus.notice, style="bold red")
         self.model.run_config = yaml.safe_dump(
@@ -218,7 +235,7 @@ class GptlitCLI(LightningCLI):
     def _open_run_dir(self, wanted: str | None) -> None:
         """The folder of the run that goes on, or a new one."""
         path = self.checkpoint_path
-        home = None if path is None else home_of(path)
+        home = None if path is None or self.checkpoint is None else home_of(path, self.checkpoint["global_step"])
         if wanted and home is not None and Path(wanted).resolve() != home.resolve():
             home = None
         if home is not None:
@@ -341,7 +358,7 @@ class GptlitCLI(LightningCLI):
     def _say_start(self) -> None:
         data, trainer = self.datamodule, self.trainer
         self._say(f"gptlit {__version__} · {data.corpus.source} · {data.tokenizer.vocab_size} symbols")
-        self._say(batch_line(data.batch_size, data.block_size, trainer.accumulate_grad_batches, trainer.world_size))
+        self._say(opening_line(self.model, data, trainer))
         if self.checkpoint is not None:
             self._say(f"goes on after step {self.checkpoint['global_step']:,} of {self.checkpoint_path}")
         for key, (old, new) in self.changes.items():
@@ -372,7 +389,9 @@ class GptlitCLI(LightningCLI):
         metrics = self.trainer.callback_metrics
         if self.checkpoints is not None and self.checkpoints.best_score is not None:
             best = self.checkpoints.best_score
-            bits = float(metrics["val/bpc"]) / float(metrics["val/loss"]) if "val/bpc" in metrics else 1 / math.log(2)
+            bits = 1 / math.log(2)
+            if metrics.get("val/loss"):
+                bits = float(metrics["val/bpc"]) / float(metrics["val/loss"])  # tokens may be longer than characters
             rows.append(("best val loss", f"{best:.4f} nats per token, {best * bits:.4f} bits per character"))
             rows.append(("at step", f"{self.checkpoints.best_step:,} of {self.trainer.max_steps:,}"))
         seconds = self.curves.training_seconds
@@ -415,15 +434,6 @@ def keep_freed_memory() -> None:
         return
     mallopt(threshold, 1 << 30)
     mallopt(trim, (1 << 31) - 4097)
-
-
-def batch_line(batch_size: int, block_size: int, accumulate: int, devices: int) -> str:
-    """Spells out what one optimizer step reads."""
-    micro = batch_size // (accumulate * devices)
-    return (
-        f"{micro} sequences × {accumulate} accumulation × {devices} devices × {block_size} tokens "
-        f"= {batch_size * block_size:,} tokens per step"
-    )
 
 
 def as_list(value: Any) -> list[Any]:

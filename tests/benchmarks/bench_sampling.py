@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptlit.generate import generate
 from gptlit.model import GPT, GPTConfig
+from gptlit.sampling import generate
 
 DIALECT: dict[str, Any] = {
     "vocab_size": 65,

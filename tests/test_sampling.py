@@ -16,7 +16,8 @@ from torch import Tensor
 
 from gptlit.decode import Decoder
 from gptlit.errors import UserError
-from gptlit.generate import (
+from gptlit.model import GPT, GPTConfig, KVCache
+from gptlit.sampling import (
     Sampling,
     TextStream,
     draw,
@@ -25,7 +26,6 @@ from gptlit.generate import (
     next_token_probabilities,
     uniform_numbers,
 )
-from gptlit.model import GPT, GPTConfig, KVCache
 from gptlit.tokenizer import BPETokenizer, CharTokenizer
 
 RAGGED = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
@@ -94,10 +94,11 @@ def test_the_smallest_windows_work(block_size: int, context: str) -> None:
         assert drawn == table(generate_naive(model, [[1, 2], [3]], 9))
 
 
-def test_the_decoder_is_the_model_position_by_position(dialect: GPTConfig) -> None:
+@pytest.mark.parametrize("copy", [False, True])
+def test_the_decoder_is_the_model_position_by_position(dialect: GPTConfig, copy: bool) -> None:
     """Its own forward passes (other layout, other order) must give the model's logits and leave the model's cache."""
     model = random_gpt(dialect)
-    decoder, T = Decoder(model), dialect.block_size
+    decoder, T = Decoder(model, copy), dialect.block_size
     ids = torch.randint(65, (3, T), generator=torch.Generator().manual_seed(1))
     caches = [decoder.new_cache(3, T), decoder.new_cache(3, T), KVCache(dialect, 3, dtype=torch.float64)]
     with torch.no_grad():
@@ -111,6 +112,43 @@ def test_the_decoder_is_the_model_position_by_position(dialect: GPTConfig) -> No
     for cache in caches[:2]:
         torch.testing.assert_close(cache.keys, caches[2].keys)
         torch.testing.assert_close(cache.values, caches[2].values)
+
+
+CONFIGS = st.builds(
+    GPTConfig,
+    vocab_size=st.just(11),
+    block_size=st.integers(2, 6),
+    n_layer=st.integers(0, 3),
+    n_head=st.sampled_from([1, 2]),
+    n_embd=st.sampled_from([4, 8]),
+    bias=st.booleans(),
+    qkv_bias=st.booleans(),
+    position=st.sampled_from(["none", "learned", "rope"]),
+    norm=st.sampled_from(["none", "layernorm", "rmsnorm"]),
+    residual=st.booleans(),
+    mlp_ratio=st.sampled_from([0, 1, 4]),
+    activation=st.sampled_from(["relu", "gelu", "gelu_tanh", "relu2"]),
+    qk_norm=st.booleans(),
+    tie_weights=st.booleans(),
+    logit_softcap=st.none() | st.just(3.0),
+)
+
+
+@given(config=CONFIGS, copy=st.booleans(), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_the_decoder_knows_every_switch_of_the_model(config: GPTConfig, copy: bool, seed: int) -> None:
+    """Combinations that no dialect has, such as GELU without residual connections."""
+    model = random_gpt(config, seed)
+    decoder, T = Decoder(model, copy), config.block_size
+    ids = torch.randint(11, (2, T), generator=torch.Generator().manual_seed(seed))
+    lengths = torch.tensor([T, T - 1])
+    with torch.no_grad():
+        expected = model(ids)
+        torch.testing.assert_close(decoder(ids, lengths), expected[[0, 1], lengths - 1])
+        cache = decoder.new_cache(2, T)
+        torch.testing.assert_close(decoder(ids[:, :1], cache=cache), expected[:, 0])
+        for t in range(1, T):
+            torch.testing.assert_close(decoder.step(ids[:, t], cache), expected[:, t])
 
 
 def test_a_cache_that_holds_tokens_takes_one_at_a_time(nanogpt: GPT) -> None:

@@ -19,7 +19,7 @@ from gptlit.model import GPT
 
 Context = Literal["exact", "rolling"]
 Prompts = Tensor | Sequence[Tensor] | Sequence[Sequence[int]]
-UNIFORMS_AT_ONCE = 256  # random numbers drawn ahead for each row
+UNIFORMS_AT_ONCE = 64  # random numbers drawn ahead for each row
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def generate(
     Row p · num_samples + k is sample k of prompt p. It depends on the model, the prompt, `seed` and k alone: not on
     the other rows, nor on torch's random state, which is neither read nor moved. (In float32, another batch size may
     round the logits differently: about one draw in a million then falls on the other side of a boundary.)
-    To stop early, stop asking. The weights are read when the first id is asked for; the training flag is not, nothing
+    To stop early, stop asking. The weights must not change in the meantime. The training flag does not matter: nothing
     is dropped.
 
     Args:

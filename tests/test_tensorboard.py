@@ -1,0 +1,385 @@
+"""TensorBoard's other tabs, read with TensorBoard's own reader: text, layout, comparison, histograms, projector."""
+
+import re
+import shlex
+import unicodedata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from command import gptlit, load, write_config
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams import metadata
+from tensorboard.util.tensor_util import make_ndarray
+from torch import Tensor, nn
+
+from gptlit.callbacks.projector import PROJECTOR_ROWS, kind_of, visible, write_projector
+from gptlit.callbacks.tensorboard import (
+    COMPARED,
+    HISTOGRAM_BINS,
+    HISTOGRAM_VALUES,
+    TensorBoardPages,
+    add_histogram,
+    histogram_steps,
+    hparams_summaries,
+    some_values,
+    tensorboard_command,
+)
+from gptlit.tokenizer import CharTokenizer
+
+STEPS, VALIDATE = 14, 6
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configuration of a small run."""
+    return write_config(
+        tmp_path_factory.mktemp("board"),
+        trainer__max_steps=STEPS,
+        trainer__log_every_n_steps=4,
+        trainer__val_check_interval=VALIDATE,
+        data__estimate_batches=2,
+        sample_text__max_new_tokens=20,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config: Path) -> Path:
+    """Folder of a run."""
+    folder = config.parent / "checkpoints" / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", folder).code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def events(run: Path) -> EventAccumulator:
+    """What TensorBoard reads of it."""
+    events = EventAccumulator(str(run), tensor_size_guidance={"histograms": 0, "scalars": 0, "text": 0})
+    events.Reload()
+    return events
+
+
+def tags(events: EventAccumulator, plugin: str) -> set[str]:
+    return set(events.PluginTagToContent(plugin))
+
+
+def plugin_data(events: EventAccumulator, tag: str) -> bytes:
+    return events.PluginTagToContent("hparams")[tag]
+
+
+# ---------------------------------------------------------------- text and layout
+
+
+def test_the_config_can_be_read_as_it_stands_in_the_run_folder(run: Path, events: EventAccumulator) -> None:
+    """Guards against markdown that swallows indentation, and against a config of before the flags were read."""
+    (event,) = events.Tensors("config/text_summary")
+    lines = event.tensor_proto.string_val[0].decode().splitlines()
+    assert all(line.startswith("    ") for line in lines)
+    assert yaml.safe_load("\n".join(line[4:] for line in lines)) == yaml.safe_load((run / "config.yaml").read_text())
+    assert event.step == 0
+
+
+def test_a_sample_stands_at_every_validation(events: EventAccumulator) -> None:
+    assert [event.step for event in events.Tensors("sample/text_summary")] == [6, 12, 14]
+
+
+def test_every_chart_of_the_layout_has_curves_and_the_first_has_train_and_val(events: EventAccumulator) -> None:
+    """Guards against charts that stay empty, since tags are matched from the beginning only."""
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = Layout.FromString(event.tensor_proto.string_val[0])
+    curves = tags(events, "scalars")
+    charts = [
+        {tag for tag in curves for pattern in chart.multiline.tag if re.match(pattern, tag)}
+        for category in layout.category
+        for chart in category.chart
+    ]
+    assert charts[0] == {"train/loss", "train/loss_estimate", "val/loss"}
+    assert all(charts)
+
+
+# ---------------------------------------------------------------- comparison of runs
+
+
+def test_a_run_is_one_row_with_its_settings_and_its_own_curves_as_results(run: Path, events: EventAccumulator) -> None:
+    """Guards against hp_metric -1, against a second run in a sub-folder, and against results that nobody logs."""
+    assert [path.parent for path in run.rglob("events.*")] == [run]
+    assert tags(events, "hparams") == {
+        metadata.EXPERIMENT_TAG,
+        metadata.SESSION_START_INFO_TAG,
+        metadata.SESSION_END_INFO_TAG,
+    }
+    assert "hp_metric" not in tags(events, "scalars")
+    experiment = metadata.parse_experiment_plugin_data(plugin_data(events, metadata.EXPERIMENT_TAG))
+    assert [info.name.tag for info in experiment.metric_infos] == list(COMPARED)
+    assert set(COMPARED) <= tags(events, "scalars")
+
+    start = metadata.parse_session_start_info_plugin_data(plugin_data(events, metadata.SESSION_START_INFO_TAG))
+    assert start.hparams["gpt.n_embd"].number_value == 16
+    assert start.hparams["optimizer.name"].string_value == "muon"
+    assert start.hparams["trainer.max_steps"].number_value == STEPS
+    weights = load(run / "last.ckpt")["state_dict"]
+    count = sum(weight.numel() for name, weight in weights.items() if name.startswith("net."))
+    assert start.hparams["parameters"].number_value == count
+    assert set(start.hparams) <= {info.name for info in experiment.hparam_infos}
+
+
+def test_runs_have_the_same_columns_whatever_they_leave_out() -> None:
+    """Guards against TensorBoard's habit of taking all columns from the first run that it finds."""
+
+    def columns(value: float | None) -> list[tuple[str, int]]:
+        experiment, _ = hparams_summaries({"gpt.n_layer": 2, "gpt.logit_softcap": value, "optimizer.name": "muon"})
+        content = experiment.value[0].metadata.plugin_data.content
+        return [(info.name, info.type) for info in metadata.parse_experiment_plugin_data(content).hparam_infos]
+
+    assert columns(None) == columns(15.0)
+
+
+def test_the_best_loss_is_the_lowest_so_far_also_after_a_resume() -> None:
+    """Guards against a resumed run whose row forgets the better loss from before."""
+    pages, writer = TensorBoardPages(), mock.Mock()
+    pages.load_state_dict({"best_val_loss": 2.0})
+    pages._writers = [writer]
+    for step, loss in enumerate((3.0, 1.5, 1.75)):
+        pages.on_validation_end(trainer_at(step, loss), None)
+    assert [call.args[1] for call in writer.add_scalar.call_args_list] == [2.0, 1.5, 1.5]
+    assert pages.state_dict() == {"best_val_loss": 1.5}
+
+
+def trainer_at(step: int, loss: float) -> Any:
+    return SimpleNamespace(
+        sanity_checking=False,
+        state=SimpleNamespace(fn="fit"),
+        callback_metrics={"val/loss": torch.tensor(loss)},
+        global_step=step,
+    )
+
+
+# ---------------------------------------------------------------- histograms
+
+
+def test_histograms_of_every_matrix_and_of_its_update_stand_at_validations(events: EventAccumulator) -> None:
+    """Guards against histograms at every step, and against updates that a late snapshot makes vanish."""
+    names = ["wte", "lm_head", "h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_fc", "h.0.mlp.c_proj"]
+    expected = {f"{group}/{name}" for group in ("weights", "updates_log10") for name in names}
+    assert tags(events, "histograms") == expected
+    for tag in expected:
+        assert [event.step for event in events.Tensors(tag)] == [6, 12, 14]
+
+
+def test_weights_of_the_last_histogram_are_those_of_the_last_checkpoint(run: Path, events: EventAccumulator) -> None:
+    """Guards against bins whose counts do not belong to their edges."""
+    weights = load(run / "last.ckpt")["state_dict"]["net.transformer.h.0.mlp.c_fc.weight"].flatten().numpy()
+    bins = make_ndarray(events.Tensors("weights/h.0.mlp.c_fc")[-1].tensor_proto)  # (bins, left edge, right edge, count)
+    assert bins[:, 2].sum() == weights.size
+    for left, right, count in bins[:: HISTOGRAM_BINS // 6]:
+        assert abs(((weights > left) & (weights <= right)).sum() - count) <= 2  # a value on an edge may go either way
+
+
+class Recorder:
+    """A SummaryWriter that keeps histograms."""
+
+    def __init__(self) -> None:
+        self.histograms: dict[str, dict[str, Any]] = {}
+
+    def add_histogram_raw(self, tag: str, low: float, high: float, *others: Any) -> None:
+        self.histograms[tag] = {"low": low, "high": high, "others": others}
+
+
+def test_an_update_is_that_of_one_step_relative_to_the_size_of_the_weights() -> None:
+    """Guards against the change since the last histogram, and against a wrong base."""
+    network = nn.Linear(8, 8, bias=False)
+    module = SimpleNamespace(network=network)
+    pages, recorder = TensorBoardPages(), Recorder()
+    pages._writers, pages._histogram_steps = [recorder], frozenset({10})
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([3.0, -3.0] * 32).view(8, 8))  # root mean square 3
+        for step in range(10):
+            pages.on_before_optimizer_step(SimpleNamespace(global_step=step), module, None)
+            assert bool(pages._before) == (step == 9)
+            if step < 9:
+                network.weight.neg_()
+        network.weight.add_(torch.tensor([0.003, 0.03] * 32).view(8, 8))
+    pages._histograms(SimpleNamespace(global_step=10), module)
+    update = recorder.histograms["updates_log10/weight"]
+    assert (update["low"], update["high"]) == pytest.approx((-3.0, -2.0), abs=1e-3)
+    assert not pages._before
+
+
+@given(max_steps=st.integers(1, 5000), interval=st.integers(1, 6000), accumulate=st.integers(1, 4))
+def test_histograms_are_few_and_stand_at_validations_and_at_the_end(
+    max_steps: int, interval: int, accumulate: int
+) -> None:
+    """Guards against a cost that grows with the number of validations."""
+    steps = histogram_steps(
+        SimpleNamespace(
+            enable_validation=True,
+            val_check_batch=interval * accumulate,
+            accumulate_grad_batches=accumulate,
+            max_steps=max_steps,
+        )
+    )
+    assert len(steps) <= 11
+    assert max_steps in steps
+    assert all(step % interval == 0 for step in steps - {max_steps})
+    assert len(steps) >= min(5, max_steps // interval)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [torch.full((8,), 2.0), torch.tensor([1.0, float("nan")]), torch.tensor([0.0, float("inf")])],
+    ids=["all the same", "not a number", "infinite"],
+)
+def test_what_cannot_be_drawn_is_left_out(values: Tensor) -> None:
+    """Guards against a run that ends because of a picture."""
+    recorder = Recorder()
+    add_histogram(recorder, "weights/x", values, 1)
+    assert not recorder.histograms
+
+
+def test_a_histogram_of_a_large_matrix_looks_at_a_part_of_it() -> None:
+    """Guards against seconds of counting at every validation of a large model."""
+    large = torch.arange(3 * HISTOGRAM_VALUES + 1).view(1, -1)
+    values = some_values(large)
+    assert HISTOGRAM_VALUES // 2 < len(values) <= HISTOGRAM_VALUES
+    assert values.max() > 2.9 * HISTOGRAM_VALUES
+
+
+# ---------------------------------------------------------------- projector
+
+
+def test_every_symbol_is_a_labelled_point_where_the_model_has_it(run: Path) -> None:
+    """Guards against the embedding of before the first step, and against a newline that shifts all labels."""
+    checkpoint = load(run / "last.ckpt")
+    table = checkpoint["state_dict"]["net.transformer.wte.weight"].numpy()
+    points = np.loadtxt(run / "projector" / "tensors.tsv", delimiter="\t")
+    np.testing.assert_allclose(points, table, rtol=1e-3, atol=1e-6)
+    header, *labels = (run / "projector" / "metadata.tsv").read_text(encoding="utf-8").split("\n")[:-1]
+    assert header == "symbol\tkind"
+    assert len(labels) == len(table)
+    assert labels[:2] == ["↵\tspace", "␣\tspace"]
+    assert {"e\tvowel", "t\tconsonant", "T\tcapital", ",\tpunctuation"} <= set(labels)
+    assert f"after step {STEPS}" in (run / "projector_config.pbtxt").read_text()
+
+
+def test_a_large_vocabulary_is_cut(tmp_path: Path) -> None:
+    """Guards against a page that a browser cannot turn any more."""
+    tokenizer = CharTokenizer(map(chr, range(0x4E00, 0x4E00 + PROJECTOR_ROWS + 5)))
+    write_projector(tmp_path, torch.zeros(tokenizer.vocab_size, 2), tokenizer, step=0)
+    for name, lines in (("tensors", PROJECTOR_ROWS), ("metadata", PROJECTOR_ROWS + 1)):
+        assert len((tmp_path / "projector" / f"{name}.tsv").read_text(encoding="utf-8").splitlines()) == lines
+
+
+@given(st.text(max_size=4))
+def test_a_label_is_one_visible_cell_of_a_table(symbol: str) -> None:
+    """Guards against characters that end a line for somebody, and against labels without ink."""
+    label = visible(symbol)
+    assert label.strip() == label != ""
+    assert len(label.splitlines()) == 1
+    assert not any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in label)
+    assert kind_of(symbol)
+
+
+# ---------------------------------------------------------------- loggers, and none
+
+
+def test_without_a_logger_nothing_is_written_nor_promised(config: Path) -> None:
+    """Guards against a crash, and against a command that would show an empty page."""
+    folder = config.parent / "silent"
+    answer = gptlit("fit", "--config", config, "--run_dir", folder, "--trainer.logger", "false")
+    assert answer.code == 0
+    assert "tensorboard" not in answer.err
+    assert not list(folder.glob("events.*"))
+    assert not list(folder.glob("projector*"))
+    assert not (folder / "metrics.csv").exists()
+
+
+def test_other_loggers_get_numbers_and_settings(config: Path) -> None:
+    """Guards against pages that only work with the loggers of the house, and against hp_metric of a foreign one."""
+    folder = config.parent / "several"
+    loggers = config.parent / "loggers.yaml"
+    place = {"save_dir": str(folder), "name": "", "version": ""}
+    several = [
+        {"class_path": "CSVLogger", "init_args": {**place, "version": "table"}},
+        {"class_path": "TensorBoardLogger", "init_args": {**place, "version": "board"}},
+    ]
+    loggers.write_text(yaml.safe_dump({"trainer": {"logger": several}}), encoding="utf-8")
+    assert gptlit("fit", "--config", config, "--config", loggers, "--run_dir", folder).code == 0
+    assert "val/loss" in (folder / "table" / "metrics.csv").read_text().splitlines()[0]
+    assert yaml.safe_load((folder / "table" / "hparams.yaml").read_text())["gpt.n_embd"] == 16
+    events = EventAccumulator(str(folder / "board"))
+    events.Reload()
+    assert "hp_metric" not in tags(events, "scalars")
+    assert "weights/wte" in tags(events, "histograms")
+
+
+def test_nothing_is_done_off_the_first_process() -> None:
+    """Guards against processes that write into one another's files."""
+    pages = TensorBoardPages()
+    pages.on_train_start(SimpleNamespace(is_global_zero=False), None)
+    pages.on_before_optimizer_step(SimpleNamespace(global_step=0), None, None)
+    pages.on_validation_end(trainer_at(1, 2.0), None)
+    pages.on_train_end(None, None)
+    assert not pages._before
+
+
+def test_trouble_with_the_last_picture_does_not_hide_the_exception(tmp_path: Path) -> None:
+    """Guards against `No space left` in the place of what really ended the run."""
+    (tmp_path / "projector").write_text("a file in the way of the folder")
+    pages = TensorBoardPages()
+    pages._writers = [SimpleNamespace(log_dir=str(tmp_path))]
+    network = SimpleNamespace(transformer={"wte": nn.Embedding(2, 2)})
+    module = SimpleNamespace(network=network, tokenizer=CharTokenizer("ab"))
+    trainer = SimpleNamespace(strategy=SingleDeviceStrategy(), global_step=1)
+    with pytest.raises(OSError, match="projector"):
+        pages.on_train_end(trainer, module)
+    pages.on_exception(trainer, module, ValueError())
+
+
+# ---------------------------------------------------------------- the command that is printed
+
+
+def make_trainer(validations: int = 8, board: bool = True) -> Any:
+    return SimpleNamespace(
+        loggers=[mock.Mock(spec=TensorBoardLogger)] if board else [],
+        val_check_interval=250,
+        max_steps=250 * validations,
+        accumulate_grad_batches=1,
+    )
+
+
+def test_fit_prints_the_command_at_the_start_and_at_the_end(config: Path) -> None:
+    folder = config.parent / "checkpoints" / "printed"
+    said = gptlit("fit", "--config", config, "--run_dir", folder).err
+    command = tensorboard_command(make_trainer(), folder)
+    assert command is not None
+    assert f"\ncurves: {command}\n" in said
+    assert re.search(rf"^curves +{re.escape(command)} *$", said.replace("\n  ", ""), flags=re.MULTILINE)
+
+
+def test_the_command_shows_the_run_beside_others_and_never_walks_through_a_home(tmp_path: Path) -> None:
+    """Guards against `--logdir .`, where TensorBoard would read every file below."""
+    runs, home = tmp_path / "all my runs", tmp_path / "home"
+    for run in (runs / "a", runs / "b"):
+        run.mkdir(parents=True)
+        (run / "config.yaml").touch()
+    for folder in (home / "photos", home / "run"):
+        folder.mkdir(parents=True)
+    with mock.patch("shutil.which", return_value="/bin/tensorboard"):
+        assert tensorboard_command(make_trainer(), runs / "b") == f"tensorboard --logdir {shlex.quote(str(runs))}"
+        assert tensorboard_command(make_trainer(), home / "run") == f"tensorboard --logdir {home / 'run'}"
+    assert tensorboard_command(make_trainer(board=False), runs / "a") is None
+
+
+def test_the_command_asks_for_all_samples_when_there_are_more_than_tensorboard_keeps(tmp_path: Path) -> None:
+    few, many = (tensorboard_command(make_trainer(number), tmp_path) for number in (10, 11))
+    assert many == f"{few} --samples_per_plugin text=1000,images=1000"
