@@ -39,6 +39,7 @@ SMALL = {  # dropout, Muon, clipping, validation and saving out of step with eac
     },
     "save_every_n_steps": 5,
     "sample_text": {"max_new_tokens": 0},
+    "pictures": {"when": "never"},
 }
 
 

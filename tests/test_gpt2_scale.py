@@ -21,6 +21,7 @@ REDUCED = (
     *("--data.corpus", PLAY, "--data.val_fraction", 0.1, "--data.vocab_size", 300, "--data.batch_size", 80),
     *("--trainer.max_steps", 2, "--trainer.val_check_interval", 2, "--trainer.accelerator", "cpu"),
     *("--trainer.log_every_n_steps", 1, "--model.schedule.warmup_steps", 0, "--sample_text.max_new_tokens", 5),
+    *("--pictures.when", "never"),
 )
 
 

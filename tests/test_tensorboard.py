@@ -383,3 +383,12 @@ def test_the_command_shows_the_run_beside_others_and_never_walks_through_a_home(
 def test_the_command_asks_for_all_samples_when_there_are_more_than_tensorboard_keeps(tmp_path: Path) -> None:
     few, many = (tensorboard_command(make_trainer(number), tmp_path) for number in (10, 11))
     assert many == f"{few} --samples_per_plugin text=1000,images=1000"
+
+
+def test_a_logger_that_is_not_installed_is_named_in_one_line(config: Path) -> None:
+    """Guards against a page of traceback for `--trainer.logger WandbLogger` without wandb."""
+    with mock.patch("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False):
+        answer = gptlit("fit", "--config", config, "--trainer.logger", "WandbLogger")
+    assert answer.code == 2
+    (line,) = answer.err.splitlines()
+    assert "not installed" in line

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from gptlit.callbacks.projector import write_projector
+from gptlit.callbacks.samples import as_markdown
 
 HISTOGRAM_TIMES = 10  # at most so many validations of a run, and its last step
 HISTOGRAM_BINS = 60
@@ -87,7 +88,7 @@ class TensorBoardPages(pl.Callback):
                 logger.log_hyperparams({name: value for name, value in hyperparameters.items() if value is not None})
         self._writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         for writer in self._writers:
-            writer.add_text("config", as_code(config_text(pl_module, hyperparameters)), trainer.global_step)
+            writer.add_text("config", as_markdown(config_text(pl_module, hyperparameters)), trainer.global_step)
             writer.add_custom_scalars(LAYOUT)
             for summary in hparams_summaries(hyperparameters):
                 writer.file_writer.add_summary(summary)
@@ -207,11 +208,6 @@ def describe(trainer: pl.Trainer, module: Any) -> dict[str, Any]:
 def config_text(module: Any, hyperparameters: Mapping[str, Any]) -> str:
     """YAML of the whole run, or of what is known when the run was not started by the command."""
     return module.run_config or yaml.safe_dump(dict(hyperparameters), sort_keys=False, allow_unicode=True)
-
-
-def as_code(text: str) -> str:
-    """Markdown that shows the text as it stands: indented by four."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def hparams_summaries(hyperparameters: Mapping[str, Any]) -> list[Any]:

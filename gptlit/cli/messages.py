@@ -100,6 +100,14 @@ def wrong_value(text: str) -> str:
     return f"{value}it must be {' or '.join(dict.fromkeys(wanted))}"
 
 
+def cause_of(error: BaseException, kind: type[BaseException]) -> BaseException | None:
+    """The first exception of a kind among an exception and those that led to it."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, kind):
+        link = link.__cause__ or link.__context__
+    return link
+
+
 def table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     """A small two-column table on stderr."""
     grid = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)

@@ -25,7 +25,7 @@ from gptlit.callbacks.samples import SampleText
 from gptlit.callbacks.signals import StopBetweenSteps
 from gptlit.callbacks.tensorboard import EventFiles, TensorBoardPages, tensorboard_command
 from gptlit.cli.endings import Ending, ending_of, way_on
-from gptlit.cli.messages import duration, parser_error_line, say, table
+from gptlit.cli.messages import cause_of, duration, parser_error_line, say, table
 from gptlit.cli.opening import opening_line
 from gptlit.cli.resume import (
     OF_ONE_START,
@@ -187,7 +187,13 @@ class GptlitCLI(LightningCLI):
         check_trainer_settings(self.settings, fit)
         if self.checkpoint is not None:
             config.model.tokenizer = self.checkpoint["hyper_parameters"]["tokenizer"]
-        self.config_init = self.parser.instantiate_classes(self.config)
+        try:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        except ValueError as error:
+            missing = cause_of(error, ModuleNotFoundError)
+            if missing is None or isinstance(error, UserError):
+                raise
+            raise UserError(f"the settings name something that is not installed: {missing}") from error
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         borrowed = self.settings["model"]["init_from"] is not None

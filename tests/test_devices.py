@@ -1,0 +1,325 @@
+"""The same run on any number of devices; and when one process is told to stop, or fails, no other is left waiting."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import REPOSITORY, digest, gptlit, load, report, start, write_config
+
+STEPS = 50
+CONFIG = {"model__gpt__dropout": 0.0, "trainer__max_steps": STEPS, "trainer__val_check_interval": 10}
+ONE = ("--trainer.devices", 1, "--trainer.strategy", "auto")
+TWO = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
+HEADER = ("run", "largest relative difference of a training loss", "of a validation loss")
+PATIENCE = 240.0  # seconds until a process counts as hanging; far more than any of them needs
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    """Waits for the end of a command; its stderr. Kills what hangs, with all that it started."""
+    try:
+        return process.communicate(timeout=PATIENCE)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"the command hangs: {process.communicate()[1]}")
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    """The numbers of metrics.csv; what a step has not is left out."""
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def difference(run: Path, other: Path, name: str) -> float:
+    """Largest relative difference of a metric over the whole run, at the same steps."""
+    ours, theirs = ({row["step"]: row[name] for row in rows(path) if name in row} for path in (run, other))
+    assert ours.keys() == theirs.keys()
+    assert ours
+    return max(abs(ours[step] / theirs[step] - 1) for step in ours)
+
+
+def assert_close(name: str, run: Path, one: Path) -> None:
+    """Losses agree within rounding; the validation loss counts exactly the same tokens."""
+    training, validation = difference(run, one, "train/loss"), difference(run, one, "val/loss")
+    report("Any number of devices", HEADER, name, f"{training:.1e}", f"{validation:.1e}")
+    assert training < 1e-5
+    assert validation < 1e-5
+    assert len(rows(run)) == STEPS
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Configuration and folder of the run in one process."""
+    folder = tmp_path_factory.mktemp("one")
+    config = write_config(folder, **CONFIG)
+    assert gptlit("fit", "--config", config, "--run_dir", folder / "run").code == 0
+    return config, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def two(one: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run in two processes."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    process = start("fit", "--config", one[0], "--run_dir", run, *TWO, start_new_session=True)
+    err = finish(process)
+    assert process.returncode == 0, err
+    assert err.count("run folder") == 2  # at the start and at the end: one process speaks
+    return run
+
+
+# ---------------------------------------------------------------- the same run
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_accumulation_gives_the_same_losses(one: tuple[Path, Path], tmp_path: Path, parts: int) -> None:
+    """The batch of a step is the same, however it is cut."""
+    flags = ["--trainer.accumulate_grad_batches", parts]
+    assert gptlit("fit", "--config", one[0], "--run_dir", tmp_path / "run", *flags).code == 0
+    assert_close(f"1 process, accumulation {parts}", tmp_path / "run", one[1])
+
+
+def test_two_processes_give_the_same_losses(one: tuple[Path, Path], two: Path) -> None:
+    """No batch twice, none left out, gradients averaged, validation tokens counted once each."""
+    assert_close("2 processes (DDP)", two, one[1])
+
+
+def test_two_processes_leave_one_run_folder(two: Path) -> None:
+    """Guards against a second folder, and against event files of every process."""
+    assert [path.name for path in two.parent.iterdir()] == ["run"]
+    assert len(list(two.glob("events.*"))) == 1
+    assert load(two / "last.ckpt")["global_step"] == STEPS
+
+
+def test_validating_in_two_processes_counts_every_token_once(one: tuple[Path, Path]) -> None:
+    """No padding and no duplicates, where the windows do not divide evenly."""
+    alone = gptlit("validate", "--ckpt_path", one[1])
+    process = start("validate", "--ckpt_path", one[1], *TWO, stdout=subprocess.PIPE, start_new_session=True)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    ours, theirs = (
+        {line.split()[0]: float(line.split()[1]) for line in text.splitlines()} for text in (out, alone.out)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+# ---------------------------------------------------------------- stopped in the middle
+
+
+def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> None:
+    """Until metrics.csv has the row of a step."""
+    deadline = time.monotonic() + PATIENCE
+    while not (run / "metrics.csv").is_file() or rows(run)[-1:] == [] or rows(run)[-1]["step"] < step:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def way_on_of(err: str) -> str:
+    """The last line, without the folder of this test."""
+    return err.strip().splitlines()[-1].partition("go on with")[0] + "go on with: …"
+
+
+def test_sigterm_to_the_first_process_stops_all_after_the_same_step(one: tuple[Path, Path], tmp_path: Path) -> None:
+    """Exit code 143, a whole checkpoint, and the run goes on with another number of processes."""
+    run = tmp_path / "run"
+    flags = ["--trainer.max_steps", 100_000, "--trainer.val_check_interval", 1000, "--save_every_n_steps", 100_000]
+    process = start("fit", "--config", one[0], "--run_dir", run, *TWO, *flags, start_new_session=True)
+    wait_for_step(process, run, 3)
+    process.terminate()
+    err = finish(process)
+    assert process.returncode == 143, err
+    assert "stopped by SIGTERM after step" in err
+    assert "Traceback" not in err
+    step = load(run / "last.ckpt")["global_step"]
+    assert rows(run)[-1]["step"] == step
+    resumed = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", step + 2, *ONE)
+    assert resumed.code == 0, resumed.err
+    assert "changed: trainer.devices 2 -> 1" in resumed.err
+    report("Faults", FAULTS, "SIGTERM to the first of 2 processes", 143, way_on_of(err), "resumed on 1")
+
+
+def test_ctrl_c_reaches_all_processes_and_stops_them_together(one: tuple[Path, Path], tmp_path: Path) -> None:
+    """The terminal sends SIGINT to the whole group; exit code 130."""
+    run = tmp_path / "run"
+    process = start(
+        "fit", "--config", one[0], "--run_dir", run, *TWO, "--trainer.max_steps", 100_000, start_new_session=True
+    )
+    wait_for_step(process, run, 3)
+    os.killpg(process.pid, signal.SIGINT)
+    err = finish(process)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert load(run / "last.ckpt")["global_step"] == rows(run)[-1]["step"]
+    report("Faults", FAULTS, "Ctrl-C with 2 processes", 130, way_on_of(err), "checkpoint whole")
+
+
+FAULTS = ("what happens", "exit code", "last line", "then")
+# A program whose processes run the command with a fault built in; it is started anew for the second process.
+FAULTY = """
+import sys
+from unittest import mock
+import torch
+from gptlit.model import GPT
+forward, calls = GPT.forward, 0
+
+def faulty(self, ids, cache=None):
+    global calls
+    logits = forward(self, ids, cache)
+    if self.training:
+        calls += 1
+        if calls == 8 and torch.distributed.get_rank() == RANK:
+            FAULT
+    return logits
+
+if __name__ == "__main__":
+    from gptlit.__main__ import main
+    with mock.patch.object(GPT, "forward", faulty):
+        sys.exit(main())
+"""
+
+
+def start_faulty(folder: Path, rank: int, fault: str, *arguments: Any) -> "subprocess.Popen[str]":
+    """Starts two processes of which one has the fault, in its eighth step."""
+    program = folder / "faulty.py"
+    program.write_text(FAULTY.replace("RANK", str(rank)).replace("FAULT", fault), encoding="utf-8")
+    command = [sys.executable, str(program), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_loss_that_is_no_number_on_one_process_stops_all(one: tuple[Path, Path], tmp_path: Path, rank: int) -> None:
+    """Before any of them touches its weights; exit code 1, no hang, the older checkpoint stays."""
+    run = tmp_path / "run"
+    fault = "return logits * float('nan')"
+    process = start_faulty(tmp_path, rank, fault, "fit", "--config", one[0], "--run_dir", run, *TWO)
+    err = finish(process)
+    assert process.returncode == 1, err
+    assert err.count("the training loss is nan at step 8") == 1
+    assert "Traceback" not in err
+    assert load(run / "last.ckpt")["global_step"] == 5
+    assert err.strip().splitlines()[-1].startswith("last.ckpt of step 5 is whole; go on with: gptlit fit --ckpt_path")
+    report("Faults", FAULTS, f"nan in process {rank} of 2", 1, way_on_of(err), "all stop")
+
+
+def running_in_session(leader: int) -> list[int]:
+    """Processes that the leader of a session left running."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_exception_on_one_process_leaves_no_other_behind(one: tuple[Path, Path], tmp_path: Path, rank: int) -> None:
+    """The exit code says so, the traceback is there, and the checkpoint is whole."""
+    run = tmp_path / "run"
+    process = start_faulty(
+        tmp_path, rank, "raise RuntimeError('built in')", "fit", "--config", one[0], "--run_dir", run, *TWO
+    )
+    err = finish(process)
+    assert process.returncode != 0, err
+    assert "RuntimeError: built in" in err
+    assert load(run / "last.ckpt")["global_step"] in (5, 7)
+    deadline = time.monotonic() + PATIENCE
+    while running_in_session(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert gptlit("fit", "--ckpt_path", run, *ONE).code == 0
+    report("Faults", FAULTS, f"an exception in process {rank} of 2", process.returncode, "traceback", "resumed on 1")
+
+
+def test_killed_with_two_processes_and_resumed_with_two_it_ends_the_same(two: Path, one, tmp_path: Path) -> None:
+    """Bit for bit, for any number of processes that stays the same."""
+    run = tmp_path / "run"
+    process = start("fit", "--config", one[0], "--run_dir", run, *TWO, start_new_session=True)
+    wait_for_step(process, run, 23)
+    os.killpg(process.pid, signal.SIGKILL)
+    finish(process)
+    assert load(run / "last.ckpt")["global_step"] < STEPS
+    again = start("fit", "--ckpt_path", run, start_new_session=True)
+    err = finish(again)
+    assert again.returncode == 0, err
+    assert digest(run / "last.ckpt") == digest(two / "last.ckpt")
+
+
+# ---------------------------------------------------------------- launchers and shards
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_nodes_gives_the_same_losses(one: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two agents on the loopback address, a process each, as on two machines; and torchrun passes on a failure."""
+    run, port = tmp_path / "run", free_port()
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    nodes = []
+    for rank in range(2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+        command += ["--node_rank", str(rank), "--master_addr", "127.0.0.1", "--master_port", str(port)]
+        command += ["-m", "gptlit", "fit", "--config", str(one[0]), "--run_dir", str(run)]
+        command += ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp"]
+        nodes.append(
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        )
+    errors = [finish(node) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert_close("2 nodes (torchrun)", run, one[1])
+
+
+SHARDED = {
+    "fsdp": ["--trainer.strategy", "fsdp"],
+    "model parallel": [
+        "--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy",
+        "--trainer.strategy.init_args.data_parallel_size=2",
+        "--trainer.strategy.init_args.save_distributed_checkpoint=false",
+    ],
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_sharded_training_gives_the_same_losses(tmp_path: Path, strategy: str) -> None:
+    """Needs two GPUs."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there are fewer than two GPUs")
+    config = write_config(tmp_path, **CONFIG, model__optimizer__name="adamw", trainer__accelerator="gpu")
+    alone = start("fit", "--config", config, "--run_dir", tmp_path / "one", start_new_session=True)
+    assert alone.wait(PATIENCE) == 0
+    flags = [*SHARDED[strategy], "--trainer.devices", 2]
+    process = start("fit", "--config", config, "--run_dir", tmp_path / "run", *flags, start_new_session=True)
+    err = finish(process)
+    assert process.returncode == 0, err
+    assert difference(tmp_path / "run", tmp_path / "one", "train/loss") < 1e-4
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """With kernels that add in a fixed order."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    config = write_config(tmp_path, trainer__accelerator="gpu", trainer__deterministic=True)
+    environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    for name, flags in (("whole", []), ("cut", ["--trainer.max_steps", 11, "--model.schedule.shape", "constant"])):
+        more = ["--model.schedule.shape", "constant", *flags]
+        process = start("fit", "--config", config, "--run_dir", tmp_path / name, *more, env=environment)
+        assert process.wait(PATIENCE) == 0
+    process = start("fit", "--ckpt_path", tmp_path / "cut", "--trainer.max_steps", 20, env=environment)
+    assert process.wait(PATIENCE) == 0
+    assert digest(tmp_path / "cut" / "last.ckpt") == digest(tmp_path / "whole" / "last.ckpt")
