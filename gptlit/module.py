@@ -299,7 +299,7 @@ class LitGPT(pl.LightningModule):
         self.log_dict(self.collect("test"), logger=self._outside_fit())
 
     def _outside_fit(self) -> bool:
-        """During a fit `Curves` hands metrics to the loggers, at the true step; else Lightning returns what is logged."""
+        """During a fit `Curves` hands metrics to the loggers, at the true step; else Lightning returns them."""
         return self.trainer.state.fn != "fit"
 
     # ---------------------------------------------------------------- drawing text

@@ -674,7 +674,8 @@ class TestSettings:
 @pytest.mark.parametrize("shape", [(256, 64), (64, 256)], ids=str)
 def test_newton_schulz_survives_products_that_round(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """With `matmul_precision: medium` a float32 product may round to bfloat16, which an iteration on squared singular
-    values does not survive: it once trained the MLPs with noise."""
+    values does not survive: it once trained the MLPs with noise.
+    """
     generator = torch.Generator().manual_seed(0)
     U, _, V = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
     gradients = (U * torch.logspace(0, -2.5, 64)) @ V  # a few strong directions, many weak ones
