@@ -48,7 +48,8 @@ def test_two_rungs_with_two_seeds_give_a_table_numbers_and_a_picture(text: Path)
     answer = climb(text, "--seeds", "2")
     root = text.parent / "ladder"
     assert answer.code == 0, answer.err
-    assert answer.out.strip() and answer.out.strip() in (root / "ladder.md").read_text(encoding="utf-8")
+    assert answer.out.strip()
+    assert answer.out.strip() in (root / "ladder.md").read_text(encoding="utf-8")
     assert (root / "ladder.png").read_bytes().startswith(b"\x89PNG")
 
     rows = numbers(root)
