@@ -2,9 +2,10 @@
 
     python tests/fault_injection.py --kills 20 --seed 1
 
-prints a table in Markdown. A run is killed with SIGKILL after a random time since its first step, and resumed with
-`gptlit fit --ckpt_path RUN`; a part of the runs is killed again after that. At the end the weights, the whole state of
-the optimizer, best.ckpt and every metric but the speed must be the undisturbed run's, bit for bit.
+prints a table in Markdown. A run is killed with SIGKILL while it trains, while it writes a checkpoint or while it
+starts, and resumed with `gptlit fit --ckpt_path RUN`; a part of the runs is killed again after that. At the end the
+weights, the whole state of the optimizer, best.ckpt and every metric but the speed must be the undisturbed run's, bit
+for bit.
 """
 
 import argparse
@@ -45,9 +46,10 @@ class Trial:
     """One run and what was done to it."""
 
     variant: str
-    killed_after: list[int] = field(default_factory=list)
-    """Rows of metrics.csv, which is steps, when the kills came."""
-    resumed_from: list[int] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+    """Steps in metrics.csv when the kills came, and whether a checkpoint was half-written."""
+    resumed_from: list[str] = field(default_factory=list)
+    """Steps in the newest checkpoint."""
     equal: bool = False
 
 
@@ -75,12 +77,26 @@ def finish(process: "subprocess.Popen[str]") -> None:
         raise RuntimeError(f"exit code {process.returncode}: {err}")
 
 
-def kill_when(process: "subprocess.Popen[str]", run: Path, steps: int, delay: float) -> bool:
-    """Kills a process `delay` seconds after its metrics.csv has so many rows; whether it was still alive."""
+def kill(process: "subprocess.Popen[str]", run: Path, moment: str, step: int, delay: float) -> bool:
+    """Kills a process and all that it started; whether it was still alive.
+
+    Args:
+        process: leads a session of its own.
+        run: its folder.
+        moment: `start`, `delay` seconds after it was started; else not before metrics.csv has the row of `step`, and
+            then `write`, as soon as there is a half-written file, or `step`, after `delay`.
+        step: see `moment`.
+        delay: seconds.
+    """
     deadline = time.monotonic() + HANGING
-    while steps_logged(run) < steps and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    time.sleep(delay)
+    if moment != "start":
+        while steps_logged(run) < step and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+    if moment == "write":
+        while not any(run.glob(".*.ckpt.*.partial")) and process.poll() is None and time.monotonic() < deadline:
+            pass
+    else:
+        time.sleep(delay)
     alive = process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -97,19 +113,20 @@ def trial(variant: str, config: Path, run: Path, whole: tuple[str, str, str], ki
     chance = random.Random(seed)
     done = Trial(variant)
     process = start("fit", "--config", config, "--run_dir", run, start_new_session=True)
-    for _ in range(kills):
+    for number in range(kills):
         begun = newest_step(run) if run.is_dir() else 0
-        # The moment inside a step, a write or a validation is left to chance.
-        steps = begun + chance.randrange(1, max(2, (MAX_STEPS - begun) // 2))
-        if not kill_when(process, run, steps, chance.random() * 0.05):
+        moment = chance.choice(["step", "step", "write", "start"] if number else ["step", "step", "write"])
+        step = begun + chance.randrange(1, max(2, (MAX_STEPS - begun) // 2))
+        if not kill(process, run, moment, step, chance.random() * (5.0 if moment == "start" else 0.05)):
             break
-        done.killed_after.append(steps_logged(run))
+        half_written = any(run.glob(".*.ckpt.*.partial"))
+        done.killed.append(f"{steps_logged(run)}{' (writing)' if half_written else ''}")
         if not any(run.glob("*.ckpt")):  # too early for a first file: the command says so, and one starts again
-            done.resumed_from.append(0)
+            done.resumed_from.append("anew")
             run = run.with_name(f"{run.name}-again")
             process = start("fit", "--config", config, "--run_dir", run, start_new_session=True)
         else:
-            done.resumed_from.append(newest_step(run))
+            done.resumed_from.append(str(newest_step(run)))
             process = start("fit", "--ckpt_path", run, start_new_session=True)
     finish(process)
     done.equal = fingerprint(run) == whole
@@ -144,9 +161,9 @@ def table(trials: list[Trial]) -> str:
     lines = ["| run | killed after step | went on after step | weights, optimizer state, best.ckpt, metrics |"]
     lines.append("|---|---|---|---|")
     for result in trials:
-        killed, resumed = (", ".join(map(str, steps)) for steps in (result.killed_after, result.resumed_from))
+        killed, resumed = ", ".join(result.killed), ", ".join(result.resumed_from)
         lines.append(f"| {result.variant} | {killed} | {resumed} | {'equal' if result.equal else 'DIFFERENT'} |")
-    kills = sum(len(result.killed_after) for result in trials)
+    kills = sum(len(result.killed) for result in trials)
     lines.append("")
     lines.append(f"{kills} kills, {sum(result.equal for result in trials)} of {len(trials)} runs equal.")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from command import Answer, At, digest, extra_callbacks, gptlit, load, report, write_config
+from fault_injection import inject, table
 from torch import Tensor
 
 from gptlit.callbacks import signals
@@ -275,6 +276,16 @@ def test_a_machine_that_dies_in_the_middle_of_a_write(tmp_path: Path, undisturbe
     assert not list(dead.glob(".*.partial"))
     assert digest(dead / "last.ckpt") == digest(undisturbed / "last.ckpt")
     report("Faults", HEADER, "the machine dies while last.ckpt is written", "-", "-", "resumed from the file before")
+
+
+# ---------------------------------------------------------------- SIGKILL
+
+
+def test_killed_at_random_moments_a_run_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
+    """A small part of `python tests/fault_injection.py`, in processes of its own."""
+    trials = inject(tmp_path, kills=3, seed=int(os.environ.get("GPTLIT_SEED", "3")))
+    assert sum(len(trial.killed) for trial in trials) == 3, "a run ended before it could be killed: make it longer"
+    assert all(trial.equal for trial in trials), table(trials)
 
 
 # ---------------------------------------------------------------- impatience
