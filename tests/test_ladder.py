@@ -70,7 +70,7 @@ def test_a_ladder_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(text: 
 
     class StoppingBar(ladder.RungBar):
         def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
-            if trainer.global_step == 4 and trainer.lightning_module.gpt.n_layer:
+            if trainer.global_step == 3 and trainer.lightning_module.gpt.n_layer:
                 os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -79,7 +79,7 @@ def test_a_ladder_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(text: 
     root = text.parent / "ladder"
     assert answer.code == 130
     assert "the ladder goes on with: gptlit ladder --rungs 1,2" in answer.err
-    assert load(root / "2_head" / "last.ckpt")["global_step"] == 4
+    assert 3 <= load(root / "2_head" / "last.ckpt")["global_step"] < 6
     first_rung = (root / "1_bigram" / "last.ckpt").stat().st_mtime_ns
 
     assert climb(text).code == 0

@@ -115,7 +115,7 @@ def table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in rows:
         grid.add_row(name, value)
-    Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120).print(grid)
+    Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 1000).print(grid)
 
 
 def duration(seconds: float) -> str:
