@@ -85,8 +85,9 @@ def read_curve(folder: Path, name: str) -> dict[int, float]:
 
 def count_parameters(gpt: dict[str, Any]) -> int:
     """Parameters of a model, each once; nothing is allocated."""
+    position = "learned" if gpt["position"] == "learned" else "none"  # no other has parameters; RoPE wants real numbers
     with torch.device("meta"):
-        return sum(p.numel() for p in GPT(GPTConfig(**gpt)).parameters())
+        return sum(p.numel() for p in GPT(GPTConfig(**{**gpt, "position": position})).parameters())
 
 
 # ---------------------------------------------------------------- the table

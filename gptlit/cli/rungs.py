@@ -66,8 +66,8 @@ def describe_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         if name in LEFT_OUT or before.get(key) == value:
             continue
         name = "optimizer" if name == "name" else name
-        text = f"no {name}" if value is False else name if value is True else f"{name} {value}"
-        parts.append(text)
+        parts.append(f"no {name}" if value is False else name if value is True else f"{name} {value}")
+    parts += [f"no {key.rpartition('.')[2]}" for key in before if key not in after]
     return ", ".join(parts)
 
 
