@@ -20,6 +20,7 @@ import yaml
 from gptlit import __main__
 from gptlit.cli.training import GptlitCLI
 
+torch.set_num_threads(1)  # for models this small, threads only wait for each other
 REPOSITORY = Path(__file__).parent.parent
 PLAY = REPOSITORY / "gptlit" / "assets" / "play.txt"
 SMALL = {  # dropout, Muon, clipping, validation and saving out of step with each other: all that resume has to restore

@@ -191,6 +191,7 @@ fit --ckpt_path                                               | --ckpt_path need
 fit --ckpt_path {}/run --model.gpt.n_embd 32                  | model.gpt.n_embd is 32
 fit --ckpt_path {}/run --trainer.max_steps x                  | --trainer.max_steps
 fit --ckpt_path {}/run --trainer.max_steps 4 --data.corpus {}/accent.txt  | data.corpus
+fit --ckpt_path {}/run --trainer.max_steps 4 --model.init_from {}/run  | --model.init_from
 validate                                                      | needs a --ckpt_path
 validate --ckpt_path {}/missing                               | {}/missing
 validate --ckpt_path {}/run --run_dir {}/new                  | --run_dir is not an option

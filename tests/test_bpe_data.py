@@ -1,6 +1,8 @@
 """Subwords in the data path: learned once, the same every time, and measured in bits per character."""
 
+import json
 import math
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -129,8 +131,6 @@ def test_bits_per_character_are_exact(text: Path, tmp_path: Path, kind: str) -> 
 
 def test_a_tokenizer_from_disk_is_taken_as_it_is(text: Path, tmp_path: Path) -> None:
     """Such as GPT-2's own; its size comes with it, and the text is encoded with it."""
-    import json
-
     path = tmp_path / "tokenizer.json"
     theirs = BPETokenizer.train("another text altogether, for a vocabulary that does not fit", 270)
     path.write_text(json.dumps(theirs.definition))
@@ -144,6 +144,14 @@ def test_a_tokenizer_that_is_not_there_is_named(text: Path) -> None:
     """With what it could have been."""
     with pytest.raises(UserError, match=r"data.tokenizer is 'bep': it must be char, bpe, or the path"):
         encode_text(TextSpec(str(text)), None, "bep", 300)
+
+
+def test_a_missing_library_is_named_with_what_installs_it(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tokenizers` comes with an extra: without it there are characters only."""
+    monkeypatch.setattr("importlib.metadata.distributions", lambda **_: iter(()))
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"pip install 'gptlit\[hf\]'"):
+        bpe_data(text)
 
 
 def test_too_small_a_vocabulary_is_named_and_nothing_is_kept(text: Path, cache: Path) -> None:

@@ -146,6 +146,7 @@ def test_sigterm_to_the_first_process_stops_all_after_the_same_step(one: tuple[P
     report("Faults", FAULTS, "SIGTERM to the first of 2 processes", 143, way_on_of(err), "resumed on 1")
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_all_processes_and_stops_them_together(one: tuple[Path, Path], tmp_path: Path) -> None:
     """The terminal sends SIGINT to the whole group; exit code 130."""
     run = tmp_path / "run"
@@ -195,7 +196,7 @@ def start_faulty(folder: Path, rank: int, fault: str, *arguments: Any) -> "subpr
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_loss_that_is_no_number_on_one_process_stops_all(one: tuple[Path, Path], tmp_path: Path, rank: int) -> None:
     """Before any of them touches its weights; exit code 1, no hang, the older checkpoint stays."""
     run = tmp_path / "run"
@@ -221,7 +222,7 @@ def running_in_session(leader: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_exception_on_one_process_leaves_no_other_behind(one: tuple[Path, Path], tmp_path: Path, rank: int) -> None:
     """The exit code says so, the traceback is there, and the checkpoint is whole."""
     run = tmp_path / "run"
@@ -283,29 +284,64 @@ def test_torchrun_on_two_nodes_gives_the_same_losses(one: tuple[Path, Path], tmp
     assert_close("2 nodes (torchrun)", run, one[1])
 
 
-SHARDED = {
-    "fsdp": ["--trainer.strategy", "fsdp"],
-    "model parallel": [
-        "--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy",
-        "--trainer.strategy.init_args.data_parallel_size=2",
-        "--trainer.strategy.init_args.save_distributed_checkpoint=false",
-    ],
-}
+SHARDS = (
+    "--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy",
+    "--trainer.strategy.init_args.data_parallel_size=2",
+    "--trainer.strategy.init_args.tensor_parallel_size=1",
+    "--trainer.strategy.init_args.save_distributed_checkpoint=false",
+)
+
+
+def test_sharded_training_gives_the_same_losses(tmp_path: Path) -> None:
+    """FSDP2 in two processes; its checkpoint is a whole one, which one process can go on from."""
+    config = write_config(tmp_path, **CONFIG, model__optimizer__name="adamw")
+    assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "one").code == 0
+    run = tmp_path / "run"
+    flags = ["--trainer.devices", 2, *SHARDS]
+    process = start("fit", "--config", config, "--run_dir", run, *flags, start_new_session=True)
+    err = finish(process)
+    assert process.returncode == 0, err
+    assert_close("2 processes (FSDP2, AdamW)", run, tmp_path / "one")
+    assert gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", STEPS + 2, *ONE).code == 0
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_as_it_was(tmp_path: Path) -> None:
+    """Stopped by SIGTERM, all shards are saved together, and the strategy comes back from the checkpoint."""
+    config, run = write_config(tmp_path, **CONFIG, model__optimizer__name="adamw"), tmp_path / "run"
+    more = ["--trainer.max_steps", 100_000, "--trainer.devices", 2, *SHARDS]
+    process = start("fit", "--config", config, "--run_dir", run, *more, start_new_session=True)
+    wait_for_step(process, run, 3)
+    process.terminate()
+    err = finish(process)
+    assert process.returncode == 143, err
+    step = load(run / "last.ckpt")["global_step"]
+    again = start("fit", "--ckpt_path", run, "--trainer.max_steps", step + 2, start_new_session=True)
+    err = finish(again)
+    assert again.returncode == 0, err
+    assert "2 devices" in err
+    assert load(run / "last.ckpt")["global_step"] == step + 2
+
+
+def test_muon_refuses_shards_by_name(tmp_path: Path) -> None:
+    """It needs whole matrices; without a word it would orthogonalise slices."""
+    config = write_config(tmp_path, **CONFIG)
+    answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", "--trainer.devices", 2, *SHARDS)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith("gptlit: model.optimizer.name is muon, which needs whole matrices")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("strategy", SHARDED)
-def test_sharded_training_gives_the_same_losses(tmp_path: Path, strategy: str) -> None:
-    """Needs two GPUs."""
+def test_sharded_training_on_two_gpus_gives_the_same_losses(tmp_path: Path) -> None:
+    """The same as above, over NCCL."""
     if torch.cuda.device_count() < 2:
         pytest.skip("there are fewer than two GPUs")
     config = write_config(tmp_path, **CONFIG, model__optimizer__name="adamw", trainer__accelerator="gpu")
-    alone = start("fit", "--config", config, "--run_dir", tmp_path / "one", start_new_session=True)
-    assert alone.wait(PATIENCE) == 0
-    flags = [*SHARDED[strategy], "--trainer.devices", 2]
-    process = start("fit", "--config", config, "--run_dir", tmp_path / "run", *flags, start_new_session=True)
-    err = finish(process)
-    assert process.returncode == 0, err
+    for name, flags in (("one", ()), ("run", ("--trainer.devices", 2, *SHARDS))):
+        process = start("fit", "--config", config, "--run_dir", tmp_path / name, *flags, start_new_session=True)
+        err = finish(process)
+        assert process.returncode == 0, err
     assert difference(tmp_path / "run", tmp_path / "one", "train/loss") < 1e-4
 
 

@@ -165,6 +165,21 @@ def test_an_exception_in_a_callback_keeps_its_traceback_and_loses_nothing(refere
     assert_same(run, undisturbed)
 
 
+def test_an_exception_at_the_end_of_a_validation_does_not_double_its_points(reference, tmp_path) -> None:
+    """Its numbers are logged by then; a checkpoint that makes up for the validation would log them again."""
+    config, undisturbed = reference
+    run = tmp_path / "run"
+
+    def fail() -> None:
+        raise RuntimeError("a callback failed")
+
+    with extra_callbacks(At("on_validation_end", 12, fail)), pytest.raises(RuntimeError, match="a callback failed"):
+        gptlit("fit", "--config", config, "--run_dir", run)
+    assert load(run / "last.ckpt")["global_step"] == 10
+    assert gptlit("fit", "--ckpt_path", run).code == 0
+    assert_same(run, undisturbed)
+
+
 def test_an_interruption_inside_an_optimizer_step_keeps_the_older_file(tmp_path) -> None:
     """Weights that are half old and half new must never be saved."""
     config, run = write_config(tmp_path), tmp_path / "run"

@@ -415,6 +415,24 @@ def test_encoding_that_was_killed_goes_on_where_it_was(text: Path, monkeypatch: 
 
 
 @pytest.mark.usefixtures("large")
+def test_who_interrupts_the_encoding_is_told_that_it_goes_on(
+    text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C keeps what is there, too."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenWriter, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            encoded(text)
+    assert "the next start goes on from there" in capsys.readouterr().err
+    monkeypatch.setattr(CharTokenizer, "encode_array", lambda *_: pytest.fail("a piece was encoded again"))
+    assert len(encoded(text).train) == int(0.9 * len(TEXT))
+
+
+@pytest.mark.usefixtures("large")
 def test_of_several_processes_one_encodes(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against processes of one machine that write the same file at the same time."""
     import gptlit.data.encode

@@ -85,6 +85,7 @@ class RunCheckpoints(Checkpoint):
         self.problem: OSError | None = None  # why a file could not be written
         self._written: tuple[int, int] | None = None  # step and validated step in last.ckpt
         self._started = False
+        self._validation_logged = False  # while other callbacks do their part at the end of a validation
 
     @property
     def best_path(self) -> Path:
@@ -131,8 +132,13 @@ class RunCheckpoints(Checkpoint):
         if step and step % self.every_n_steps == 0:
             self._write_last(trainer)
 
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From now on, a validation that is made up for would be logged twice."""
+        self._validation_logged = True
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes `best.ckpt` when the monitored value is the lowest so far."""
+        self._validation_logged = False
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.validated_step = trainer.global_step
@@ -155,7 +161,9 @@ class RunCheckpoints(Checkpoint):
         started, self._started = self._started, False
         if not started or self.problem is not None or isinstance(exception, FloatingPointError):
             return
-        if not trainer.global_step or getattr(pl_module, "mid_step", False) or holds_averaged_weights(trainer):
+        if not trainer.global_step or getattr(pl_module, "mid_step", False):
+            return
+        if self._validation_logged or holds_averaged_weights(trainer):
             return
         agreed = isinstance(exception, SIGTERMException)  # all processes stop here, and can save together
         if agreed or isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):  # else a shard is all there is

@@ -39,7 +39,10 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
             from gptlit.cli.predict import predict as command
         return command(verb, list(arguments))
     except UserError as error:
-        print(f"gptlit: {' '.join(str(error).split())}", file=sys.stderr)
+        from gptlit.cli.runs import started_by_first_process
+
+        if not started_by_first_process():  # which makes the same mistake, and says so
+            print(f"gptlit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of a pipe (`gptlit predict | head`) has gone; that is not an error.

@@ -20,7 +20,7 @@ FIXED = (
 )
 FREE = ("model.gpt.dropout", "model.gpt.attention_dropout", "model.gpt.embedding_dropout")
 LIGHTNING = re.compile(r"(lightning\.pytorch\.(callbacks|strategies)\.\w+)?")
-OF_ONE_START = ("ckpt_path", "run_dir", "trainer.default_root_dir")  # not settings of the run
+OF_ONE_START = ("ckpt_path", "run_dir", "trainer.default_root_dir", "model.init_from")  # not settings of the run
 
 
 def settings_to_take_over(

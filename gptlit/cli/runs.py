@@ -236,7 +236,7 @@ def load_model(checkpoint: dict[str, Any]) -> LitGPT:
         UserError: when the checkpoint contradicts itself.
     """
     try:
-        model = LitGPT(**checkpoint["hyper_parameters"])
+        model = LitGPT(**checkpoint["hyper_parameters"] | {"init_from": None})  # a checkpoint names no other
         model.configure_model()
         model.load_state_dict(checkpoint["state_dict"])
     except UserError:

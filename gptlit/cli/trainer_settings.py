@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+
+from gptlit.data import share_of_batch
 from gptlit.errors import UserError
 
 
@@ -48,4 +52,23 @@ def check_trainer_settings(settings: Mapping[str, Any], fit: bool) -> None:
     if settings["sample_text"]["max_new_tokens"] < 0:
         raise UserError(
             f"sample_text.max_new_tokens is {settings['sample_text']['max_new_tokens']}: it must be 0 (off) or more"
+        )
+
+
+def check_devices(trainer: pl.Trainer, batch_size: int, optimizer: str) -> None:
+    """Refuses what the devices, once they are known, cannot share.
+
+    Args:
+        trainer: not yet running.
+        batch_size: of one optimizer step.
+        optimizer: its name.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    share_of_batch(batch_size, trainer.accumulate_grad_batches, trainer.world_size)
+    if optimizer == "muon" and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+        raise UserError(
+            "model.optimizer.name is muon, which needs whole matrices, and trainer.strategy spreads each over the "
+            "devices: choose model.optimizer.name adamw, or trainer.strategy ddp"
         )

@@ -35,9 +35,9 @@ from gptlit.cli.resume import (
     settings_to_take_over,
 )
 from gptlit.cli.runs import RunDir, find_checkpoint, find_start, home_of, read_checkpoint, started_by_first_process
-from gptlit.cli.settings import check_config, find_config, flat, option, stored_config, without_option
-from gptlit.cli.trainer_settings import check_trainer_settings
-from gptlit.data import TextDataModule, share_of_batch
+from gptlit.cli.settings import check_config, find_config, flat, leaves_of, option, stored_config, without_option
+from gptlit.cli.trainer_settings import check_devices, check_trainer_settings
+from gptlit.data import TextDataModule
 from gptlit.errors import UserError
 from gptlit.module import LitGPT, check_vocabulary
 
@@ -127,6 +127,8 @@ class GptlitCLI(LightningCLI):
             raise UserError("ckpt_path stands in a configuration: give it as --ckpt_path")
         self.settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.verb]
         if self.checkpoint is not None:
+            if self.settings["model"]["init_from"] is not None:
+                raise UserError("--model.init_from begins a run and --ckpt_path goes on with one: give one of them")
             self._compare_with_checkpoint()
 
     def _parse_ckpt_path(self) -> None:
@@ -152,7 +154,8 @@ class GptlitCLI(LightningCLI):
     def _compare_with_checkpoint(self) -> None:
         """Refuses by name what a checkpoint fixes; says what is different otherwise, and whether anything is left."""
         assert self.checkpoint is not None
-        now, then = flat(self.settings), flat(stored_config(self.checkpoint))
+        whole = leaves_of([action.dest for action in self._subcommand_parsers[self.verb]._actions])
+        now, then = flat(self.settings, stop_at=whole), flat(stored_config(self.checkpoint), stop_at=whole)
         then.update(flat({"model": {"gpt": self.checkpoint["hyper_parameters"]["gpt"]}}))
         if now.get("model.gpt.vocab_size") == 0:
             then.pop("model.gpt.vocab_size", None)
@@ -226,9 +229,7 @@ class GptlitCLI(LightningCLI):
         try:
             self.trainer = self.instantiate_trainer(**self._trainer_settings(trainer_config))
             if fit:
-                share_of_batch(
-                    self.datamodule.batch_size, self.trainer.accumulate_grad_batches, self.trainer.world_size
-                )
+                check_devices(self.trainer, self.datamodule.batch_size, self.model.optimizer_config.name)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             self._close_run_dir(keep=False)
             if isinstance(error, UserError):
@@ -237,6 +238,9 @@ class GptlitCLI(LightningCLI):
         except BaseException:
             self._close_run_dir(keep=False)
             raise
+        if self.checkpoint is not None:  # Lightning reads the file anew; let go of it, it will be replaced
+            for part in ("state_dict", "optimizer_states"):
+                self.checkpoint.pop(part, None)
 
     def _open_run_dir(self, wanted: str | None) -> None:
         """The folder of the run that goes on, or a new one."""

@@ -23,7 +23,8 @@ class TextDataModule(pl.LightningDataModule):
         val_corpus: a text of its own for validation, instead of the end of `corpus`.
         fallback: `sample` trains on the packaged play when the network is out of reach.
         text_column: column that holds the text, in JSONL, CSV, Parquet and hub data sets.
-        streaming: keep only the text of a hub data set, while it arrives, instead of first bringing all of it here.
+        streaming: keep only the text of a hub data set, while it arrives, instead of first bringing all of it here;
+            what is kept is not asked for again.
         tokenizer: `char`, `bpe`, or the path of a tokenizer.json.
         vocab_size: tokens of a BPE that is learned from the training part.
         eval_batch_size: windows of a validation batch on one device; by default about 16,384 tokens.

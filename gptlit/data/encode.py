@@ -170,7 +170,8 @@ def learned_bpe(
         vocab_size: number of tokens.
         source: name of the text.
     """
-    path = token_folder() / f"{hash_of(*fixed_by, importlib.metadata.version('tokenizers'), FORMAT)}.bpe"
+    library = "".join(d.version for d in importlib.metadata.distributions(name="tokenizers"))  # may be missing
+    path = token_folder() / f"{hash_of(*fixed_by, library, FORMAT)}.bpe"
     if fields := read_record(path):
         return BPETokenizer(fields["definition"], source)
     with building(path):
@@ -226,6 +227,9 @@ def token_file(
         try:
             with progress("encoding", characters) as advance:
                 write_tokens(path, tokenizer, parts(), characters, advance)
+        except (KeyboardInterrupt, SystemExit):
+            console().print("stopped while encoding: the next start goes on from there", style="yellow")
+            raise
         except OSError as error:
             raise UserError(
                 f"cannot write {path} ({error.strerror or error}): make room, or set XDG_CACHE_HOME to another folder"

@@ -30,7 +30,7 @@ MAGIC = b"gptlit01"
 END = struct.Struct("<II8s")  # length of the description, its CRC-32, MAGIC
 BLOCK = 2**16  # bytes that share a checksum: about what a disk reads at a time anyway
 SPOT_CHECKS = 64  # blocks looked at when a file is opened; each other one is when it is first read
-MAPPED_BYTES = 2**28  # of the file, that may count as memory of this process before they are handed back
+MAPPED_BYTES = 2**27  # of the file, that may count as memory of this process before they are handed back
 FAULT_AROUND = 2**16  # bytes that Linux maps around the first byte touched
 SAVE_SECONDS = 3.0  # between two notes of how far a writer has come
 
