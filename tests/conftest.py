@@ -1,6 +1,8 @@
 """What several test files share."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,18 @@ DIALECTS = {
         "logit_softcap": 15.0,
     },
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_that_arrive() -> Iterator[None]:
+    """A shell starts what a script puts into the background with SIGINT ignored, and the command keeps to that."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ignored = [number for number in handlers if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, handlers[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(params=list(DIALECTS.values()), ids=list(DIALECTS))

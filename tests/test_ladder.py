@@ -88,6 +88,21 @@ def test_a_ladder_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(text: 
     assert sorted(path.name for path in root.iterdir() if path.is_dir()) == ["1_bigram", "2_head"]
 
 
+def test_a_signal_at_the_end_of_a_rung_does_not_start_the_next_one(text: Path) -> None:
+    """Guards against a Ctrl-C that falls between the last step and the next rung, and is forgotten."""
+
+    class StoppingBar(ladder.RungBar):
+        def on_train_end(self, *arguments: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder, "RungBar", StoppingBar)
+        answer = climb(text)
+    assert answer.code == 130
+    assert "the ladder goes on with" in answer.err
+    assert [path.name for path in (text.parent / "ladder").iterdir()] == ["1_bigram"]
+
+
 def test_a_finished_ladder_only_reads(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against hours of training again what is there; more seeds or rungs are added to it."""
     first = climb(text, rungs="1")

@@ -149,6 +149,31 @@ def test_a_signal_finishes_the_step_saves_and_tells_the_scheduler_the_truth(
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
 
 
+def test_a_signal_after_the_last_step_stops_what_would_follow(reference, tmp_path) -> None:
+    """The run is whole and says so, but `gptlit fit … && …` does not go on, as the user wanted."""
+    config, undisturbed = reference
+    run = tmp_path / "run"
+    with extra_callbacks(At("on_train_end", 20, lambda: os.kill(os.getpid(), signal.SIGINT))):
+        answer = gptlit("fit", "--config", config, "--run_dir", run)
+    assert answer.code == 130
+    assert "done" in answer.err
+    assert_same(run, undisturbed)
+
+
+def test_a_signal_that_the_shell_ignores_stays_ignored(reference, tmp_path) -> None:
+    """Guards runs that `nohup`, or `&` in a script, took out of the terminal's reach."""
+    config, undisturbed = reference
+    run = tmp_path / "run"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with extra_callbacks(At("on_train_batch_start", 3, lambda: os.kill(os.getpid(), signal.SIGINT))):
+            assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert_same(run, undisturbed)
+
+
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end", "on_before_optimizer_step"])
 def test_an_exception_in_a_callback_keeps_its_traceback_and_loses_nothing(reference, tmp_path, hook: str) -> None:
     """The last whole step is saved, and the error is not swallowed."""

@@ -327,6 +327,9 @@ class GptlitCLI(LightningCLI):
             self._say_start()
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
             self._say_end()
+            received = self.signals.received
+            if received is not None and not started_by_first_process():  # too late for this run, not for what follows
+                self.exit_code = 128 + received
         except BaseException as error:
             ending = ending_of(error, self.signals.received, self.trainer.global_step, self.run_dir)
             self._end_other_processes(ending)
