@@ -108,7 +108,7 @@ def start(*arguments: Any, env: Mapping[str, str] | None = None, **options: Any)
     command = [sys.executable, "-m", "gptlit", *map(str, arguments)]
     paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **(env or {})}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(command, env=environment, text=True, **{"stderr": subprocess.PIPE, **options})
 
 
 def write_config(folder: Path, **changes: Any) -> Path:

@@ -19,7 +19,7 @@ STEPS = 50
 CONFIG = {"model__gpt__dropout": 0.0, "trainer__max_steps": STEPS, "trainer__val_check_interval": 10}
 ONE = ("--trainer.devices", 1, "--trainer.strategy", "auto")
 TWO = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
-HEADER = ("run", "largest relative difference of a training loss", "of a validation loss")
+HEADER = ("run", "largest relative difference of a training loss", "of a validation loss", "last validation loss")
 PATIENCE = 240.0  # seconds until a process counts as hanging; far more than any of them needs
 
 
@@ -46,10 +46,10 @@ def difference(run: Path, other: Path, name: str) -> float:
     return max(abs(ours[step] / theirs[step] - 1) for step in ours)
 
 
-def assert_close(name: str, run: Path, one: Path) -> None:
+def assert_close(name: str, run: Path, one: Path, table: str = "Any number of devices") -> None:
     """Losses agree within rounding; the validation loss counts exactly the same tokens."""
     training, validation = difference(run, one, "train/loss"), difference(run, one, "val/loss")
-    report("Any number of devices", HEADER, name, f"{training:.1e}", f"{validation:.1e}")
+    report(table, HEADER, name, f"{training:.1e}", f"{validation:.1e}", f"{rows(run)[-1]['val/loss']:.7f}")
     assert training < 1e-5
     assert validation < 1e-5
     assert len(rows(run)) == STEPS
@@ -264,22 +264,28 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-@pytest.mark.slow
-def test_torchrun_on_two_nodes_gives_the_same_losses(one: tuple[Path, Path], tmp_path: Path) -> None:
-    """Two agents on the loopback address, a process each, as on two machines; and torchrun passes on a failure."""
-    run, port = tmp_path / "run", free_port()
+def torchrun(*arguments: Any) -> list[tuple[int, str]]:
+    """`gptlit ARGUMENTS` as two agents on the loopback address, as on two machines: exit codes and stderr."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    nodes = []
+    port, nodes = free_port(), []
     for rank in range(2):
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
-        command += ["--node_rank", str(rank), "--master_addr", "127.0.0.1", "--master_port", str(port)]
-        command += ["-m", "gptlit", "fit", "--config", str(one[0]), "--run_dir", str(run)]
-        command += ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp"]
+        command += ["--node_rank", str(rank), "--master_addr", "127.0.0.1", "--master_port", str(port), "-m", "gptlit"]
+        command += [*map(str, arguments), "--trainer.num_nodes", "2", "--trainer.devices", "1"]
+        command += ["--trainer.strategy", "ddp"]
         nodes.append(
             subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
         )
     errors = [finish(node) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], errors
+    return [(node.returncode, err) for node, err in zip(nodes, errors, strict=True)]
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_nodes_gives_the_same_losses(one: tuple[Path, Path], tmp_path: Path) -> None:
+    """One run folder, made by the first node."""
+    run = tmp_path / "run"
+    ends = torchrun("fit", "--config", one[0], "--run_dir", run)
+    assert [code for code, _ in ends] == [0, 0], ends
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert_close("2 nodes (torchrun)", run, one[1])
 
@@ -303,6 +309,55 @@ def test_sharded_training_gives_the_same_losses(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     assert_close("2 processes (FSDP2, AdamW)", run, tmp_path / "one")
     assert gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", STEPS + 2, *ONE).code == 0
+
+
+BASE = (
+    "fit",
+    "--config",
+    "base",
+    "--data.corpus",
+    "sample",
+    "--trainer.accelerator",
+    "cpu",
+    "--pictures.when",
+    "never",
+)
+BASE += ("--trainer.max_steps", STEPS, "--trainer.val_check_interval", 10, "--trainer.log_every_n_steps", 1)
+ADAMW = ("--model.optimizer.name", "adamw")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 50 steps of base.yaml in one process, with Muon and, in `adamw`, without."""
+    folder = tmp_path_factory.mktemp("base")
+    for name, flags in (("muon", ()), ("adamw", ADAMW)):
+        process = start(*BASE, *flags, "--run_dir", folder / name, start_new_session=True)
+        err = finish(process)
+        assert process.returncode == 0, err
+    return folder
+
+
+CUTS = {
+    "1 process, accumulation 2": ("--trainer.accumulate_grad_batches", 2),
+    "2 processes (DDP)": TWO,
+    "2 processes (DDP), accumulation 2": (*TWO, "--trainer.accumulate_grad_batches", 2),
+    "2 processes (FSDP2), both with AdamW": ("--trainer.devices", 2, *SHARDS, *ADAMW),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*CUTS, "2 nodes of 1 process (torchrun, DDP)"])
+def test_the_base_recipe_gives_the_same_losses_however_it_is_cut(base: Path, tmp_path: Path, name: str) -> None:
+    """base.yaml as it comes, with nothing changed but the devices and the length."""
+    run = tmp_path / "run"
+    if name in CUTS:
+        process = start(*BASE, *CUTS[name], "--run_dir", run, start_new_session=True)
+        err = finish(process)
+        assert process.returncode == 0, err
+    else:
+        ends = torchrun(*BASE, "--run_dir", run)
+        assert [code for code, _ in ends] == [0, 0], ends
+    assert_close(name, run, base / ("adamw" if "AdamW" in name else "muon"), "Devices, base size")
 
 
 @pytest.mark.slow

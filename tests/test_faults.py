@@ -1,12 +1,16 @@
 """Whatever goes wrong while a run trains: the newest good checkpoint stays whole, and the way on is said."""
 
+import errno
+import io
 import os
+import pty
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,10 +18,11 @@ from unittest import mock
 import lightning.pytorch as pl
 import pytest
 import torch
-from command import Answer, At, digest, extra_callbacks, gptlit, load, report, write_config
+from command import Answer, At, digest, extra_callbacks, gptlit, load, report, start, write_config
 from fault_injection import inject, table
 from torch import Tensor
 
+from gptlit import __main__
 from gptlit.callbacks import signals
 from gptlit.model import GPT
 from gptlit.optim import MuonAdamW
@@ -320,6 +325,47 @@ def test_the_same_signal_passed_on_by_a_launcher_is_not_impatience(tmp_path: Pat
     assert answer.code == 130
     assert load(run / "last.ckpt")["global_step"] == 9
     goes_on("SIGINT and SIGTERM at once", answer, run, undisturbed)
+
+
+# ---------------------------------------------------------------- nobody listens
+
+
+class Gone(io.StringIO):
+    """A stderr whose reader goes away after its first line."""
+
+    def write(self, text: str) -> int:
+        if "\n" in self.getvalue():
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return super().write(text)
+
+
+def test_a_run_does_not_end_because_nobody_reads_what_it_says(tmp_path: Path, undisturbed: Path) -> None:
+    """`gptlit fit 2>&1 | head`, a tee that was killed, a full disk under the log."""
+    config, run = write_config(tmp_path), tmp_path / "run"
+    arguments = ["gptlit", "fit", "--config", str(config), "--run_dir", str(run)]
+    with mock.patch.object(sys, "argv", arguments), redirect_stderr(Gone()) as seen:
+        assert __main__.main() == 0
+    assert seen.getvalue().count("\n") == 1
+    assert digest(run / "last.ckpt") == digest(undisturbed / "last.ckpt")
+    report("Faults", HEADER, "the reader of stderr goes away (`2>&1 | head`)", 0, "-", "trains on to its end")
+
+
+def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
+    """SIGHUP, and every write to the terminal fails: the step is finished and saved."""
+    config, run = write_config(tmp_path, trainer__max_steps=100_000, save_every_n_steps=50_000), tmp_path / "run"
+    ours, theirs = pty.openpty()
+    process = start("fit", "--config", config, "--run_dir", run, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    while not (run / "best.ckpt").is_file():
+        assert process.poll() is None
+        assert os.read(ours, 65536)  # what is not read would stop the writer
+    os.close(ours)
+    os.kill(process.pid, signal.SIGHUP)  # as the kernel does, when it is the terminal that the session belongs to
+    assert process.wait(120) == 128 + signal.SIGHUP
+    assert load(run / "last.ckpt")["global_step"] >= 6
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 1 + load(run / "last.ckpt")["global_step"])
+    assert answer.code == 0, answer.err
+    report("Faults", HEADER, "the terminal is closed (SIGHUP)", 129, "-", "resumed to the end")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

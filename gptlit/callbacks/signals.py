@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -71,7 +72,8 @@ class StopBetweenSteps(pl.Callback):
             self.received, self._received_at = signal.Signals(number), time.monotonic()
             if rank_zero_only.rank == 0:
                 # Not through a file object: the signal may have come while one was being written to.
-                os.write(2, f"\n{self.received.name}: stopping after this step; once more stops at once\n".encode())
+                with suppress(OSError):  # SIGHUP comes because the terminal is gone
+                    os.write(2, f"\n{self.received.name}: stopping after this step; once more stops at once\n".encode())
         elif time.monotonic() - self._received_at > REPEAT_SECONDS:
             raise SystemExit(128 + number)
 

@@ -5,8 +5,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
 from types import FrameType
+from typing import Any, TextIO, cast
 
 from gptlit.errors import UserError
 
@@ -20,7 +21,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     by signal n: 130 by SIGINT, 143 by SIGTERM. Anything else that goes wrong is ours and keeps its traceback (exit
     code 1).
     """
-    with exit_on_signals():
+    with lasting_stderr(), exit_on_signals():
         return _run(verb, arguments)
 
 
@@ -48,6 +49,51 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
         # The reader of a pipe (`gptlit predict | head`) has gone; that is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+class LastingStream:
+    """A text stream that nothing fails for when its reader goes away, or its disk is full: the rest is dropped.
+
+    A run must not end because the terminal was closed, or because of `2>&1 | head`.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As of a text stream."""
+        try:
+            return int(self._stream.write(text))
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        """As of a text stream."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """What is still in the buffer goes nowhere too; else it would fail again when Python ends (exit code 120)."""
+        with suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def lasting_stderr() -> Iterator[None]:
+    """Inside, what is said on stderr cannot fail; nor where the process was started without one."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,  # takes descriptor 2, if that is free
+        redirect_stderr(cast(TextIO, LastingStream(sys.stderr or nowhere))),
+    ):
+        yield
 
 
 @contextmanager
