@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptlit.errors import UserError
-from gptlit.model import GPT, KVCache, activate, rms_norm
+from gptlit.model import GPT, KVCache, activate, rms_norm, shift_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,20 +133,22 @@ class Decoder:
             if cache is not None:
                 k, v = cache.extend(i, k, v)  # (B, H, length + T, D)
             causal = T > 1
-            if causal and i == len(self.layers) - 1:  # nobody reads the other positions any more
+            # Nobody reads the other positions of the last layer any more, but for an MLP that looks back.
+            if causal and i == len(self.layers) - 1 and not self.config.token_shift:
                 causal = False
                 x = last_rows(x.view(B, T, -1), lengths)  # (B, C)
                 q = last_rows(q.transpose(1, 2), lengths)[:, :, None]  # (B, H, 1, D)
                 if lengths is not None:
                     mask = (torch.arange(T, device=ids.device) < lengths[:, None])[:, None, None]  # (B, 1, 1, T)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)  # (B, H, T, D)
-            x = self.combine(layer, x, y.transpose(1, 2).reshape(x.shape))  # (B · T, C), or (B, C) at the end
+            y = y.transpose(1, 2).reshape(x.shape)  # (B · T, C), or (B, C) at the end
+            x = self.combine(layer, x, y, B, cache, i)
 
         if cache is not None:
             cache.advance(T)
             if lengths is not None:
                 cache.truncate(lengths)
-        return self.head(x if self.layers else last_rows(x.view(B, T, -1), lengths))
+        return self.head(x if len(x) == B else last_rows(x.view(B, T, -1), lengths))
 
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:
         """`self(ids[:, None], cache=cache)` for ids (B,): logits (B, V), with as few and small operations as possible.
@@ -167,14 +169,16 @@ class Decoder:
             x = x + self.places[n]
         if self.config.norm == "rmsnorm":
             x = rms_norm(x)
-        for layer, new_key, new_value, (keys, values) in zip(self.layers, new_keys, new_values, seen, strict=True):
+        for i, (layer, new_key, new_value, (keys, values)) in enumerate(
+            zip(self.layers, new_keys, new_values, seen, strict=True)
+        ):
             qkv = layer.qkv(layer.norm_1(x)).view(B, 3, H, -1)  # (B, 3, H, D)
             q, k, v = self.split(qkv, rotation)  # (B, H, D) each
             new_key.copy_(k)
             new_value.copy_(v)
             scores = torch.bmm((q * self.scale).view(B * H, 1, -1), keys)  # (B · H, 1, n + 1)
             y = torch.bmm(scores.softmax(-1), values)  # (B · H, 1, D)
-            x = self.combine(layer, x, y.view(x.shape))  # (B, C)
+            x = self.combine(layer, x, y.view(x.shape), B, cache, i)  # (B, C)
         cache.advance(1)
         return self.head(x)
 
@@ -190,12 +194,17 @@ class Decoder:
             qk = rms_norm(qk)
         return *qk.unbind(-3), qkv.select(-3, 2)
 
-    def combine(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
-        """The block's output (N, C) from its input x (N, C) and what attention gathered, y (N, C)."""
+    def combine(self, layer: Layer, x: Tensor, y: Tensor, B: int, cache: KVCache | None, i: int) -> Tensor:
+        """The output (N, C) of block number i from its input x (N, C) and what attention gathered, y (N, C); the N
+        positions belong to B rows, and `cache` knows those before them.
+        """
         x = self.join(x, y, layer.proj)
         if layer.fc is None or layer.out is None:
             return x
-        h = layer.fc(layer.norm_2(x))  # (N, mlp_ratio · C)
+        h = layer.norm_2(x)  # (N, C)
+        if reach := self.config.token_shift:
+            h = shift_tokens(h.view(B, -1, h.size(1)), reach, self.config.shifted_channels, cache, i).view(h.shape)
+        h = layer.fc(h)  # (N, mlp_ratio · C)
         if not self.doubled_gelu:
             return self.join(x, activate(h, self.config.activation), layer.out)
         # gelu(h) = ½ h (1 + erf(h / √2)); the half costs nothing in the product behind it.

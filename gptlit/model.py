@@ -60,6 +60,9 @@ class GPTConfig:
     """Width of the MLP as a multiple of n_embd; 0 leaves the MLP out."""
     activation: Literal["relu", "gelu", "gelu_tanh", "relu2"] = "relu2"
     """Non-linearity of the MLP. relu2 is max(x, 0)² (Primer, arXiv:2109.08668)."""
+    token_shift: int = 0
+    """From how many positions back the MLP sees a quarter of its input channels each, 0 to 3; the other channels are
+    its own position's (BlinkDL's time shift, https://github.com/BlinkDL/minGPT-tuned)."""
     qk_norm: bool = True
     """RMS-normalise queries and keys (arXiv:2010.04245)."""
     tie_weights: bool = False
@@ -91,6 +94,13 @@ class GPTConfig:
             )
         if not self.rope_base > 1:
             raise UserError(f"model.gpt.rope_base is {self.rope_base}: it must be above 1")
+        if not 0 <= self.token_shift <= 3:
+            raise UserError(f"model.gpt.token_shift is {self.token_shift}: it must be 0 (off), 1, 2 or 3")
+        if self.token_shift and (self.mlp_ratio == 0 or self.n_embd < 4):
+            raise UserError(
+                f"model.gpt.token_shift is {self.token_shift}, which needs an MLP (model.gpt.mlp_ratio above 0) and "
+                "4 channels (model.gpt.n_embd) or more"
+            )
         if self.logit_softcap is not None and not self.logit_softcap > 0:
             raise UserError(f"model.gpt.logit_softcap is {self.logit_softcap}: it must be above 0, or null")
 
@@ -98,6 +108,11 @@ class GPTConfig:
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return self.n_embd // self.n_head
+
+    @property
+    def shifted_channels(self) -> int:
+        """Channels of an MLP's input that come from earlier positions."""
+        return self.n_embd // 4 * self.token_shift
 
 
 class KVCache:
@@ -120,6 +135,9 @@ class KVCache:
         shape = (config.n_layer, batch_size, config.n_head, self.capacity, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)  # (n_layer, B, H, T, D)
         self.values = torch.empty_like(self.keys)
+        # What the MLPs read from earlier positions; position p in row token_shift + p, behind rows of zeros.
+        earlier = (config.n_layer, batch_size, config.token_shift + self.capacity, config.shifted_channels)
+        self.earlier = torch.zeros(earlier, device=device, dtype=dtype) if config.token_shift else None
         self.length = 0  # positions filled in the longest row
         self.row_lengths: Tensor | None = None  # (B,), only when rows differ in length
         self._slots: tuple[Tensor, Tensor] | None = None  # where the next tokens go, the same in every layer
@@ -143,6 +161,7 @@ class KVCache:
         copy.keys, copy.values = self.keys.new_empty(shape), self.keys.new_empty(shape)
         copy.keys[:, :, :, : self.length] = self.keys[:, rows, :, : self.length]
         copy.values[:, :, :, : self.length] = self.values[:, rows, :, : self.length]
+        copy.earlier = None if self.earlier is None else self.earlier[:, rows]
         copy.row_lengths = None
         if self.row_lengths is not None:
             copy.truncate(self.row_lengths[rows])
@@ -153,6 +172,8 @@ class KVCache:
         held = other.length
         self.keys[:, rows, :, :held] = other.keys[:, :, :, :held]
         self.values[:, rows, :, :held] = other.values[:, :, :, :held]
+        if self.earlier is not None and other.earlier is not None:
+            self.earlier[:, rows, : other.earlier.size(2)] = other.earlier
         row_lengths = self.row_lengths
         if row_lengths is None:
             row_lengths = torch.full((self.batch_size,), self.length, device=rows.device)
@@ -197,6 +218,22 @@ class KVCache:
             keys[rows, :, columns] = k.transpose(1, 2)
             values[rows, :, columns] = v.transpose(1, 2)
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
+
+    def remember(self, layer: int, x: Tensor) -> Tensor:
+        """Writes x (B, new, S) behind what is there; returns it behind the `reach` rows before it, (B, reach + new, S).
+
+        S channels of an MLP's input are kept, and `reach` is the model's `token_shift`.
+        """
+        assert self.earlier is not None
+        kept, new = self.earlier[layer], x.size(1)  # (B, reach + capacity, S)
+        reach = kept.size(1) - self.capacity
+        if self.row_lengths is None:
+            kept.narrow(1, reach + self.length, new).copy_(x)
+            return kept.narrow(1, self.length, reach + new)
+        rows = torch.arange(self.batch_size, device=x.device)[:, None]
+        columns = self.row_lengths[:, None] + torch.arange(reach + new, device=x.device)  # (B, reach + new)
+        kept[rows, columns[:, reach:]] = x
+        return kept[rows, columns]
 
     def advance(self, new: int) -> None:
         """Counts `new` more positions as filled."""
@@ -309,12 +346,25 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.activation = config.activation
+        self.token_shift, self.shifted_channels = config.token_shift, config.shifted_channels
         self.c_fc = nn.Linear(config.n_embd, config.mlp_ratio * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.mlp_ratio * config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        if self.token_shift:
+            x = shift_tokens(x, self.token_shift, self.shifted_channels, cache, layer)
         x = activate(self.c_fc(x), self.activation)  # (B, T, mlp_ratio · C)
         return self.c_proj(x)  # (B, T, C)
+
+
+def shift_tokens(x: Tensor, reach: int, channels: int, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    """X (B, T, C) with the k-th of its first `reach` groups of channels taken from k positions earlier, zeros before
+    the first; the groups share `channels` channels. A cache knows what came before x in this layer, and learns x.
+    """
+    T, width, own = x.size(1), channels // reach, x[..., :channels]
+    rows = F.pad(own, (0, 0, reach, 0)) if cache is None else cache.remember(layer, own)  # (B, reach + T, channels)
+    groups = (rows[:, reach - k : reach - k + T, width * (k - 1) : width * k] for k in range(1, reach + 1))
+    return torch.cat((*groups, x[..., channels:]), dim=-1)
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
@@ -358,7 +408,7 @@ class Block(nn.Module):
         """The residual stream (B, T, C) after this layer; `random_bytes` (2, B, T, C) say what dropout drops."""
         x = self.join(x, self.attn(self.ln_1(x), rotation, cache, layer, mask), random_bytes, 0)
         if self.mlp is not None and self.ln_2 is not None:
-            x = self.join(x, self.mlp(self.ln_2(x)), random_bytes, 1)
+            x = self.join(x, self.mlp(self.ln_2(x), cache, layer), random_bytes, 1)
         return x
 
     def join(self, x: Tensor, branch: Tensor, random_bytes: Tensor | None, half: int) -> Tensor:

@@ -51,6 +51,14 @@ DIALECTS = {
         "activation": "gelu_tanh",
     },
     "modern": {"vocab_size": 65, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 32},
+    "modern, token shift": {
+        "vocab_size": 65,
+        "block_size": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 32,
+        "token_shift": 3,
+    },
     "modern, softcap": {
         "vocab_size": 65,
         "block_size": 16,

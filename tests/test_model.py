@@ -20,6 +20,7 @@ from gptlit.model import (
     rms_norm,
     rope_angles,
     rotate,
+    shift_tokens,
     written_out_is_faster,
 )
 
@@ -75,6 +76,7 @@ def test_the_set_of_switches_is_frozen() -> None:
         "residual",
         "mlp_ratio",
         "activation",
+        "token_shift",
         "qk_norm",
         "tie_weights",
         "logit_softcap",
@@ -222,6 +224,24 @@ def test_too_long_a_context_is_refused(dialect: GPTConfig) -> None:
         random_gpt(dialect)(torch.zeros(1, dialect.block_size + 1, dtype=torch.int64))
 
 
+def test_shifted_tokens_come_from_as_far_back_as_their_group() -> None:
+    """Guards against a shift by one too many, into the future, or across the beginning."""
+    x = torch.arange(1, 6, dtype=torch.float64)[None, :, None].expand(1, 5, 8)  # position t holds t + 1
+    shifted = shift_tokens(x, 2, 4)[0]
+    assert shifted[:, :2].tolist() == [[t, t] for t in (0, 1, 2, 3, 4)]
+    assert shifted[:, 2:4].tolist() == [[t, t] for t in (0, 0, 1, 2, 3)]
+    assert torch.equal(shifted[:, 4:], x[0, :, 4:])
+
+
+def test_no_position_sees_what_comes_after_it(dialect: GPTConfig) -> None:
+    """A model that looks ahead has a wonderful loss and writes nonsense."""
+    model = random_gpt(dialect)
+    ids = torch.randint(65, (2, dialect.block_size))
+    changed = ids.clone()
+    changed[:, 5:] = (ids[:, 5:] + 1) % 65
+    assert torch.equal(model(ids)[:, :5], model(changed)[:, :5])
+
+
 def test_rotation_depends_on_distance_alone() -> None:
     """The score of a query at p and a key at q is a function of p - q: what rotary embedding is for."""
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
@@ -249,6 +269,8 @@ def test_rms_norm_gives_a_root_mean_square_of_one() -> None:
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"n_embd": 12, "n_head": 4}, "even number"),
         ({"logit_softcap": 0.0}, "logit_softcap"),
+        ({"token_shift": 4}, "token_shift is 4"),
+        ({"token_shift": 1, "mlp_ratio": 0}, "needs an MLP"),
     ],
 )
 def test_an_impossible_architecture_is_refused_by_name(fields: dict, words: str) -> None:

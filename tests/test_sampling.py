@@ -5,6 +5,7 @@ import math
 import random
 import resource
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -134,10 +135,11 @@ CONFIGS = st.builds(
 )
 
 
-@given(config=CONFIGS, copy=st.booleans(), seed=st.integers(0, 99))
+@given(config=CONFIGS, shift=st.integers(0, 3), copy=st.booleans(), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=60)
-def test_the_decoder_knows_every_switch_of_the_model(config: GPTConfig, copy: bool, seed: int) -> None:
+def test_the_decoder_knows_every_switch_of_the_model(config: GPTConfig, shift: int, copy: bool, seed: int) -> None:
     """Combinations that no dialect has, such as GELU without residual connections."""
+    config = replace(config, token_shift=shift if config.mlp_ratio else 0)
     model = random_gpt(config, seed)
     decoder, T = Decoder(model, copy), config.block_size
     ids = torch.randint(11, (2, T), generator=torch.Generator().manual_seed(seed))
