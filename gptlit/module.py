@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from gptlit import __version__
-from gptlit.compiling import compile_blocks
+from gptlit.compiling import compile_blocks, compiling_pays
 from gptlit.drawing import Drawing, TextDraw
 from gptlit.errors import UserError
 from gptlit.model import GPT, GPTConfig
@@ -45,7 +45,8 @@ class LitGPT(pl.LightningModule):
             gptlit, or nanoGPT's ckpt.pt. Architecture and tokenizer come with them; of `gpt`, `block_size` and the
             dropouts count. The optimizer starts afresh.
         seed: fixes the first weights and the dropout; the command takes it from `seed_everything`.
-        compile: run the blocks through torch.compile; falls back to eager, with a line that says why.
+        compile: run the blocks through torch.compile while training; falls back to eager, with a line that says why.
+            `auto` does so where the run is long enough for it to pay (`gptlit.compiling.compiling_pays`).
         checkpoint_activations: keep only what goes into each block, and compute the rest again in the backward pass:
             a third more time for a fraction of the memory (arXiv:1604.06174).
         matmul_precision: how float32 matrix products may round, as in torch.set_float32_matmul_precision: `medium`
@@ -60,7 +61,7 @@ class LitGPT(pl.LightningModule):
         tokenizer: str | None = None,
         init_from: str | None = None,
         seed: int = 1337,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = False,
         checkpoint_activations: bool = False,
         matmul_precision: Literal["highest", "high", "medium"] = "highest",
     ) -> None:
@@ -180,7 +181,13 @@ class LitGPT(pl.LightningModule):
     def compile_before_training(self) -> None:
         """Compiles on a batch of the right shape, so that a failure costs nothing and the clock has not started."""
         data = self.trainer.datamodule
-        micro = data.batch_size // (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        share = data.batch_size // self.trainer.world_size
+        tokens = share * data.block_size
+        if self.compile_network == "auto" and not compiling_pays(
+            self.network, tokens, self.trainer.max_steps, self.device
+        ):
+            return
+        micro = share // self.trainer.accumulate_grad_batches
         ids = torch.zeros(micro, data.block_size, dtype=torch.int64, device=self.device)
 
         def forward() -> Tensor:
