@@ -20,11 +20,18 @@ EVAL_TOKENS = 16_384  # tokens of one validation batch when no size is given: fi
 ESTIMATE_STREAM = 1 << 62  # step numbers of the loss estimates, far from every training step
 
 
-def take(tokens: Tokens, spans: np.ndarray) -> Tensor:
-    """Tokens at the positions `spans`, int64 and of the same shape, on the device where the tokens lie."""
+def take(tokens: Tokens, starts: np.ndarray, length: int) -> Tensor:
+    """`length` tokens from each of `starts` (rows,) on, (rows, length) int64, on the device where the tokens lie.
+
+    Behind the end of the text its last token stands again.
+    """
+    last = len(tokens) - 1
     if isinstance(tokens, Tensor):
-        return tokens[torch.from_numpy(spans).to(tokens.device, non_blocking=True)].long()
-    return torch.from_numpy(tokens[spans].astype(np.int64))
+        # The starts alone travel: so few bytes reach a GPU without waiting for what it does.
+        on_device = torch.from_numpy(starts).to(tokens.device, non_blocking=True)
+        spans = on_device[:, None] + torch.arange(length, device=tokens.device)
+        return tokens[spans.clamp_(max=last)].long()
+    return torch.from_numpy(tokens[np.minimum(starts[:, None] + np.arange(length), last)].astype(np.int64))
 
 
 class RandomChunks:
@@ -65,8 +72,7 @@ class RandomChunks:
     def rows(self, step: int, rows: slice) -> Batch:
         """The chosen rows of batch `step`: two (rows, T) tensors, on the device of the tokens."""
         offsets = self.offsets(step)[rows]
-        spans = offsets[:, None] + np.arange(self.block_size + 1)  # (rows, T + 1)
-        chunk = take(self.tokens, spans)
+        chunk = take(self.tokens, offsets, self.block_size + 1)  # (rows, T + 1)
         return chunk[:, :-1], chunk[:, 1:]
 
 
@@ -143,11 +149,14 @@ class ValidationWindows:
         if not windows:
             inputs, targets = self.batch(range(1))
             return inputs, torch.full_like(targets, IGNORED)
-        spans = np.array(windows)[:, None] * self.block_size + np.arange(self.block_size + 1)  # (rows, T + 1)
-        last = len(self.tokens) - 1
-        chunk = take(self.tokens, np.minimum(spans, last))
-        inside = torch.from_numpy(spans[:, 1:] <= last).to(chunk.device)  # (rows, T)
-        return chunk[:, :-1], torch.where(inside, chunk[:, 1:], IGNORED)
+        starts = np.array(windows, dtype=np.int64) * self.block_size
+        chunk = take(self.tokens, starts, self.block_size + 1)  # (rows, T + 1)
+        targets = chunk[:, 1:]
+        missing = int(starts[-1]) + self.block_size + 1 - len(self.tokens)  # only the last window can be cut short
+        if missing > 0:
+            targets = targets.clone()
+            targets[-1, -missing:] = IGNORED
+        return chunk[:, :-1], targets
 
 
 class LossEstimate:

@@ -151,6 +151,8 @@ class TextDataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches read from a token file go through pinned memory, so that copying them does not wait."""
+        if all(part.device == device for part in batch):
+            return batch
         if device.type == "cuda":
             batch = tuple(part if part.is_cuda else part.pin_memory() for part in batch)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
