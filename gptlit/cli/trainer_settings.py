@@ -1,9 +1,11 @@
 """Trainer settings that Lightning takes without a word, and that would not do what they say in a run of ours."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from gptlit.data import share_of_batch
@@ -72,3 +74,12 @@ def check_devices(trainer: pl.Trainer, batch_size: int, optimizer: str) -> None:
             "model.optimizer.name is muon, which needs whole matrices, and trainer.strategy spreads each over the "
             "devices: choose model.optimizer.name adamw, or trainer.strategy ddp"
         )
+
+
+class NoProfiler(PassThroughProfiler):
+    """Measures nothing, and makes no context for each of the seventy things in a step that could be measured."""
+
+    nothing: AbstractContextManager[None] = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:
+        return self.nothing

@@ -36,7 +36,7 @@ from gptlit.cli.resume import (
 )
 from gptlit.cli.runs import RunDir, find_checkpoint, find_start, home_of, read_checkpoint, started_by_first_process
 from gptlit.cli.settings import check_config, find_config, flat, leaves_of, option, stored_config, without_option
-from gptlit.cli.trainer_settings import check_devices, check_trainer_settings
+from gptlit.cli.trainer_settings import NoProfiler, check_devices, check_trainer_settings
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError
 from gptlit.module import LitGPT, check_vocabulary
@@ -281,6 +281,7 @@ class GptlitCLI(LightningCLI):
             "enable_model_summary": False,
             "default_root_dir": str(self.run_dir or "."),
             "logger": False,
+            "profiler": config["profiler"] or NoProfiler(),
         }
         if self.subcommand != "fit":
             return settings | {"callbacks": [*as_list(config["callbacks"])], "enable_progress_bar": False}
