@@ -1,201 +1,148 @@
-"""Training beside nanoGPT: the same machine, the same threads, in turn; medians and ratios.
+"""The training step beside nanoGPT's, against the machine's limit, and inside the Trainer: medians and ratios.
 
     python tests/benchmarks/bench_training.py --text input.txt --peer path/to/nanoGPT [--threads 2] [--json FILE]
 
-Measures the step of `configs/nanogpt_cpu.yaml` against nanoGPT's own model, optimizer and batch function at the same
-settings; the step of `configs/base.yaml`; the machine's matrix-multiply peak; and what the Trainer adds to a bare loop.
+The step of `nanogpt_cpu`, of `base` and of `scaled` in a bare loop, in turn with nanoGPT's own model, optimizer and
+batch function at the same sizes; what part of the machine's matrix-multiply peak, measured in the same run, they
+reach; and what `gptlit fit` adds to the bare loop. Nothing is compiled, unless --compile asks for it.
 Without --peer, ours alone. Nothing of the peer is kept.
 """
 
 import argparse
 import contextlib
 import io
-import json
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-import yaml
-from torch.nn import functional as F
+from measuring import begin, finish, in_turn, parser, spread, table
+from subjects import Step, bare_step, build, encode, matmul_peak, peer_step, products_as, read_config, timed
 
-from gptlit import GPTConfig, LitGPT, OptimizerConfig, ScheduleConfig, TextDataModule
-from gptlit.callbacks.curves import Curves
-from gptlit.cli.settings import packaged_configs
-from gptlit.cli.training import keep_freed_memory
-from gptlit.data import RandomChunks
-from gptlit.optim import build_optimizer
+from gptlit.callbacks.curves import Curves, clock_stopped
+from gptlit.cli.training import GptlitCLI, keep_freed_memory
+from gptlit.compiling import flops_per_token
 
-
-def matmul_peak(size: int = 1024) -> float:
-    """Best of 20 square float32 products, in GFLOP/s, at the precision that is set."""
-    a, b = torch.randn(2, size, size)
-    best = min(seconds_of(lambda: a @ b) for _ in range(20))
-    return 2 * size**3 / best / 1e9
+HEADER = ("step", "median, ms", "min", "max", "characters/s", "of peak", "nanoGPT's time / this")
+STEPS_OF_FIT = 400
 
 
-def seconds_of(action: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
+def clock_of(one: Step, precision: str, each: int) -> Callable[[], float]:
+    """Seconds of one step, over `each` of them, at a precision of products."""
+
+    def clock() -> float:
+        with products_as(precision):
+            return timed(one, "cpu", each)
+
+    return clock
 
 
-def load(name: str, text: Path) -> tuple[LitGPT, TextDataModule, dict[str, Any]]:
-    """Model and data of a packaged configuration, built."""
-    config = yaml.safe_load((packaged_configs() / f"{name}.yaml").read_text())
-    model = config["model"]
-    module = LitGPT(
-        GPTConfig(**model["gpt"]),
-        OptimizerConfig(**model["optimizer"]),
-        ScheduleConfig(**model["schedule"]),
-        matmul_precision=model.get("matmul_precision", "highest"),
-    )
-    data = TextDataModule(str(text), block_size=module.gpt.block_size, batch_size=config["data"]["batch_size"])
-    data.setup()
-    module.tokenizer = data.tokenizer
-    module.configure_model()
-    return module, data, config
+def measure(name: str, options: argparse.Namespace, each: int, rounds: int) -> list[tuple[Any, ...]]:
+    """Rows for one configuration: nanoGPT where it can be compared, ours as configured, ours in full float32."""
+    config = read_config(name)
+    module, data = build(config, options.text)
+    as_configured = module.matmul_precision
+    one = bare_step(config, module, data, "blocks" if options.compile else "no")
+    clocks = {f"gptlit `{name}`": clock_of(one, as_configured, each)}
+    precisions = {f"gptlit `{name}`": as_configured}
+    if as_configured != "highest":
+        again, _ = build(config, options.text)
+        label = f"gptlit `{name}`, full float32"
+        clocks[label], precisions[label] = clock_of(bare_step(config, again, data), "highest", each), "highest"
+    peer = f"nanoGPT at the size of `{name}`"
+    if options.peer:
+        tokens, _, numbers = encode(options.text)
+        clocks[peer] = clock_of(peer_step(options.peer, tokens, len(numbers), config), "highest", each)
+        precisions[peer] = "highest"
+    times = in_turn(clocks, rounds)
+    bf16 = config["trainer"].get("precision") == "bf16-mixed"
+    shape = data.batch_size * data.block_size
+    rows = []
+    for label, seconds in times.items():
+        median = statistics.median(seconds)
+        with products_as(precisions[label]):
+            peak = matmul_peak(dtype=torch.bfloat16 if bf16 else torch.float32)
+        share = flops_per_token(module.network) * shape / median / peak
+        ratio = f"{statistics.median(times[peer]) / median:.2f}" if options.peer else ""
+        rows.append((label, *spread(seconds, 1e3), f"{shape / median:,.0f}", f"{share:.0%}", ratio))
+    return rows
 
 
-def bare_step(module: LitGPT, data: TextDataModule, clip: float | None) -> Callable[[], None]:
-    """One step of a plain PyTorch loop over the same model, data and optimizer."""
-    chunks = RandomChunks(data.train_tokens, data.block_size, data.batch_size, 1)
-    optimizer = build_optimizer(module.network, module.optimizer_config, fused=True)
-    step = 0
+class BareBetween(pl.Callback):
+    """Between the steps of a fit, off its clock, as many of a bare loop: both meet the same machine.
 
-    def one() -> None:
-        nonlocal step
-        inputs, targets = chunks[step]
-        step += 1
-        loss = F.cross_entropy(module.network(inputs).flatten(0, 1), targets.flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if clip:
-            torch.nn.utils.clip_grad_norm_(module.network.parameters(), clip)
-        optimizer.step()
+    Args:
+        name: of the configuration.
+        text: path of the corpus.
+        each: steps of either in a row.
+    """
 
-    return one
+    def __init__(self, name: str, text: str, each: int) -> None:
+        config = read_config(name)
+        module, data = build(config, Path(text))
+        self.one, self.precision, self.each = bare_step(config, module, data), module.matmul_precision, each
+        self.bare: list[float] = []
+        self.inside: list[float] = []
+        self._clock = 0.0
 
-
-def peer_step(peer: Path, text: Path) -> Callable[[], None]:
-    """One step of nanoGPT at its settings for a CPU, with its own model, optimizer and way of cutting batches."""
-    sys.path.insert(0, str(peer))
-    with contextlib.redirect_stdout(io.StringIO()):
-        import model as theirs
-
-        settings = theirs.GPTConfig(
-            block_size=64, vocab_size=65, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False
-        )
-        model = theirs.GPT(settings)
-        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
-    characters = text.read_text(encoding="utf-8")
-    numbers = {character: number for number, character in enumerate(sorted(set(characters)))}
-    tokens = np.array([numbers[c] for c in characters[: int(0.9 * len(characters))]], dtype=np.uint16)
-
-    def one() -> None:
-        starts = torch.randint(len(tokens) - 64, (12,)).tolist()
-        inputs = torch.stack([torch.from_numpy(tokens[i : i + 64].astype(np.int64)) for i in starts])
-        targets = torch.stack([torch.from_numpy(tokens[i + 1 : i + 65].astype(np.int64)) for i in starts])
-        _, loss = model(inputs, targets)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return one
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Takes its turn every `each` steps."""
+        if batch_idx % self.each:
+            return
+        curves = next(callback for callback in trainer.callbacks if isinstance(callback, Curves))
+        with clock_stopped(trainer), products_as(self.precision):
+            self.inside.append((curves.training_seconds - self._clock) / self.each)
+            self._clock = curves.training_seconds
+            self.bare.append(timed(self.one, "cpu", self.each))
 
 
-def in_turn(steps: dict[str, tuple[Callable[[], None], str]], rounds: int, each: int) -> dict[str, list[float]]:
-    """Seconds per step of each, measured in turn: A B C A B C …; every one at its own precision of products."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name, (one, precision) in steps.items():
-            torch.set_float32_matmul_precision(precision)
-            took = seconds_of(lambda one=one: [one() for _ in range(each)]) / each
-            if number:  # the first round warms up
-                times[name].append(took)
-    torch.set_float32_matmul_precision("highest")
-    return times
-
-
-def trainer_seconds(name: str, text: Path, steps: int) -> float:
-    """Seconds per step inside the Trainer, with curves logged every ten steps, as the clock of `Curves` counts."""
-    module, data, config = load(name, text)
-    data = TextDataModule(str(text), block_size=module.gpt.block_size, batch_size=config["data"]["batch_size"])
-    curves = Curves()
+def overhead(name: str, text: Path, each: int = 10) -> tuple[list[float], list[float]]:
+    """Seconds of a step inside `gptlit fit`, with all that the command brings, and in a bare loop between them."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_steps=steps,
-            callbacks=[curves],
-            logger=False,
-            log_every_n_steps=10,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            gradient_clip_val=config["trainer"].get("gradient_clip_val"),
-            default_root_dir=folder,
-        )
-        trainer.fit(module, datamodule=data)
-    return curves.training_seconds / steps
+        arguments = ["--config", name, "--data.corpus", str(text), "--run_dir", f"{folder}/run"]
+        arguments += ["--trainer.max_steps", str(STEPS_OF_FIT), "--trainer.val_check_interval", str(STEPS_OF_FIT)]
+        arguments += ["--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu", "--model.compile", "false"]
+        between = {
+            "class_path": "bench_training.BareBetween",
+            "init_args": {"name": name, "text": str(text), "each": each},
+        }
+        with contextlib.redirect_stderr(io.StringIO()):
+            command = GptlitCLI("fit", [*arguments, "--trainer.callbacks", str([between])])
+    turns = next(c for c in command.trainer.callbacks if type(c).__name__ == "BareBetween")
+    return turns.inside[2:], turns.bare[2:]  # the first turns warm up
 
 
 def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--peer", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--each", type=int, default=20)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    """Prints the tables."""
+    options_of = parser(__doc__, rounds=7)
+    options_of.add_argument("--peer", type=Path, help="a checkout of nanoGPT")
+    options_of.add_argument("--each", type=int, default=20, help="steps measured as one, for the small models")
+    options_of.add_argument("--only", nargs="*", default=["nanogpt_cpu", "base", "scaled"], help="configurations")
+    options_of.add_argument("--compile", action="store_true", help="compile ours")
+    options = options_of.parse_args()
+    begin(options)
     keep_freed_memory()
-
-    steps: dict[str, tuple[Callable[[], None], str]] = {}
-    flops: dict[str, float] = {}
-    for name in ("nanogpt_cpu", "base"):
-        module, data, config = load(name, options.text)
-        clip = config["trainer"].get("gradient_clip_val")
-        steps[f"gptlit {name}"] = (bare_step(module, data, clip), module.matmul_precision)
-        parameters = sum(p.numel() for p in module.network.parameters())
-        flops[f"gptlit {name}"] = 6 * parameters * data.batch_size * data.block_size
-        if name == "nanogpt_cpu":
-            steps["gptlit nanogpt_cpu, medium"] = (bare_step(load(name, options.text)[0], data, clip), "medium")
-            flops["gptlit nanogpt_cpu, medium"] = flops[f"gptlit {name}"]
-    if options.peer:
-        steps["nanoGPT"] = (peer_step(options.peer, options.text), "highest")
-        flops["nanoGPT"] = flops["gptlit nanogpt_cpu"]
-    times = in_turn(steps, options.rounds, options.each)
-    peaks = {}
-    for precision in ("highest", "medium"):
-        torch.set_float32_matmul_precision(precision)
-        peaks[precision] = matmul_peak()
-    torch.set_float32_matmul_precision("highest")
-    reference = statistics.median(times["nanoGPT"]) if options.peer else None
-    print(f"{options.threads} threads; products {peaks['highest']:.0f} GFLOP/s, medium {peaks['medium']:.0f} GFLOP/s")
-    print("| step of 12 × 64 characters | median, ms | min | max | characters/s | of peak | nanoGPT's time / this |")
-    print("|---|---|---|---|---|---|---|")
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
-        share = flops[name] / median / 1e9 / peaks[steps[name][1]]
-        ratio = f"{reference / median:.2f}" if reference else ""
-        row = (f"{median * 1e3:.1f}", f"{min(seconds) * 1e3:.1f}", f"{max(seconds) * 1e3:.1f}", f"{768 / median:,.0f}")
-        print(f"| {name} | {' | '.join(row)} | {share:.0%} | {ratio} |")
-    overhead = trainer_seconds("base", options.text, 200) / statistics.median(times["gptlit base"]) - 1
-    print(f"the Trainer adds {overhead:.1%} to the bare loop at base size")
-    if options.json:
-        result = SimpleNamespace(threads=options.threads, peaks=peaks, seconds=times, overhead=overhead)
-        options.json.write_text(json.dumps(vars(result), indent=1))
+    with products_as("highest"):
+        full = matmul_peak()
+    with products_as("medium"):
+        medium = matmul_peak()
+    low = matmul_peak(dtype=torch.bfloat16)
+    print(f"products: float32 {full / 1e9:.0f}, medium {medium / 1e9:.0f}, bfloat16 {low / 1e9:.0f} GFLOP/s\n")
+    rows = []
+    for name in options.only:
+        large = name == "scaled"  # seconds a step
+        rows += measure(name, options, 1 if large else options.each, 3 if large else options.rounds)
+    print(table(HEADER, rows))
+    inside, bare = overhead("base", options.text)
+    added = statistics.median(inside) / statistics.median(bare) - 1
+    print(
+        f"\nA step of `base`, ms (median, min, max): in `gptlit fit` {' '.join(spread(inside, 1e3, 2))}, in a bare loop"
+    )
+    print(f"in turn with it {' '.join(spread(bare, 1e3, 2))}: the command adds {added:.1%}")
+    finish(options, rows=rows, peaks=[full, medium, low], inside=inside, bare=bare)
 
 
 if __name__ == "__main__":

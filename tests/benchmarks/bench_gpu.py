@@ -1,0 +1,141 @@
+"""Everything that waits for a GPU, in one call of less than ten minutes on one large GPU.
+
+    python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER
+    python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --small
+
+The tests that need a GPU; the device's peak of bfloat16 products; the step beside nanoGPT's at the settings of its
+train_shakespeare_char.py; GPT-2's 124M at block 1024; and whole runs of `scaled` and `best`: time to a validation loss
+of 1.47, best loss, characters per second. Tables go to stdout as they are ready, numbers to gpu.json in --out, written
+anew after each part. A part that fails says so and leaves the others alone; one that the time does not reach is left
+out. --small tries all of it on a CPU at tiny sizes in a minute; its numbers mean nothing.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_steps import Plan, characters, gpt2
+from measuring import REPOSITORY, machine, row, run_process, table
+from peer import read_output, train_command, workplace
+from runs import Reached, train
+from subjects import matmul_peak
+
+RUNS = (("scaled", 1337), ("best", 1337))
+MORE_RUNS = (("best", 1338), ("best", 1339), ("scaled", 1338), ("scaled", 1339))
+HEADER = ("run", "seed", "to the target, s", "at step", "best val loss", "training, s", "compiling, s", "characters/s")
+TINY_RUN = (
+    *("--model.gpt.n_layer", 1, "--model.gpt.n_embd", 16, "--model.gpt.n_head", 1, "--model.gpt.block_size", 16),
+    *("--data.batch_size", 4, "--trainer.max_steps", 20, "--trainer.val_check_interval", 10),
+    *("--trainer.limit_val_batches", 2, "--model.compile", "false"),
+)
+
+
+def device_tests(plan: Plan) -> str:
+    """Last line of `pytest -m gpu`; when the script is only tried, of collecting them."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(REPOSITORY / "tests")]
+    if plan.small:
+        command.append("--collect-only")
+    last = run_process(command, cwd=REPOSITORY).out.strip().splitlines()[-1]
+    print(last)
+    return last
+
+
+def runs(plan: Plan, wanted: Sequence[tuple[str, int]], deadline: float, target: float) -> list[dict[str, Any]]:
+    """Whole runs, as long as there is time for one more like the longest so far; prints each when it is done."""
+    done: list[dict[str, Any]] = []
+    print(table(HEADER, []))
+    for name, seed in wanted:
+        if time.monotonic() + max((run["whole"] for run in done), default=0.0) > deadline:
+            print(f"no time is left for `{name}` with seed {seed} and what would follow")
+            break
+        flags = [*TINY_RUN] if plan.small else []
+        flags += ["--sample_text.max_new_tokens", 0, "--pictures.when", "never", "--seed_everything", seed]
+        run = train(name, plan.text, target, flags, "cpu" if plan.device == "cpu" else "gpu")
+        print(row(row_of(name, seed, run)), flush=True)
+        done.append({"config": name, "seed": seed, **vars(run)})
+    return done
+
+
+def row_of(name: str, seed: int, run: Reached) -> tuple[Any, ...]:
+    """A row of the table."""
+    there = (f"{run.seconds:.1f}", run.steps) if run.met else ("not reached", "")
+    compiling = "" if run.compiling is None else f"{run.compiling:.0f}"
+    speed = f"{run.characters_per_second:,.0f}"
+    return (f"`{name}`", seed, *there, f"{run.best:.4f}", f"{run.training:.1f}", compiling, speed)
+
+
+def peer_run(plan: Plan, deadline: float, target: float) -> dict[str, Any] | None:
+    """NanoGPT's own train.py, its recipe for this text, to its end; evaluation and compiling are told apart."""
+    if not plan.peer or time.monotonic() > deadline:
+        return None
+    config = plan.config("nanogpt")
+    settings: dict[str, Any] = {"compile": not plan.small}
+    if plan.small:
+        settings |= {"max_iters": 20, "eval_interval": 10, "eval_iters": 2}
+    with workplace(plan.peer, plan.text) as place:
+        done = run_process(train_command(config, plan.device, **settings), cwd=place)
+    printed = read_output(done.out)
+    training = sum(printed.step_seconds.values())
+    there = [step for step, loss in sorted(printed.val_losses.items()) if loss <= target]
+    best = min(printed.val_losses.values())
+    until = sum(seconds for step, seconds in printed.step_seconds.items() if step < there[0]) if there else None
+    reached = f"{until:.1f} s, step {there[0]}" if there else "not reached"
+    print(
+        f"to {target}: {reached}; its best estimate {best:.4f}; training {training:.1f} s, process {done.seconds:.1f} s"
+    )
+    return {"until": until, "best": best, "training": training, "val_losses": printed.val_losses, "whole": done.seconds}
+
+
+def main() -> None:
+    """Runs every part."""
+    options_of = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options_of.add_argument("--text", type=Path, required=True, help="Tiny Shakespeare")
+    options_of.add_argument("--peer", type=Path, help="a checkout of nanoGPT")
+    options_of.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")), help="folder for gpu.json")
+    options_of.add_argument("--seconds", type=float, default=540, help="after which no further run is begun")
+    options_of.add_argument("--target", type=float, default=1.47, help="validation loss")
+    options_of.add_argument("--small", action="store_true", help="on a CPU, at tiny sizes, to try the script")
+    options = options_of.parse_args()
+    deadline = time.monotonic() + options.seconds
+    if not options.small and not torch.cuda.is_available():
+        options_of.error("there is no GPU: --small tries the script without one")
+    plan = Plan("cpu" if options.small else "cuda", options.text.resolve(), options.peer, options.small)
+    name = machine() if options.small else torch.cuda.get_device_name()
+    found: dict[str, Any] = {"device": name, "torch": torch.__version__}
+    print(f"{name}, PyTorch {torch.__version__}")
+
+    def part(title: str, measure: Callable[[], Any]) -> Any:
+        print(f"\n## {title}\n", flush=True)
+        started = time.monotonic()
+        try:
+            found[title] = measure()
+        except Exception:  # the next part may still do
+            traceback.print_exc()
+            found[title] = {"failed": traceback.format_exc()}
+        print(f"({time.monotonic() - started:.0f} s)", flush=True)
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "gpu.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        return found[title]
+
+    part("Tests that need a GPU", lambda: device_tests(plan))
+    size = 256 if plan.small else 8192
+    peak = matmul_peak(plan.device, torch.bfloat16, size, tries=20)
+    found["peak"] = peak
+    print(f"\nbfloat16 products of {size} × {size}: {peak / 1e12:.3g} TFLOP/s")
+    part("A step of Tiny Shakespeare", lambda: characters(plan, peak))
+    part("A step of GPT-2, 124M", lambda: gpt2(plan, peak))
+    part("Whole runs", lambda: runs(plan, RUNS, deadline, options.target))
+    part("nanoGPT's own run", lambda: peer_run(plan, deadline, options.target))
+    if not plan.small:
+        part("More seeds", lambda: runs(plan, MORE_RUNS, deadline, options.target))
+
+
+if __name__ == "__main__":
+    main()
