@@ -13,9 +13,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from gptlit.decode import Reader
 from gptlit.errors import UserError
 from gptlit.model import GPT
+from gptlit.reader import Reader
 
 Context = Literal["exact", "rolling"]
 Prompts = Tensor | Sequence[Tensor] | Sequence[Sequence[int]]
@@ -57,12 +57,12 @@ def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     dtype = sampling_dtype(logits.device)
     if sampling.temperature == 0:
         return torch.zeros_like(logits, dtype=dtype).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+    if sampling.top_k is not None and sampling.top_k < logits.size(1):
+        last_kept = logits.topk(sampling.top_k).values[:, -1:]  # (B, 1); before the division, which may make new ties
+        logits = logits.masked_fill(logits < last_kept, -math.inf)
     if sampling.temperature != 1:
         # The maximum first: no temperature is so small that what is left overflows.
         logits = (logits.to(dtype) - logits.amax(1, keepdim=True)) / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits.size(1):
-        last_kept = logits.topk(sampling.top_k).values[:, -1:]  # (B, 1)
-        logits = logits.masked_fill(logits < last_kept, -math.inf)
     p = logits.softmax(1, dtype=dtype)
     if sampling.top_p is not None and sampling.top_p < 1:
         ranked, order = p.sort(dim=1, descending=True, stable=True)

@@ -13,13 +13,15 @@ LEVELS = [
     {"errors"},
     {"model", "tokenizer", "seeds", "progress"},
     {"decode", "optim", "corpus", "compiling", "huggingface"},
+    {"lean"},
+    {"reader"},
     {"sampling", "pretrained", "card"},
     {"drawing", "export"},
     {"data", "module"},
     {"callbacks"},
     {"cli"},
 ]
-TORCH_ONLY = ("model", "decode", "sampling", "optim", "drawing", "seeds", "compiling")
+TORCH_ONLY = ("model", "decode", "lean", "reader", "sampling", "optim", "drawing", "seeds", "compiling")
 
 
 def imports_of(room: str) -> set[str]:

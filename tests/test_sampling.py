@@ -7,6 +7,7 @@ import resource
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from unittest import mock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from gptlit.decode import Decoder
 from gptlit.errors import UserError
+from gptlit.lean import LeanStep
 from gptlit.model import GPT, GPTConfig, KVCache
 from gptlit.sampling import (
     Sampling,
@@ -55,6 +57,26 @@ def test_the_cache_gives_the_text_of_the_naive_way(dialect: GPTConfig, prompts: 
     fast = table(generate(model, prompts, new, num_samples=2, seed=5))
     assert fast == table(generate_naive(model, prompts, new, num_samples=2, seed=5))
     assert len({tuple(row) for row in fast}) > 1  # not one symbol over and over, which any mistake would pass
+
+
+def test_where_numpy_cannot_read_the_weights_torch_gives_the_same_text(
+    dialect: GPTConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, and in half precision, every token goes through the other step: it must not be forgotten."""
+    model = random_gpt(dialect)
+    expected = table(generate(model, [[1, 2, 3], [4, 5, 6]], 3 * dialect.block_size, num_samples=2, seed=5))
+    monkeypatch.setattr(LeanStep, "__call__", None)
+    monkeypatch.setattr(LeanStep, "serves", lambda decoder: False)
+    assert expected == table(generate(model, [[1, 2, 3], [4, 5, 6]], 3 * dialect.block_size, num_samples=2, seed=5))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "served"), [(torch.float32, True), (torch.float64, True), (torch.bfloat16, False), (torch.float16, False)]
+)
+def test_numpy_is_only_asked_for_what_it_computes(nanogpt: GPT, dtype: torch.dtype, served: bool) -> None:
+    """It has no bfloat16, and its float16 is a hundred times as slow."""
+    assert LeanStep.serves(Decoder(random_gpt(nanogpt.config).to(dtype))) is served
+    assert not LeanStep.serves(Decoder(GPT(nanogpt.config).to("meta")))
 
 
 @pytest.mark.parametrize("new", [1, 12, 13, 14])
@@ -101,18 +123,19 @@ def test_the_decoder_is_the_model_position_by_position(dialect: GPTConfig, copy:
     model = random_gpt(dialect)
     decoder, T = Decoder(model, copy), dialect.block_size
     ids = torch.randint(65, (3, T), generator=torch.Generator().manual_seed(1))
-    caches = [decoder.new_cache(3, T), decoder.new_cache(3, T), KVCache(dialect, 3, dtype=torch.float64)]
+    steps = [lambda ids, cache: decoder(ids[:, None], cache=cache), decoder.step, LeanStep(decoder, 3)]
+    of_the_model = KVCache(dialect, 3, dtype=torch.float64)
     with torch.no_grad():
         expected = model(ids)
-        model(ids, caches[2])
-        torch.testing.assert_close(decoder(ids[:, :3], cache=caches[0]), expected[:, 2])
-        torch.testing.assert_close(decoder(ids[:, :3], cache=caches[1]), expected[:, 2])
-        for t in range(3, T):
-            torch.testing.assert_close(decoder(ids[:, t : t + 1], cache=caches[0]), expected[:, t])
-            torch.testing.assert_close(decoder.step(ids[:, t], caches[1]), expected[:, t])
-    for cache in caches[:2]:
-        torch.testing.assert_close(cache.keys, caches[2].keys)
-        torch.testing.assert_close(cache.values, caches[2].values)
+        model(ids, of_the_model)
+        for step in steps:
+            cache = decoder.new_cache(3, T)
+            torch.testing.assert_close(decoder(ids[:, :3], cache=cache), expected[:, 2])
+            for t in range(3, T):
+                torch.testing.assert_close(step(ids[:, t], cache), expected[:, t])
+            assert cache.length == T
+            torch.testing.assert_close(cache.keys, of_the_model.keys)
+            torch.testing.assert_close(cache.values, of_the_model.values)
 
 
 CONFIGS = st.builds(
@@ -135,9 +158,17 @@ CONFIGS = st.builds(
 )
 
 
-@given(config=CONFIGS, shift=st.integers(0, 3), copy=st.booleans(), seed=st.integers(0, 99))
+@given(
+    config=CONFIGS,
+    shift=st.integers(0, 3),
+    copy=st.booleans(),
+    erf_pays_below=st.sampled_from([0, 4096]),
+    seed=st.integers(0, 99),
+)
 @settings(deadline=None, max_examples=60)
-def test_the_decoder_knows_every_switch_of_the_model(config: GPTConfig, shift: int, copy: bool, seed: int) -> None:
+def test_the_decoder_knows_every_switch_of_the_model(
+    config: GPTConfig, shift: int, copy: bool, erf_pays_below: int, seed: int
+) -> None:
     """Combinations that no dialect has, such as GELU without residual connections."""
     config = replace(config, token_shift=shift if config.mlp_ratio else 0)
     model = random_gpt(config, seed)
@@ -147,10 +178,12 @@ def test_the_decoder_knows_every_switch_of_the_model(config: GPTConfig, shift: i
     with torch.no_grad():
         expected = model(ids)
         torch.testing.assert_close(decoder(ids, lengths), expected[[0, 1], lengths - 1])
-        cache = decoder.new_cache(2, T)
-        torch.testing.assert_close(decoder(ids[:, :1], cache=cache), expected[:, 0])
-        for t in range(1, T):
-            torch.testing.assert_close(decoder.step(ids[:, t], cache), expected[:, t])
+        for step in (decoder.step, LeanStep(decoder, 2)):
+            cache = decoder.new_cache(2, T)
+            torch.testing.assert_close(decoder(ids[:, :1], cache=cache), expected[:, 0])
+            for t in range(1, T):
+                with mock.patch("gptlit.lean.ERF_PAYS_BELOW", erf_pays_below):
+                    torch.testing.assert_close(step(ids[:, t], cache), expected[:, t])
 
 
 def test_a_cache_that_holds_tokens_takes_one_at_a_time(nanogpt: GPT) -> None:
@@ -167,18 +200,18 @@ def test_a_cache_that_holds_tokens_takes_one_at_a_time(nanogpt: GPT) -> None:
 def test_a_prompt_is_read_once_for_all_its_samples(nanogpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading it for every sample, or every id anew, is what makes sampling slow."""
     shapes = []
-    call, step = Decoder.__call__, Decoder.step
+    call, step = Decoder.__call__, LeanStep.__call__
 
     def spy_call(self: Decoder, ids: Tensor, *args: Tensor, **kwargs: KVCache) -> Tensor:
         shapes.append(tuple(ids.shape))
         return call(self, ids, *args, **kwargs)
 
-    def spy_step(self: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
+    def spy_step(self: LeanStep, ids: Tensor, cache: KVCache) -> Tensor:
         shapes.append(tuple(ids.shape))
         return step(self, ids, cache)
 
     monkeypatch.setattr(Decoder, "__call__", spy_call)
-    monkeypatch.setattr(Decoder, "step", spy_step)
+    monkeypatch.setattr(LeanStep, "__call__", spy_step)
     list(generate(nanogpt, [[1, 2, 3, 4, 5]], 4, num_samples=6))
     assert shapes == [(1, 5), (6,), (6,), (6,)]
 
@@ -279,7 +312,7 @@ def test_an_id_is_yielded_before_the_next_one_is_computed(nanogpt: GPT, monkeypa
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("computed ahead")
 
-    monkeypatch.setattr(Decoder, "step", fail)
+    monkeypatch.setattr(LeanStep, "__call__", fail)
     with pytest.raises(AssertionError, match="computed ahead"):
         next(stream)
 

@@ -1,0 +1,86 @@
+"""Reading while writing: what generation remembers of each row, and how a row goes on once its window is full.
+
+Shapes: B rows (one for each sample of each prompt), P prompts, T positions, and V symbols.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gptlit.decode import Decoder
+from gptlit.lean import LeanStep
+from gptlit.model import GPT, KVCache
+
+
+class Reader:
+    """What generation remembers: the newest ids of B rows, and the cache behind them.
+
+    The prompts are read once, and shared by `num_samples` rows each. `logits` (B, V) follow them. A row whose window
+    of `block_size` ids is full goes on as `gptlit.sampling.generate` says of its `context`.
+    """
+
+    def __init__(
+        self, model: GPT, prompts: Sequence[Sequence[int]], num_samples: int, max_new_tokens: int, rolling: bool
+    ) -> None:
+        self.block_size = model.config.block_size
+        self.rolling = rolling
+        lengths = [min(len(prompt), self.block_size) for prompt in prompts]
+        longest = max(lengths)
+        capacity = longest + max_new_tokens - 1  # the last id drawn is never read
+        # Few rows inside the window are all products of one or two rows, which a copy does not help.
+        recomputes = capacity > self.block_size and not rolling
+        B = len(prompts) * num_samples
+        self.decoder = Decoder(model, copy=recomputes or B > 2)
+        self.step = LeanStep(self.decoder, B) if LeanStep.serves(self.decoder) else self.decoder.step
+        device = self.decoder.tokens.device
+        window = torch.zeros(len(prompts), longest, dtype=torch.long)  # (P, T), aligned at the right
+        for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            window[row, longest - length :] = torch.tensor(prompt[-length:])
+        window = window.to(device)
+        rows = torch.arange(len(prompts), device=device).repeat_interleave(num_samples)  # (B,)
+
+        cache = self.decoder.new_cache(len(prompts), capacity)
+        self.logits = self.decoder(*aligned_left(window, lengths), cache=cache)[rows]  # (B, V)
+        self.cache: KVCache | None = cache if num_samples == 1 else cache.expand(rows)
+        self.lengths = [lengths[row] for row in rows.tolist()]  # ids in each row's window
+        self.newest = deque(window[rows].unbind(1), maxlen=self.block_size)  # (B,) each
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Logits (B, V) of what follows one more id of each row (B,)."""
+        self.newest.append(ids)
+        full = [row for row, length in enumerate(self.lengths) if length == self.block_size]
+        if full and not self.rolling:
+            self.cache = None  # rows never get shorter
+        elif full and self.cache is not None:
+            self.roll(self.cache, full)
+        self.lengths = [min(length + 1, self.block_size) for length in self.lengths]
+        if self.cache is not None:
+            return self.step(ids, self.cache)
+        return self.decoder(*aligned_left(self.window(max(self.lengths)), self.lengths))
+
+    def roll(self, cache: KVCache, full: list[int]) -> None:
+        """Leaves the newest half of the window, without the id that is read next, in the cache of the `full` rows."""
+        keep = max(self.block_size // 2 - 1, 0)
+        rows = torch.tensor(full, device=self.decoder.tokens.device)
+        half = self.decoder.new_cache(len(full), keep)
+        if keep:
+            self.decoder(self.window(keep + 1)[rows, :-1], cache=half)
+        cache.replace(rows, half)
+        for row in full:
+            self.lengths[row] = keep
+
+    def window(self, size: int) -> Tensor:
+        """The newest `size` ids of each row, (B, size)."""
+        return torch.stack(list(self.newest)[-size:], 1)
+
+
+def aligned_left(window: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Moves the last `lengths[i]` ids of each row of a window (B, T) to its beginning; the lengths, if they differ."""
+    T = window.size(1)
+    if min(lengths) == T:
+        return window, None
+    kept = torch.tensor(lengths, device=window.device)  # (B,)
+    columns = torch.arange(T, device=window.device) + (T - kept)[:, None]  # (B, T)
+    return window.gather(1, columns.clamp(max=T - 1)), kept
