@@ -4,7 +4,7 @@
 
 The step of `nanogpt_cpu`, of `base` and of `scaled` in a bare loop, in turn with nanoGPT's own model, optimizer and
 batch function at the same sizes; what part of the machine's matrix-multiply peak, measured in the same run, they
-reach; and what `gptlit fit` adds to the bare loop. Nothing is compiled, unless --compile asks for it.
+reach; and what `gptlit fit` adds to the bare loop. --compile adds ours, compiled as the command does it.
 Without --peer, ours alone. Nothing of the peer is kept.
 """
 
@@ -13,7 +13,8 @@ import contextlib
 import io
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from gptlit.compiling import flops_per_token
 
 HEADER = ("step", "median, ms", "min", "max", "characters/s", "of peak", "nanoGPT's time / this")
 STEPS_OF_FIT = 400
+FULL = ("highest", torch.float32)
 
 
 def clock_of(one: Step, precision: str, each: int) -> Callable[[], float]:
@@ -40,35 +42,63 @@ def clock_of(one: Step, precision: str, each: int) -> Callable[[], float]:
     return clock
 
 
-def measure(name: str, options: argparse.Namespace, each: int, rounds: int) -> list[tuple[Any, ...]]:
-    """Rows for one configuration: nanoGPT where it can be compared, ours as configured, ours in full float32."""
+@dataclass(frozen=True)
+class Measured:
+    """A step, and what it is compared with."""
+
+    label: str
+    seconds: list[float]
+    flops: float
+    """Of a step."""
+    characters: int
+    precision: str
+    dtype: torch.dtype
+    peer_seconds: float | None
+    """Median of nanoGPT's."""
+
+    def row(self, peaks: Mapping[tuple[str, torch.dtype], float]) -> tuple[str, ...]:
+        """Of the table."""
+        median = statistics.median(self.seconds)
+        share = self.flops / median / peaks[self.precision, self.dtype]
+        ratio = "" if self.peer_seconds is None else f"{self.peer_seconds / median:.2f}"
+        return (self.label, *spread(self.seconds, 1e3), f"{self.characters / median:,.0f}", f"{share:.0%}", ratio)
+
+
+def measure(name: str, options: argparse.Namespace, each: int, rounds: int) -> list[Measured]:
+    """One configuration: ours as configured, in full float32, compiled; and nanoGPT at its size."""
     config = read_config(name)
     module, data = build(config, options.text)
-    as_configured = module.matmul_precision
-    one = bare_step(config, module, data, "blocks" if options.compile else "no")
-    clocks = {f"gptlit `{name}`": clock_of(one, as_configured, each)}
-    precisions = {f"gptlit `{name}`": as_configured}
-    if as_configured != "highest":
+    bf16 = config["trainer"].get("precision") == "bf16-mixed"
+    configured = (module.matmul_precision, torch.bfloat16 if bf16 else torch.float32)
+    steps: dict[str, tuple[Step, tuple[str, torch.dtype]]] = {
+        f"gptlit `{name}`": (bare_step(config, module, data), configured)
+    }
+    if module.matmul_precision != "highest":
         again, _ = build(config, options.text)
-        label = f"gptlit `{name}`, full float32"
-        clocks[label], precisions[label] = clock_of(bare_step(config, again, data), "highest", each), "highest"
+        steps[f"gptlit `{name}`, full float32"] = bare_step(config, again, data), FULL
+    if options.compile:
+        again, _ = build(config, options.text)
+        steps[f"gptlit `{name}`, compiled"] = bare_step(config, again, data, "blocks"), configured
     peer = f"nanoGPT at the size of `{name}`"
     if options.peer:
         tokens, _, numbers = encode(options.text)
-        clocks[peer] = clock_of(peer_step(options.peer, tokens, len(numbers), config), "highest", each)
-        precisions[peer] = "highest"
-    times = in_turn(clocks, rounds)
-    bf16 = config["trainer"].get("precision") == "bf16-mixed"
-    shape = data.batch_size * data.block_size
-    rows = []
-    for label, seconds in times.items():
-        median = statistics.median(seconds)
-        with products_as(precisions[label]):
-            peak = matmul_peak(dtype=torch.bfloat16 if bf16 else torch.float32)
-        share = flops_per_token(module.network) * shape / median / peak
-        ratio = f"{statistics.median(times[peer]) / median:.2f}" if options.peer else ""
-        rows.append((label, *spread(seconds, 1e3), f"{shape / median:,.0f}", f"{share:.0%}", ratio))
-    return rows
+        steps[peer] = peer_step(options.peer, tokens, len(numbers), config), FULL
+    times = in_turn({label: clock_of(one, how[0], each) for label, (one, how) in steps.items()}, rounds)
+    characters = data.batch_size * data.block_size
+    flops = flops_per_token(module.network) * characters
+    reference = statistics.median(times[peer]) if options.peer else None
+    return [
+        Measured(label, seconds, flops, characters, *steps[label][1], reference) for label, seconds in times.items()
+    ]
+
+
+def higher_peaks(peaks: dict[tuple[str, torch.dtype], float]) -> None:
+    """Measures the peaks of products once more and keeps the higher ones: nothing is above a limit."""
+    for precision, dtype in (FULL, ("medium", torch.float32), ("highest", torch.bfloat16)):
+        with products_as(precision):
+            peak = matmul_peak(dtype=dtype)
+        peaks[precision, dtype] = max(peak, peaks.get((precision, dtype), 0.0))
+    peaks["medium", torch.bfloat16] = peaks["highest", torch.bfloat16]
 
 
 class BareBetween(pl.Callback):
@@ -120,29 +150,28 @@ def main() -> None:
     options_of = parser(__doc__, rounds=7)
     options_of.add_argument("--peer", type=Path, help="a checkout of nanoGPT")
     options_of.add_argument("--each", type=int, default=20, help="steps measured as one, for the small models")
-    options_of.add_argument("--only", nargs="*", default=["nanogpt_cpu", "base", "scaled"], help="configurations")
-    options_of.add_argument("--compile", action="store_true", help="compile ours")
+    options_of.add_argument("--only", nargs="*", default=["nanogpt_cpu", "base", "scaled"], help="which")
+    options_of.add_argument("--compile", action="store_true", help="ours compiled, too")
     options = options_of.parse_args()
     begin(options)
     keep_freed_memory()
-    with products_as("highest"):
-        full = matmul_peak()
-    with products_as("medium"):
-        medium = matmul_peak()
-    low = matmul_peak(dtype=torch.bfloat16)
-    print(f"products: float32 {full / 1e9:.0f}, medium {medium / 1e9:.0f}, bfloat16 {low / 1e9:.0f} GFLOP/s\n")
-    rows = []
+    peaks: dict[tuple[str, torch.dtype], float] = {}
+    measured: list[Measured] = []
     for name in options.only:
         large = name == "scaled"  # seconds a step
-        rows += measure(name, options, 1 if large else options.each, 3 if large else options.rounds)
-    print(table(HEADER, rows))
+        higher_peaks(peaks)
+        measured += measure(name, options, 1 if large else options.each, 3 if large else options.rounds)
+    higher_peaks(peaks)
+    named = [f"{peak / 1e9:.0f} GFLOP/s {dtype} {how}".replace("torch.", "") for (how, dtype), peak in peaks.items()]
+    print(f"products: {', '.join(named[:3])}\n")
+    print(table(HEADER, [one.row(peaks) for one in measured]))
     inside, bare = overhead("base", options.text)
     added = statistics.median(inside) / statistics.median(bare) - 1
     print(
         f"\nA step of `base`, ms (median, min, max): in `gptlit fit` {' '.join(spread(inside, 1e3, 2))}, in a bare loop"
     )
     print(f"in turn with it {' '.join(spread(bare, 1e3, 2))}: the command adds {added:.1%}")
-    finish(options, rows=rows, peaks=[full, medium, low], inside=inside, bare=bare)
+    finish(options, seconds={one.label: one.seconds for one in measured}, peaks=named, inside=inside, bare=bare)
 
 
 if __name__ == "__main__":
