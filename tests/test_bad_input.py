@@ -13,9 +13,9 @@ from command import PLAY, gptlit, load, report, write_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptlit.__main__ import VERBS
 from gptlit.cli.settings import flat
 from gptlit.cli.training import GptlitCLI
+from gptlit.verbs import VERBS
 
 HEADER = ("gptlit …", "answer (exit code 2)")
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gptlit import BPETokenizer, GPTConfig, LitGPT, TextDataModule, UserError
 from gptlit.cli.settings import packaged_configs
 from gptlit.data import TextSpec, encode_text
-from gptlit.data.encode import learned_bpe, limited
+from gptlit.data.encode import learned_bpe, sample
 
 TEXT = "".join(f"{number}. À la mode, naïve — 日本語 🙂🙃 e\u0301, one letter at a time.\n" for number in range(200))
 
@@ -91,10 +91,22 @@ def test_learning_gives_the_same_vocabulary_however_the_text_is_cut(monkeypatch:
     assert cut.to_json() == whole.to_json()
 
 
-def test_of_a_very_long_text_the_beginning_is_enough() -> None:
-    """Guards against a vocabulary that takes a day to learn."""
-    assert list(limited(["abc", "def", "ghi"], 4)) == ["abc", "def"]
-    assert list(limited(["abc", "def"], 6)) == ["abc", "def"]
+@pytest.mark.parametrize("wanted", [100, 300, 1000])
+def test_of_a_very_long_text_a_sample_of_all_its_parts_is_enough(wanted: int) -> None:
+    """Guards against a vocabulary that takes a day to learn, or knows the beginning of the text alone."""
+    pieces = [f"{number:03}" + "." * (number % 7) for number in range(200)]
+    characters = sum(map(len, pieces))
+    taken = list(sample(pieces, characters, wanted))
+    assert 0 <= sum(map(len, taken)) - min(wanted, characters) < 10
+    assert taken == sorted(taken)
+    quarter = sum(len(piece) for piece in taken if piece < "050")
+    assert quarter == pytest.approx(sum(map(len, taken)) / 4, abs=10)
+
+
+def test_of_a_text_that_is_not_so_long_everything_counts() -> None:
+    """Guards against a sample that leaves out the last piece."""
+    pieces = ["abc", "def", "gh"]
+    assert list(sample(pieces, 8, 8)) == list(sample(pieces, 8, 9)) == pieces
 
 
 @pytest.fixture(scope="module")

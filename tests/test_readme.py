@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gptlit.__main__ import VERBS
 from gptlit.cli.settings import find_config
+from gptlit.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -36,6 +36,8 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
             from gptlit.cli.ladder import ladder as command
         elif verb == "export":
             from gptlit.cli.export import export as command
+        elif verb == "completion":
+            from gptlit.cli.completion import completion as command
         else:
             from gptlit.cli.predict import predict as command
         return command(verb, list(arguments))

@@ -26,8 +26,14 @@ def find_config(name: str) -> str:
         return str(candidate)
     if Path(name).is_dir():
         raise UserError(f"--config {name} is a folder: name a YAML file in it")
-    names = ", ".join(sorted(str(path.relative_to(packaged).with_suffix("")) for path in packaged.rglob("*.yaml")))
+    names = ", ".join(names_of_packaged_configs())
     raise UserError(f"--config {name}: there is no such file, and no packaged configuration of that name ({names})")
+
+
+def names_of_packaged_configs() -> list[str]:
+    """`base`, …, `lecture/1_bigram`, …, in order."""
+    packaged = packaged_configs()
+    return sorted(str(path.relative_to(packaged).with_suffix("")) for path in packaged.rglob("*.yaml"))
 
 
 def packaged_configs() -> Path:

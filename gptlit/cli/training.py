@@ -421,6 +421,22 @@ class GptlitCLI(LightningCLI):
         table("done", rows)
 
 
+class OptionsOnly(GptlitCLI):
+    """Builds the parser of a verb, and stops there."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Nothing is given, and nothing is to be run."""
+        self.config = {"subcommand": None}
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+
+def parser_of(verb: str) -> LightningArgumentParser:
+    """All options of fit, validate or test."""
+    return OptionsOnly(verb, [])._subcommand_parsers[verb]
+
+
 class SaveConfig(pl.Callback):
     """Writes config.yaml into the run folder when training starts; YAML of all settings of the run."""
 

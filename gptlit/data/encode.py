@@ -31,7 +31,7 @@ from gptlit.tokenizer.characters import describe
 from gptlit.tokenizer.common import smallest_dtype
 
 IN_MEMORY_BYTES = {"char": 2**26, "bpe": 2**23}  # a larger text goes into a token file: encoding it takes seconds
-BPE_CHARACTERS = 2**30  # of a larger text, as many from its beginning are enough to learn a vocabulary from
+BPE_CHARACTERS = 2**28  # of a larger text, as many spread over it are enough to learn a vocabulary from
 NO_TEXT: tuple[Source, ...] = ()
 
 
@@ -171,25 +171,29 @@ def learned_bpe(
         source: name of the text.
     """
     library = "".join(d.version for d in importlib.metadata.distributions(name="tokenizers"))  # may be missing
-    path = token_folder() / f"{hash_of(*fixed_by, library, FORMAT)}.bpe"
+    path = token_folder() / f"{hash_of(*fixed_by, BPE_CHARACTERS, library, FORMAT)}.bpe"
     if fields := read_record(path):
         return BPETokenizer(fields["definition"], source)
     with building(path):
         if fields := read_record(path):  # another process made it meanwhile
             return BPETokenizer(fields["definition"], source)
-        pieces = limited((piece for text in texts() for piece in slices(text)), BPE_CHARACTERS)
+        pieces = sample((piece for text in texts() for piece in slices(text)), fixed_by[1], BPE_CHARACTERS)
         tokenizer = BPETokenizer.train(pieces, vocab_size, source=source, show_progress=sys.stderr.isatty())
         write_record(path, {"definition": tokenizer.definition})
         return tokenizer
 
 
-def limited(pieces: Iterable[str], characters: int) -> Iterator[str]:
-    """Pieces, as long as all before them hold fewer characters than that."""
+def sample(pieces: Iterable[str], characters: int, wanted: int) -> Iterator[str]:
+    """Some pieces, spread evenly over a text of so many characters, that hold about the wanted number of them.
+
+    All of them when the text has no more. Learning takes time for every character, and memory for every new word.
+    """
+    seen = kept = 0
     for piece in pieces:
-        if characters <= 0:
-            return
-        yield piece
-        characters -= len(piece)
+        if kept * characters <= seen * wanted:
+            yield piece
+            kept += len(piece)
+        seen += len(piece)
 
 
 def identity(tokenizer: Tokenizer) -> str:

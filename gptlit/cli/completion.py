@@ -1,0 +1,114 @@
+"""`gptlit completion SHELL`: a script that completes verbs, options and their values in a shell, written by shtab."""
+
+import argparse
+import types
+from collections.abc import Iterable
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+import shtab
+
+from gptlit.cli.export import export_parser
+from gptlit.cli.ladder import make_parser as ladder_parser
+from gptlit.cli.predict import make_parser as predict_parser
+from gptlit.cli.settings import names_of_packaged_configs
+from gptlit.cli.training import parser_of
+from gptlit.errors import UserError
+from gptlit.verbs import VERBS
+
+SHELLS = ("bash", "zsh")
+PATHS = {
+    "ckpt_path", "data.corpus", "data.tokenizer", "data.val_corpus", "model.init_from", "output", "prompts", "run_dir",
+}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose mistakes become one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of exiting."""
+        raise UserError(f"gptlit completion: {message}")
+
+
+def completion(verb: str, arguments: list[str]) -> int:
+    """Prints the script on stdout; returns the exit code."""
+    parser = Parser(
+        prog=f"gptlit {verb}",
+        description="Prints a script that completes gptlit's verbs, options and values; keep it where the shell looks.",
+    )
+    parser.add_argument("shell", choices=SHELLS, help="The shell that is to read it.")
+    print(script(parser.parse_args(arguments).shell))
+    return 0
+
+
+def script(shell: str) -> str:
+    """The script for `bash` or `zsh`."""
+    root = argparse.ArgumentParser("gptlit", add_help=False)
+    verbs = root.add_subparsers()
+    for verb, text in VERBS.items():
+        parser = verbs.add_parser(verb, help=one_line(text), add_help=False)
+        parser.add_argument("-h", "--help", action="store_true", help="What the verb takes.")
+        if verb == "completion":
+            parser.add_argument("shell", choices=SHELLS)
+        for action in options_of(verb):
+            add_option(parser, action)
+    return shtab.complete(root, shell)
+
+
+def options_of(verb: str) -> Iterable[argparse.Action]:
+    """The options of a verb, from its own parser."""
+    if verb == "completion":
+        return []
+    if verb == "ladder":  # hands on to fit what it does not know
+        known = ladder_parser()._actions
+        names = {action.dest for action in known}
+        return [*known, *(action for action in options_of("fit") if action.dest not in names)]
+    if verb in ("predict", "export"):
+        return (predict_parser() if verb == "predict" else export_parser())._actions
+    return parser_of(verb)._actions
+
+
+def add_option(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
+    """An option as argparse itself has it, with the values that it may have."""
+    names = [name for name in action.option_strings if name.startswith("-")]  # the parser's links have other ones
+    if not names or action.help == argparse.SUPPRESS or action.dest.rpartition(".")[2] == "help":
+        return
+    flag = action.nargs == 0
+    settings: dict[str, Any] = {"action": "store_true"} if flag else {}
+    values = [] if flag else values_of(getattr(action, "_typehint", None))
+    if values:
+        settings["choices"] = values
+    added = parser.add_argument(*names, dest=action.dest, help=one_line(action.help or ""), **settings)
+    if action.dest == "config":
+        added.complete = config_names()  # type: ignore[attr-defined]
+    elif action.dest in PATHS:
+        added.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def values_of(kind: Any) -> list[str]:
+    """The words that an option of this type takes; none when it takes numbers or any text."""
+    if kind is bool:
+        return ["true", "false"]
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    if get_origin(kind) in (Union, types.UnionType):
+        values = [value for part in get_args(kind) for value in values_of(part)]
+        return [*values, "null"] if values and type(None) in get_args(kind) else values
+    return []
+
+
+def config_names() -> dict[str, Any]:
+    """The packaged configurations by name, and files; shtab's way of saying so."""
+    names = " ".join(names_of_packaged_configs())
+    return {
+        "bash": "_gptlit_config_files",  # `_file` in the name has shtab treat what it gives as names of files
+        "zsh": "_gptlit_config_files",
+        "preamble": {
+            "bash": f'_gptlit_config_files() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}',
+            "zsh": f"_gptlit_config_files() {{ _alternative 'names:packaged:({names})' 'files:file:_files'; }}",
+        },
+    }
+
+
+def one_line(text: str) -> str:
+    """A help text that argparse does not try to fill in, up to its first sentence or option."""
+    return " ".join(text.split()).partition(". ")[0].rstrip(".").replace("%", "%%")
