@@ -7,6 +7,7 @@ weights keep their values. Only names, layout and, for GPT-2, biases that are ze
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "position": "learned",
         "norm": "layernorm",
         "residual": True,
-        "token_shift": 0,
         "qk_norm": False,
         "logit_softcap": None,
     },
@@ -31,12 +31,17 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "position": "rope",
         "norm": "rmsnorm",
         "residual": True,
-        "token_shift": 0,
         "qk_norm": True,
         "bias": False,
         "qkv_bias": False,
     },
 }
+WITHOUT_EFFECT = {"dropout", "attention_dropout", "embedding_dropout", "init"}  # on what a trained model computes
+SIZES = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "mlp_ratio"}
+EXPRESSED = {
+    GPT2: SIZES | WITHOUT_EFFECT | {"bias", "qkv_bias", "activation", "tie_weights", "rope_base"},
+    NANOCHAT: SIZES | WITHOUT_EFFECT | {"activation", "tie_weights", "rope_base", "logit_softcap"},
+}  # fields that may have any value; what is in neither table must be as it is by default
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "relu2": "relu2"}  # ours: theirs
 LAYER_NORM_EPS = 1e-5  # torch's default, and GPT-2's
 HEAD_BIAS_TOLERANCE = 1e-6
@@ -52,11 +57,11 @@ def architecture_of(gpt: GPTConfig) -> str:
     obstacles = {
         name: [
             f"model.gpt.{field} {show(getattr(gpt, field))} (it has {show(value)})"
-            for field, value in required.items()
+            for field, value in required_of(name, gpt).items()
             if getattr(gpt, field) != value
         ]
         + [f"model.gpt.{field} 0 (it has 1 or more)" for field in ("n_layer", "mlp_ratio") if getattr(gpt, field) == 0]
-        for name, required in REQUIRED.items()
+        for name in REQUIRED
     }
     nearest = min(obstacles, key=lambda name: len(obstacles[name]))
     if obstacles[nearest]:
@@ -65,6 +70,12 @@ def architecture_of(gpt: GPTConfig) -> str:
             + ", nor ".join(obstacles[nearest])
         )
     return nearest
+
+
+def required_of(architecture: str, gpt: GPTConfig) -> dict[str, Any]:
+    """What each field must be that the architecture has no word for: so a switch that is new here is refused there."""
+    unknown = {field.name: field.default for field in fields(gpt) if field.name not in EXPRESSED[architecture]}
+    return unknown | REQUIRED[architecture]
 
 
 def show(value: Any) -> str:

@@ -20,7 +20,7 @@ echo "${COMPREPLY[@]}"
 ZSH = """
 zmodload zsh/zpty
 zpty shell "PS1='> ' zsh -f -i"
-zpty -w shell "fpath=($PWD \\$fpath); autoload -Uz compinit; compinit -u -d dump; stty cols 250; echo REA''DY"
+zpty -w shell "fpath=($PWD \\$fpath); autoload -Uz compinit; compinit -u -d $PWD/dump; stty cols 250; echo REA''DY"
 zpty -r shell out '*READY*'
 zpty -w -n shell "$1"$'\\t'
 zpty -r shell out "*$2*" && echo found
@@ -45,7 +45,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("", set(VERBS)),
         ("fit --model.gpt.posi", {"--model.gpt.position"}),
         ("fit --model.gpt.position ", {"none", "learned", "rope"}),
-        ("fit --model.compile ", {"true", "false"}),
+        ("fit --model.gpt.qk_norm ", {"true", "false"}),
         ("fit --config lecture/1_", {"lecture/1_bigram"}),
         ("fit --config my", {"my.yaml", "my.txt"}),
         ("fit --data.corpus my.t", {"my.txt"}),

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from gptlit.cli import run
 from gptlit.errors import UserError
 from gptlit.export import export_run
-from gptlit.huggingface import move_head_bias
+from gptlit.huggingface import architecture_of, move_head_bias
 from gptlit.model import GPT, GPTConfig
 from gptlit.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 
@@ -198,6 +198,8 @@ def test_generation_draws_from_all_symbols(tmp_path: Path) -> None:
         (replace(EXPORTABLE["nanogpt"], position="none"), "model.gpt.position none"),
         (replace(MODERN, bias=True), "model.gpt.bias true"),
         (replace(MODERN, norm="layernorm"), "model.gpt.norm layernorm"),
+        (replace(MODERN, token_shift=2), "model.gpt.token_shift 2"),
+        (replace(EXPORTABLE["nanogpt"], token_shift=1), "model.gpt.token_shift 1"),
         (GPTConfig(**DIALECTS["layernorm"]), "model.gpt.bias true with model.gpt.tie_weights false"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -209,6 +211,22 @@ def test_what_transformers_cannot_express_is_refused_by_name(gpt: GPTConfig, nam
     assert named in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True)
+class LaterConfig(GPTConfig):
+    """A switch that export has never heard of."""
+
+    memory: int = 0
+
+
+@pytest.mark.parametrize("gpt", [EXPORTABLE["nanogpt"], MODERN], ids=["gpt2", "nanochat"])
+def test_a_switch_that_is_new_is_refused_until_export_knows_it(gpt: GPTConfig) -> None:
+    """Guards against a field of GPTConfig that is added, forgotten here, and silently left out of what is written."""
+    later = LaterConfig(**asdict(gpt))
+    assert architecture_of(later) == architecture_of(gpt)
+    with pytest.raises(UserError, match=r"model\.gpt\.memory 1 \(it has 0\)"):
+        architecture_of(replace(later, memory=1))
 
 
 def test_the_bias_of_the_head_moves_into_the_norm_exactly() -> None:

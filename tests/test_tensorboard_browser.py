@@ -164,7 +164,7 @@ class Board:
         image = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
         if SCREENSHOTS:
             image = image.crop((0, 0, image.width, min(height, image.height)))
-            small = image.resize((900, round(900 * image.height / image.width)), Image.Resampling.LANCZOS)
+            small = image.resize((1000, round(1000 * image.height / image.width)), Image.Resampling.LANCZOS)
             Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
             small.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
                 Path(SCREENSHOTS) / f"{name}.png", optimize=True
@@ -187,7 +187,7 @@ def board(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bo
         "disable-background-networking",
         "disable-component-update",
         "disable-sync",
-        "window-size=1280,900",
+        "window-size=1500,1000",  # narrower, and TensorBoard lays its menus over each other
         f"user-data-dir={tmp_path_factory.mktemp('profile')}",
     ):
         options.add_argument(f"--{flag}")
@@ -244,7 +244,7 @@ def test_attention_maps_are_shown(board: Board) -> None:
         "paper-checkbox",
         "if (element.textContent.trim() === 'Show actual image size' && !element.checked) element.click()",
     )
-    board.picture("tensorboard-attention")
+    board.picture("tensorboard-attention", height=900)
 
 
 def test_every_run_is_one_row_with_its_losses(board: Board, runs: tuple[Path, str]) -> None:
@@ -286,4 +286,6 @@ def test_the_projector_labels_every_point_by_its_character(board: Board, runs: t
     shown = board.on_elements(".matches-list .row, .matches-list a", "return element.textContent.trim()")
     assert set(shown) <= set(labels)
     assert shown
-    board.picture("tensorboard-embedding", height=900)
+    board.on_elements("vz-projector-inspector-panel .clear-selection", "element.click()")
+    board.on_elements("#labels3DMode", "element.click()")  # the characters themselves, in the colours of their kinds
+    board.picture("tensorboard-embedding", height=1000)
