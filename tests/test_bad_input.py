@@ -232,6 +232,7 @@ PREDICT --prompts {}/prompts.jsonl                            | line 1
 PREDICT --output {}/file                                      | --output {}/file
 PREDICT --output {}/nowhere/drawn.txt                         | --output {}/nowhere/drawn.txt
 PREDICT --stop=                                               | --stop
+PREDICT --trainer.strategy telepathy                          | telepathy
 PREDICT stray                                                 | 'stray'
 ladder --rungs 99                                             | --rungs 99
 ladder --seeds 0                                              | --seeds is 0

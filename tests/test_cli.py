@@ -1,5 +1,6 @@
 """The command as a person types it: the console script itself, in a process of its own."""
 
+import json
 import os
 import re
 import subprocess
@@ -109,9 +110,43 @@ def test_prompts_from_stdin_file_and_lines_meet_in_the_output(run: Path) -> None
 
 def test_an_empty_prompt_begins_with_a_new_line_and_says_so(run: Path) -> None:
     """Guards against a crash, and against silence."""
-    done = gptlit("predict", "--ckpt_path", "checkpoints/small", "--prompt", "", "--max_new_tokens", "5", cwd=run)
-    assert "begins with a new line" in done.stderr
-    assert len(done.stdout) == 6
+    drawn = set()
+    for prompt in (("--prompt", ""), ()):
+        done = gptlit("predict", "--ckpt_path", "checkpoints/small", *prompt, "--max_new_tokens", "5", cwd=run)
+        assert "begins with a new line" in done.stderr
+        assert len(done.stdout) == 6
+        drawn.add(done.stdout)
+    assert len(drawn) == 1
+
+
+@pytest.mark.slow
+def test_two_devices_share_the_prompts_of_stdin_and_keep_their_order(run: Path) -> None:
+    """The second process finds stdin read already, and the output file there already."""
+    lines = "".join(f'{{"prompt": "{"ABCDEFG"[i]}"}}\n' for i in range(7))
+    common = ["predict", "--ckpt_path", "checkpoints/small", "--max_new_tokens", "12", "--prompts", "-"]
+    gptlit(*common, "--output", "one.jsonl", cwd=run, stdin=lines)
+    two = ("--output", "two.jsonl", "--trainer.accelerator", "cpu", "--trainer.devices", "2")
+    gptlit(*common, *two, cwd=run, stdin=lines)
+    one, both = (
+        [(row["prompt"], row["text"]) for row in map(json.loads, (run / name).read_text().splitlines())]
+        for name in ("one.jsonl", "two.jsonl")
+    )
+    assert "".join(prompt for prompt, _ in both) == "ABCDEFG"
+    assert both == one
+
+
+def test_a_coarser_precision_draws_too(run: Path) -> None:
+    """The Trainer copies its batches then, field by field."""
+    flags = ("--max_new_tokens", "5", "--prompt", "A", "--trainer.precision", "bf16-true")
+    assert len(gptlit("predict", "--ckpt_path", "checkpoints/small", *flags, cwd=run).stdout) == 7
+
+
+def test_a_file_in_which_nothing_was_written_does_not_stay(run: Path) -> None:
+    """It would stand in the way of the next attempt, which refuses to overwrite."""
+    flags = ("--output", "never.txt", "--trainer.strategy", "telepathy")
+    done = gptlit("predict", "--ckpt_path", "checkpoints/small", "--prompt", "A", *flags, cwd=run, code=2)
+    assert "telepathy" in done.stderr
+    assert not (run / "never.txt").exists()
 
 
 def test_base_trains_on_the_packaged_play_without_a_network_and_says_so(tmp_path: Path) -> None:

@@ -1,36 +1,28 @@
 """`gptlit predict`: text drawn from a checkpoint alone, streamed to stdout or written to a file."""
 
 import json
+import os
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import lightning.pytorch as pl
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from torch.utils.data import DataLoader
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from gptlit.cli.messages import parser_error_line, say
-from gptlit.cli.runs import find_checkpoint, load_model, read_checkpoint
+from gptlit.cli.messages import parser_error_line
+from gptlit.cli.prompts import Prompt, Prompts, begin, is_jsonl, read_prompts
+from gptlit.cli.runs import find_checkpoint, first_process, load_model, read_checkpoint
 from gptlit.drawing import Drawing
 from gptlit.errors import UserError
 from gptlit.sampling import Sampling
-from gptlit.tokenizer import Tokenizer
 
 BETWEEN_SAMPLES = "\n---------------\n"
-ROWS_AT_ONCE = 64  # texts drawn side by side: beyond this a CPU gains nothing
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt: its place in the order, its text, and the ids that the model begins with."""
-
-    index: int
-    text: str
-    ids: list[int]
 
 
 def make_parser() -> ArgumentParser:
@@ -44,7 +36,9 @@ def make_parser() -> ArgumentParser:
         help="Text to continue; `-` reads it from stdin, `FILE:path` from a file. Without it, a new line begins.",
     )
     parser.add_argument(
-        "--prompts", type=str | None, help='File of prompts, one a line, or JSONL with {"prompt": …}; `-` is stdin.'
+        "--prompts",
+        type=str | None,
+        help='File of prompts, one a line, or JSONL with {"prompt": …}; `-` is stdin, of either kind.',
     )
     parser.add_argument("--max_new_tokens", type=int, default=500, help="Tokens drawn for each text.")
     parser.add_argument("--num_samples", type=int, default=1, help="Texts drawn for each prompt.")
@@ -91,7 +85,8 @@ def predict(verb: str, arguments: list[str]) -> int:
     stop = tuple(options.stop or ())
     if "" in stop:
         raise UserError("--stop is empty: give the text to stop before, or leave it out")
-    texts = read_prompts(options.prompt, options.prompts)
+    first = first_process()  # the others are handed its prompts, and write nothing
+    texts = read_prompts(options.prompt, options.prompts) if first else []
 
     model = load_model(read_checkpoint(find_checkpoint(options.ckpt_path, "best")))
     model.drawing = Drawing(
@@ -105,10 +100,21 @@ def predict(verb: str, arguments: list[str]) -> int:
     )
     assert model.tokenizer is not None
     prompts = [begin(index, text, model.tokenizer, options.unknown) for index, text in enumerate(texts)]
-    with open_output(options.output) as file:
-        writer = TextWriter(file, options)
-        trainer = pl.Trainer(
-            **vars(options.trainer),
+    with open_output(options.output) if first else open(os.devnull, "w", encoding="utf-8") as file:
+        trainer = make_trainer(options.trainer, TextWriter(file, options))
+        trainer.predict(model, datamodule=Prompts(prompts, options.num_samples), return_predictions=False)
+    return 0
+
+
+def make_trainer(settings: Namespace, writer: "TextWriter") -> pl.Trainer:
+    """A Trainer that only predicts.
+
+    Raises:
+        UserError: when the machine has not what the settings name.
+    """
+    try:
+        return pl.Trainer(
+            **vars(settings),
             callbacks=[writer],
             logger=False,
             enable_checkpointing=False,
@@ -116,106 +122,35 @@ def predict(verb: str, arguments: list[str]) -> int:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.predict(model, datamodule=Prompts(prompts, options.num_samples), return_predictions=False)
-    return 0
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"the Trainer does not take these trainer settings: {error}") from error
 
 
-def read_prompts(prompt: str | None, prompts: str | None) -> list[str | None]:
-    """The prompts in order; None where none was given and a new line begins.
-
-    Raises:
-        UserError: when both are given, a file cannot be read, or a line of JSONL has no prompt.
-    """
-    if prompt is not None and prompts is not None:
-        raise UserError("--prompt and --prompts exclude each other: give one of them")
-    if prompts is None:
-        if prompt == "-":
-            return [sys.stdin.read()]
-        if prompt is not None and prompt.startswith("FILE:"):
-            return [read_text(prompt.removeprefix("FILE:"), "--prompt")]
-        return [prompt]
-    lines = (sys.stdin.read() if prompts == "-" else read_text(prompts, "--prompts")).splitlines()
-    if not lines:
-        raise UserError(f"--prompts {prompts}: there is no line in it")
-    if not is_jsonl(prompts):
-        return list(lines)
-    found: list[str | None] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            text = json.loads(line)["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'--prompts {prompts}, line {number}: this is not JSON with a "prompt"') from error
-        if not isinstance(text, str):
-            raise UserError(f'--prompts {prompts}, line {number}: "prompt" must be a text')
-        found.append(text)
-    return found
-
-
-def read_text(path: str, flag: str) -> str:
-    """A UTF-8 file, byte order mark dropped."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{flag} {path}: not UTF-8 at byte {error.start}: convert it first") from error
-    except OSError as error:
-        raise UserError(f"{flag} {path}: {error.strerror}: name a file that can be read") from error
-
-
-def begin(index: int, text: str | None, tokenizer: Tokenizer, unknown: str) -> Prompt:
-    """Encodes a prompt; an empty one begins with a new line, and says so."""
-    ids = tokenizer.encode(text or "", unknown=unknown)
-    if ids:
-        return Prompt(index, text or "", ids)
-    try:
-        ids, start = tokenizer.encode("\n"), "a new line"
-    except UserError:
-        ids, start = [0], repr(tokenizer.decode([0]))
-    if text is not None:
-        say(f"prompt {index + 1} is empty: it begins with {start}")
-    return Prompt(index, "", ids)
-
-
-def is_jsonl(path: str | None) -> bool:
-    """Whether a file's name says that each of its lines is JSON."""
-    return path is not None and path.endswith((".jsonl", ".ndjson"))
-
-
-def open_output(path: str | None) -> TextIO:
-    """The file to write, or stdout.
+@contextmanager
+def open_output(path: str | None) -> Iterator[TextIO]:
+    """The file to write, or stdout. A new file in which nothing was written is removed after a failure.
 
     Raises:
         UserError: when the file exists or cannot be made.
     """
     if path is None:
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        return open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False, newline="\n")
+        with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False, newline="\n") as file:
+            yield file
+        return
     try:
-        return open(path, "x", encoding="utf-8", newline="\n")
+        file = open(path, "x", encoding="utf-8", newline="\n")  # noqa: SIM115  closed below, whatever comes
     except FileExistsError as error:
         raise UserError(f"--output {path}: the file exists: choose another name") from error
     except OSError as error:
         raise UserError(f"--output {path}: {error.strerror}: choose another place") from error
-
-
-class Prompts(pl.LightningDataModule):
-    """Groups of prompts, dealt out to the devices in turn."""
-
-    def __init__(self, prompts: Sequence[Prompt], num_samples: int) -> None:
-        super().__init__()
-        self.prompts, self.num_samples = prompts, num_samples
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The groups of this process; an empty one where there are fewer groups than processes."""
-        assert self.trainer is not None
-        share = -(-len(self.prompts) // self.trainer.world_size)
-        size = max(1, min(share, ROWS_AT_ONCE // self.num_samples))
-        groups = [list(self.prompts[first : first + size]) for first in range(0, len(self.prompts), size)]
-        own: Any = groups[self.trainer.global_rank :: self.trainer.world_size] or [[]]
-        return DataLoader(own, batch_size=None, collate_fn=list)
-
-    def transfer_batch_to_device(self, batch: list[Prompt], device: torch.device, dataloader_idx: int) -> list[Prompt]:
-        """Prompts are lists; the model puts them where it reads them."""
-        return batch
+    try:
+        with file:
+            yield file
+    except BaseException:
+        if Path(path).is_file() and not Path(path).stat().st_size:
+            Path(path).unlink()
+        raise
 
 
 class TextWriter(pl.Callback):
