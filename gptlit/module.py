@@ -175,6 +175,8 @@ class LitGPT(pl.LightningModule):
         """Forgets what an earlier fit left, and compiles if asked to."""
         self.weights_step = self._loss_ahead = None
         self._micro_losses.clear()
+        if self.global_step:  # the rates that the last step had: another callback may read them before the next one
+            self._set_rates(self.trainer.optimizers[0], self.global_step - 1)
         if self.compile_network:
             self.compile_before_training()
 
@@ -251,10 +253,13 @@ class LitGPT(pl.LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """One optimizer step at the rate that the schedule gives for it: a function of the step alone."""
-        factor = learning_rate_factor(self.global_step, self.trainer.max_steps, self.schedule)
+        self._set_rates(optimizer, self.global_step)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def _set_rates(self, optimizer: Any, step: int) -> None:
+        factor = learning_rate_factor(step, self.trainer.max_steps, self.schedule)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def configure_optimizers(self) -> Optimizer:
         """One optimizer over groups that provably hold every parameter once."""

@@ -323,32 +323,31 @@ BASE = (
     "never",
 )
 BASE += ("--trainer.max_steps", STEPS, "--trainer.val_check_interval", 10, "--trainer.log_every_n_steps", 1)
-ADAMW = ("--model.optimizer.name", "adamw")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of 50 steps of base.yaml in one process, with Muon and, in `adamw`, without."""
-    folder = tmp_path_factory.mktemp("base")
-    for name, flags in (("muon", ()), ("adamw", ADAMW)):
-        process = start(*BASE, *flags, "--run_dir", folder / name, start_new_session=True)
-        err = finish(process)
-        assert process.returncode == 0, err
-    return folder
-
-
 CUTS = {
     "1 process, accumulation 2": ("--trainer.accumulate_grad_batches", 2),
     "2 processes (DDP)": TWO,
     "2 processes (DDP), accumulation 2": (*TWO, "--trainer.accumulate_grad_batches", 2),
-    "2 processes (FSDP2), both with AdamW": ("--trainer.devices", 2, *SHARDS, *ADAMW),
 }
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 50 steps of base.yaml in one process."""
+    run = tmp_path_factory.mktemp("base") / "run"
+    process = start(*BASE, "--run_dir", run, start_new_session=True)
+    err = finish(process)
+    assert process.returncode == 0, err
+    report("Devices, base size", HEADER, "1 process", "", "", f"{rows(run)[-1]['val/loss']:.7f}")
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CUTS, "2 nodes of 1 process (torchrun, DDP)"])
 def test_the_base_recipe_gives_the_same_losses_however_it_is_cut(base: Path, tmp_path: Path, name: str) -> None:
-    """base.yaml as it comes, with nothing changed but the devices and the length."""
+    """base.yaml as it comes (Muon), with nothing changed but the devices and the length.
+
+    With AdamW at base's rate of 0.01, rounding alone grows to 4e-4 over these steps, on one process too.
+    """
     run = tmp_path / "run"
     if name in CUTS:
         process = start(*BASE, *CUTS[name], "--run_dir", run, start_new_session=True)
@@ -357,7 +356,7 @@ def test_the_base_recipe_gives_the_same_losses_however_it_is_cut(base: Path, tmp
     else:
         ends = torchrun(*BASE, "--run_dir", run)
         assert [code for code, _ in ends] == [0, 0], ends
-    assert_close(name, run, base / ("adamw" if "AdamW" in name else "muon"), "Devices, base size")
+    assert_close(name, run, base, "Devices, base size")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from command import At, digest, extra_callbacks, gptlit, load, report, tensors, write_config
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gptlit.cli.runs import RunDir
@@ -237,6 +237,18 @@ def test_averaged_weights_come_back_exactly(tmp_path) -> None:
         with extra_callbacks(EMAWeightAveraging(decay=0.9)):
             assert gptlit("fit", "--ckpt_path", runs[name]).code == 0
         assert_same(runs[name], runs["whole"])
+
+
+def test_another_callback_logs_the_same_after_resuming(tmp_path) -> None:
+    """Lightning's monitor of rates reads them before the first step: the row of the last one must stay as it was."""
+    config, run, cut = write_config(tmp_path), tmp_path / "run", tmp_path / "cut"
+    killed = At("on_train_batch_end", 13, lambda: shutil.copytree(run, cut))
+    with extra_callbacks(LearningRateMonitor("step"), killed):
+        assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    with extra_callbacks(LearningRateMonitor("step")):
+        assert gptlit("fit", "--ckpt_path", cut).code == 0
+    assert "lr-MuonAdamW/pg1" in metrics(run)[0]
+    assert metrics(cut) == metrics(run)
 
 
 # ---------------------------------------------------------------- what may change on the way, and what may not
