@@ -100,7 +100,10 @@ def gptlit(*arguments: Any) -> Answer:
 
 
 class Stream(io.StringIO):
-    """A stdout that `gptlit predict` can open anew, as it does with the real one."""
+    """A stdout for `gptlit predict`, which would open the real one anew."""
+
+    def reconfigure(self, **settings: Any) -> None:
+        """Takes any encoding."""
 
 
 def start(*arguments: Any, env: Mapping[str, str] | None = None, **options: Any) -> "subprocess.Popen[str]":

@@ -37,6 +37,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "verb.yaml": "fit:\n  trainer: {max_steps: 3}\n",
         "type.yaml": "model: {gpt: {n_layer: [1]}}\n",
         "group.yaml": "trainer: 3\n",
+        "code.yaml": "trainer: !!python/object/apply:os.system ['touch proof']\n",  # would leave a file if it were run
+        "tab.yaml": "trainer:\n\tmax_steps: 3\n",
+        "key.yaml": "3: 4\n",
         "start.yaml": f"ckpt_path: {folder / 'run'}\n",
         "empty.txt": "",
         "blank.txt": " \n\n\t ",
@@ -65,7 +68,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # A line is a wrong use, and what its answer must name. {} is the prepared folder; FIT stands for
-# `fit --config {}/small.yaml --run_dir {}/new`, PREDICT for `predict --ckpt_path {}/run`.
+# `fit --config {}/small.yaml --run_dir {}/new`, PREDICT for `predict --ckpt_path {}/run`, LONG for 300 letters.
 WRONG_USES = r"""
 fitt                                                          | did you mean 'fit'
 train                                                         | 'train' is not a verb
@@ -89,6 +92,7 @@ FIT --model.gpt.norm batchnorm                                | --model.gpt.norm
 FIT --model.gpt.activation swish                              | --model.gpt.activation
 FIT --model.gpt 5                                             | --model.gpt is 5
 FIT --model.optimizer.name sgd                                | one of adamw, muon
+FIT --model.optimizer.betas [0.9]                             | --model.optimizer.betas Expected a tuple with 2
 FIT --model.optimizer.betas 0.9                               | --model.optimizer.betas
 FIT --model.schedule.shape stairs                             | --model.schedule.shape
 FIT --model.compile maybe                                     | --model.compile
@@ -103,6 +107,18 @@ FIT --trainer.devices 0                                       | trainer
 FIT --trainer.devices some                                    | trainer
 FIT --trainer.strategy nope                                   | nope
 FIT --trainer.max_time tomorrow                               | trainer
+FIT --trainer.strategy ddp_spawn                              | choose trainer.strategy ddp
+FIT --trainer.accelerator tpu                                 | torch_xla
+FIT --trainer.precision transformer-engine                    | transformer_engine
+FIT --trainer.profiler clock                                  | profiler
+FIT --trainer.gradient_clip_algorithm value2                  | gradient_clip_algorithm
+FIT --trainer.limit_val_batches 1.5                           | limit_val_batches
+FIT --trainer.max_epochs 0                                    | trainer.max_epochs is 0
+FIT --trainer.min_steps 50                                    | trainer.min_steps is 50
+FIT --trainer.check_val_every_n_epoch 2                       | trainer.check_val_every_n_epoch is 2
+FIT --trainer.num_nodes 0                                     | num_nodes
+FIT --trainer.logger.class_path os.system                     | --trainer.logger is os.system
+FIT --seed_everything 99999999999999999999                    | seed_everything is 99999999999999999999
 FIT --data.block_size 8                                       | --model.gpt.block_size
 FIT --model.seed 3                                            | --seed_everything
 FIT --model.gpt.n_head 3                                      | model.gpt.n_head (3)
@@ -159,6 +175,10 @@ FIT --config={}/typo.yaml                                     | {}/typo.yaml: mo
 FIT --config {}/verb.yaml                                     | {}/verb.yaml: fit.trainer.max_steps
 FIT --config {}/type.yaml                                     | --model.gpt.n_layer is [1]
 FIT --config {}/group.yaml                                    | {}/group.yaml: trainer is 3
+FIT --config {}/code.yaml                                     | {}/code.yaml, line 1: this is not YAML
+FIT --config {}/tab.yaml                                      | {}/tab.yaml, line 2
+FIT --config {}/key.yaml                                      | {}/key.yaml: 3 is not an option
+FIT --config {}/LONG                                          | File name too long
 FIT --config {}/start.yaml                                    | ckpt_path
 FIT --data.corpus                                             | --data.corpus needs a value
 FIT --data.corpus {}/missing.txt                              | missing.txt
@@ -182,9 +202,12 @@ FIT --data.tokenizer words                                    | data.tokenizer i
 FIT --data.tokenizer {}/tokenizer.json                        | {}/tokenizer.json
 FIT --data.tokenizer {}/notes.json                            | {}/notes.json
 FIT --data.tokenizer bpe --data.vocab_size 100                | 100
+FIT --run_dir {}/LONG                                         | File name too long
 FIT --run_dir {}/file                                         | --run_dir {}/file
 FIT --run_dir {}/file/below                                   | --run_dir {}/file/below
 fit --ckpt_path {}/missing.ckpt                               | {}/missing.ckpt
+fit --ckpt_path {}/LONG                                       | File name too long
+fit --ckpt_path {}/run/metrics.csv                            | {}/run/metrics.csv
 fit --ckpt_path {}/nothing                                    | {}/nothing
 fit --ckpt_path=                                              | --ckpt_path
 fit --ckpt_path                                               | --ckpt_path needs a value
@@ -202,9 +225,20 @@ test --ckpt_path {}/file                                      | {}/file
 export --ckpt_path {}/run                                     | --output
 export --output {}/new                                        | --ckpt_path
 export --ckpt_path {}/run --output {}/full                    | {}/full
+export --ckpt_path {}/run --output {}/file/below              | {}/file/below
 export --ckpt_path {}/run --outputt {}/new                    | did you mean --output?
 predict                                                       | --ckpt_path
 predict --ckpt_path {}/missing                                | {}/missing
+PREDICT --trainer.accelerator gpuu                            | gpuu
+PREDICT --trainer.devices 0                                   | devices
+PREDICT --trainer.precision 7                                 | 7
+PREDICT --trainer.strategy nope                               | nope
+PREDICT --config {}/missing.yaml                              | {}/missing.yaml
+PREDICT --config {}/list.yaml                                 | {}/list.yaml
+PREDICT --config {}/typo.yaml                                 | {}/typo.yaml: model.gpt.n_layers
+PREDICT --config {}/code.yaml                                 | {}/code.yaml, line 1
+PREDICT --prompt FILE:{}/nothing                              | {}/nothing
+PREDICT --output {}/nothing                                   | --output {}/nothing
 PREDICT --temprature 1                                        | did you mean --temperature?
 PREDICT --temperature -1                                      | --temperature is -1
 PREDICT --temperature hot                                     | --temperature is hot
@@ -254,7 +288,8 @@ def test_a_wrong_use_gives_one_line_and_leaves_nothing(
     before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
     command = use.replace("FIT", "fit --config {}/small.yaml --run_dir {}/new", 1)
     command = command.replace("PREDICT", "predict --ckpt_path {}/run", 1)
-    answer = gptlit(*(word.replace("{}", str(prepared)) for word in command.split()))
+    words = [word.replace("{}", str(prepared)).replace("LONG", 300 * "x") for word in command.split()]
+    answer = gptlit(*words)
     assert answer.code == 2, answer
     assert answer.err.startswith("gptlit: ")
     assert answer.err.count("\n") == 1, answer.err
@@ -262,7 +297,12 @@ def test_a_wrong_use_gives_one_line_and_leaves_nothing(
     assert answer.out == ""
     assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
     assert not list(tmp_path.rglob("*"))
-    report("Wrong uses", HEADER, f"`{use.replace('{}/', '')}`", answer.err.replace(f"{prepared}/", ""))
+    report(
+        "Wrong uses",
+        HEADER,
+        f"`{use.replace('{}/', '')}`",
+        answer.err.replace(f"{prepared}/", "").replace(300 * "x", "LONG"),
+    )
 
 
 def test_a_gpu_that_is_not_there_is_refused_by_name(prepared: Path) -> None:

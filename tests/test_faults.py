@@ -327,6 +327,24 @@ def test_the_same_signal_passed_on_by_a_launcher_is_not_impatience(tmp_path: Pat
     goes_on("SIGINT and SIGTERM at once", answer, run, undisturbed)
 
 
+class Enough(pl.Callback):
+    """Asks the Trainer to stop, as trainer.max_time does."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        trainer.should_stop = trainer.global_step >= 8
+
+
+def test_a_run_whose_time_is_up_is_not_called_done(tmp_path: Path, undisturbed: Path) -> None:
+    """It ends as it should, with exit code 0, but says where, and how to go on."""
+    config, run = write_config(tmp_path), tmp_path / "run"
+    with extra_callbacks(Enough()):
+        answer = gptlit("fit", "--config", config, "--run_dir", run)
+    assert answer.code == 0
+    assert "stopped after step 8 of 20" in answer.err
+    assert load(run / "last.ckpt")["global_step"] == 8
+    goes_on("trainer.max_time is over", answer, run, undisturbed)
+
+
 # ---------------------------------------------------------------- nobody listens
 
 

@@ -80,7 +80,8 @@ TYPES |= dict.fromkeys(("tuple", "list", "collections.abc.Iterable"), "a list")
 def wrong_value(text: str) -> str:
     """`is x: it must be a whole number`, from what jsonargparse says about one key."""
     given = re.search(r"(?:Got value|Given value): (.*)", text)
-    value = f"is {given[1].strip()}: " if given else ""
+    shown = "" if given is None else re.sub(r"NestedArg\(key='.*?', val='?(.*?)'?\)", r"\1", given[1].strip())
+    value = f"is {shown}: " if given else ""
     if found := re.search(r"Problem with given class_path '([^']*)':\s*(.*)", text):
         return f"names {found[1]}, which cannot be used: {found[2].strip()}"
     wanted: list[str] = []
@@ -96,7 +97,9 @@ def wrong_value(text: str) -> str:
         wanted.insert(0, f"one of {', '.join(dict.fromkeys(choices))}")
     if not wanted:
         unloadable = re.search(r"Unable to load config ['\"]?(.*?)['\"]?\s", text)
-        return f"is {unloadable[1]}: it must be a group of settings" if unloadable else " ".join(text.split())
+        if unloadable:
+            return f"is {unloadable[1]}: it must be a group of settings"
+        return re.sub(r'^Parser key "[^"]*": ', "", " ".join(text.split()))
     return f"{value}it must be {' or '.join(dict.fromkeys(wanted))}"
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from gptlit.cli.messages import parser_error_line
 from gptlit.cli.prompts import Prompt, Prompts, begin, is_jsonl, read_prompts
 from gptlit.cli.runs import find_checkpoint, first_process, load_model, read_checkpoint
+from gptlit.cli.settings import check_config, option
 from gptlit.drawing import Drawing
 from gptlit.errors import UserError
 from gptlit.sampling import Sampling
@@ -70,6 +71,8 @@ def make_parser() -> ArgumentParser:
 def predict(verb: str, arguments: list[str]) -> int:
     """Draws the texts; returns the exit code."""
     parser = make_parser()
+    if config := option(arguments, "--config"):
+        check_config(config, [action.dest for action in parser._actions])
     try:
         options = parser.parse_args(arguments)
         sampling = Sampling(**{name: options[name] for name in ("temperature", "top_k", "top_p", "min_p")})
@@ -122,7 +125,7 @@ def make_trainer(settings: Namespace, writer: "TextWriter") -> pl.Trainer:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+    except (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"the Trainer does not take these trainer settings: {error}") from error
 
 

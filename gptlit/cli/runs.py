@@ -133,7 +133,7 @@ def find_start(path: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: as `find_checkpoint` and `read_checkpoint`; when only one file of a run is damaged, names the other.
     """
-    folder = Path(path)
+    folder = find_place(path)
     files = [folder / name for name in ("last.ckpt", "best.ckpt") if (folder / name).is_file()]
     if not files:
         file = find_checkpoint(path, "last")
@@ -175,16 +175,27 @@ def find_checkpoint(path: str, prefer: str) -> Path:
     Raises:
         UserError: when there is no such file or folder, or the folder holds no checkpoint.
     """
-    place = Path(path)
+    place = find_place(path)
     if place.is_file():
         return place
-    if place.is_dir():
-        for name in (f"{prefer}.ckpt", "best.ckpt", "last.ckpt"):
-            if (place / name).is_file():
-                return place / name
-        raise UserError(
-            f"--ckpt_path {path}: the folder holds neither best.ckpt nor last.ckpt: nothing was saved there"
-        )
+    for name in (f"{prefer}.ckpt", "best.ckpt", "last.ckpt"):
+        if (place / name).is_file():
+            return place / name
+    raise UserError(f"--ckpt_path {path}: the folder holds neither best.ckpt nor last.ckpt: nothing was saved there")
+
+
+def find_place(path: str) -> Path:
+    """A file or a folder that is there.
+
+    Raises:
+        UserError: when it is not; names the runs that are.
+    """
+    place = Path(path)
+    try:
+        if place.is_file() or place.is_dir():
+            return place
+    except OSError as error:  # a name that is too long
+        raise UserError(f"--ckpt_path {path}: {error.strerror}") from error
     runs = sorted(str(run) for run in RUNS.glob("*") if any(run.glob("*.ckpt"))) if RUNS.is_dir() else []
     known = f" (runs here: {', '.join(runs)})" if runs else ""
     raise UserError(f"--ckpt_path {path}: there is no such file or run folder{known}")

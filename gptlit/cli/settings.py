@@ -17,8 +17,11 @@ def find_config(name: str) -> str:
     Raises:
         UserError: when there is neither.
     """
-    if Path(name).is_file():
-        return name
+    try:
+        if Path(name).is_file():
+            return name
+    except OSError as error:
+        raise UserError(f"--config {name}: {error.strerror}") from error
     packaged = packaged_configs()
     stem = name.removesuffix(".yaml").removeprefix("configs/")
     candidate = packaged / f"{stem}.yaml"

@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from gptlit.data import share_of_batch
 from gptlit.errors import UserError
@@ -39,6 +40,18 @@ def check_trainer_settings(settings: Mapping[str, Any], fit: bool) -> None:
             f"trainer.overfit_batches is {trainer['overfit_batches']}: each step has a batch of its own here; "
             "give a short text as data.corpus to overfit on"
         )
+    for name, harmless, instead in (
+        ("max_epochs", (None, 1, -1), "trainer.max_steps"),
+        ("check_val_every_n_epoch", (None, 1), "trainer.val_check_interval, in steps"),
+    ):
+        if trainer[name] not in harmless:
+            raise UserError(f"trainer.{name} is {trainer[name]}: a run is one pass, set {instead}")
+    if trainer["min_steps"] is not None and trainer["min_steps"] > trainer["max_steps"]:
+        raise UserError(
+            f"trainer.min_steps is {trainer['min_steps']}, more than trainer.max_steps ({trainer['max_steps']})"
+        )
+    if not -(2**63) <= settings["seed_everything"] < 2**64:
+        raise UserError(f"seed_everything is {settings['seed_everything']}: it must fit into 64 bits")
     interval = trainer["val_check_interval"]
     if isinstance(interval, int | float) and not 0 < interval <= (1 if isinstance(interval, float) else interval):
         raise UserError(
@@ -68,6 +81,11 @@ def check_devices(trainer: pl.Trainer, batch_size: int, optimizer: str) -> None:
     Raises:
         UserError: naming the setting.
     """
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise UserError(
+            "trainer.strategy starts its processes by spawn or fork, which a run of gptlit does not survive: choose "
+            "trainer.strategy ddp"
+        )
     share_of_batch(batch_size, trainer.accumulate_grad_batches, trainer.world_size)
     if optimizer == "muon" and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
         raise UserError(

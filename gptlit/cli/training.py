@@ -230,7 +230,7 @@ class GptlitCLI(LightningCLI):
             self.trainer = self.instantiate_trainer(**self._trainer_settings(trainer_config))
             if fit:
                 check_devices(self.trainer, self.datamodule.batch_size, self.model.optimizer_config.name)
-        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        except (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError) as error:
             self._close_run_dir(keep=False)
             if isinstance(error, UserError):
                 raise
@@ -418,7 +418,12 @@ class GptlitCLI(LightningCLI):
                 rows.append(("sample", f'gptlit predict --ckpt_path {self.run_dir} --prompt "ROMEO:"'))
             if command := tensorboard_command(self.trainer, self.run_dir):
                 rows.append(("curves", command))
-        table("done", rows)
+        done, wanted = self.trainer.global_step, self.trainer.max_steps
+        if done >= wanted:
+            table("done", rows)
+        else:  # trainer.max_time, or a callback such as EarlyStopping
+            table(f"stopped after step {done:,} of {wanted:,}: time was up, or a callback asked for it", rows)
+            self._say_how_to_go_on()
 
 
 class OptionsOnly(GptlitCLI):
