@@ -1,7 +1,7 @@
 """Writes the tables of faults, wrong uses and devices into the README, as the tests saw them.
 
     python tests/readme_tables.py                  # runs those tests first: ten minutes on a free core
-    python tests/readme_tables.py --report FILE    # takes what `GPTLIT_REPORT=FILE pytest …` has written
+    python tests/readme_tables.py --report FILE …  # takes what `GPTLIT_REPORT=FILE pytest …` has written
 
 A table stands in the README between `<!-- table: NAME -->` and `<!-- end of table -->`.
 """
@@ -15,17 +15,18 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = ("test_faults", "test_bad_input", "test_checkpoint_files", "test_devices")
+TESTS = ("test_resume", "test_faults", "test_bad_input", "test_checkpoint_files", "test_devices")
 VERB = 1  # column of the table of files: rows that differ in it alone become one
 
 
 def tables_of(report: str) -> dict[str, list[list[str]]]:
-    """Rows of cells of each table in a report, by its name; the first row is the header."""
+    """Rows of cells of each table in a report, by its name; header and rule come first."""
     tables: dict[str, list[list[str]]] = {}
     for part in re.split(r"^## ", report, flags=re.MULTILINE)[1:]:
         name, _, body = part.partition("\n")
         lines = [line for line in body.splitlines() if line.startswith("| ")]
-        tables[name] = [re.split(r" \| ", line.removeprefix("| ").removesuffix(" |")) for line in lines]
+        rows = [re.split(r" (?<!\\)\| ", line.removeprefix("| ").removesuffix(" |")) for line in lines]
+        tables[name] = [*tables[name], *rows[2:]] if name in tables else rows
     return tables
 
 
@@ -41,7 +42,7 @@ def fill_in(readme: str, tables: dict[str, list[list[str]]]) -> str:
     """The README with the rows of each table that it has a place for."""
 
     def filled(place: re.Match[str]) -> str:
-        rows = tables[place[1]]
+        rows = [list(cells) for cells in dict.fromkeys(map(tuple, tables[place[1]]))]  # reports may overlap
         if "verb" in rows[0]:
             rows = with_verbs_together(rows)
         lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -62,11 +63,11 @@ def run_tests() -> str:
 def main() -> None:
     """Rewrites README.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--report", type=Path, nargs="+")
     options = parser.parse_args()
-    report = run_tests() if options.report is None else options.report.read_text(encoding="utf-8")
+    reports = [path.read_text(encoding="utf-8") for path in options.report] if options.report else [run_tests()]
     path = ROOT / "README.md"
-    path.write_text(fill_in(path.read_text(encoding="utf-8"), tables_of(report)), encoding="utf-8")
+    path.write_text(fill_in(path.read_text(encoding="utf-8"), tables_of("\n".join(reports))), encoding="utf-8")
 
 
 if __name__ == "__main__":

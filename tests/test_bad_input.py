@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command import PLAY, gptlit, load, report, write_config
+from command import PLAY, REPOSITORY, gptlit, load, report, write_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -277,6 +278,15 @@ CASES = [tuple(part.strip() for part in line.rsplit("|", 1)) for line in WRONG_U
 def test_there_are_more_than_sixty_wrong_uses() -> None:
     """And no line of the table stands there twice."""
     assert len({use for use, _ in CASES}) == len(CASES) > 60
+
+
+def test_the_readme_lists_these_wrong_uses_and_no_others() -> None:
+    """`python tests/readme_tables.py` brings the README up to date."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("<!-- table: Wrong uses -->")[2].partition("<!-- end of table -->")[0]
+    listed = re.findall(r"^\| `(.*?)` \|", table, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(use.replace("{}/", "") for use, _ in CASES)
+    assert f"{len(CASES)} wrong uses" in readme
 
 
 @pytest.mark.parametrize(("use", "named"), CASES, ids=[use for use, _ in CASES])

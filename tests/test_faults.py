@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gptlit import __main__
 from gptlit.callbacks import signals
+from gptlit.cli import lasting_stderr
 from gptlit.model import GPT
 from gptlit.optim import MuonAdamW
 
@@ -106,7 +107,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched(
     assert load(run / "last.ckpt")["global_step"] == 5
     assert all(torch.equal(watch.after[key], watch.before[key]) for key in watch.before)
     assert "--model.optimizer.lr 0.0025 --model.optimizer.muon_lr 0.01" in answer.err
-    goes_on(f"a logit is {value:g} in one of {accumulate} micro-batches", answer, run)
+    goes_on(f"a logit is {value:g} (accumulation {accumulate})", answer, run)
 
 
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
@@ -366,6 +367,14 @@ def test_a_run_does_not_end_because_nobody_reads_what_it_says(tmp_path: Path, un
     assert seen.getvalue().count("\n") == 1
     assert digest(run / "last.ckpt") == digest(undisturbed / "last.ckpt")
     report("Faults", HEADER, "the reader of stderr goes away (`2>&1 | head`)", 0, "-", "trains on to its end")
+
+
+def test_a_process_that_was_started_without_a_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`2>&-`: Python then has None there."""
+    monkeypatch.setattr(sys, "stderr", None)
+    with lasting_stderr():
+        print("nobody reads this", file=sys.stderr, flush=True)
+        assert not sys.stderr.isatty()
 
 
 def test_a_terminal_that_is_closed(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gptlit.cli.runs import RunDir
 from gptlit.optim import MuonAdamW
 
+FAULTS = ("what happens", "exit code", "last line", "then")
+EXACT = "resumed, bit for bit the undisturbed run"
 VARIANTS: dict[str, dict[str, Any]] = {
     "muon, dropout": {},
     "adamw, accumulation": {"model__optimizer__name": "adamw", "trainer__accumulate_grad_batches": 2},
@@ -147,6 +149,8 @@ def test_a_signal_finishes_the_step_saves_and_tells_the_scheduler_the_truth(
     assert gptlit("fit", "--ckpt_path", run).code == 0
     assert_same(run, undisturbed)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    way_on = answer.err.strip().splitlines()[-1].replace(str(run), "RUN")
+    report("Faults", FAULTS, f"{number.name} in `{hook}` after step {step}", answer.code, way_on, EXACT)
 
 
 def test_a_signal_after_the_last_step_stops_what_would_follow(reference, tmp_path) -> None:
@@ -188,6 +192,7 @@ def test_an_exception_in_a_callback_keeps_its_traceback_and_loses_nothing(refere
     assert load(run / "last.ckpt")["global_step"] == 8
     assert gptlit("fit", "--ckpt_path", run).code == 0
     assert_same(run, undisturbed)
+    report("Faults", FAULTS, f"an exception in `{hook}` of a callback after step 8", 1, "traceback", EXACT)
 
 
 def test_an_exception_at_the_end_of_a_validation_does_not_double_its_points(reference, tmp_path) -> None:
