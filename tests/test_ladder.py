@@ -158,12 +158,18 @@ def result(number: str, loss: float) -> Result:
 
 def test_a_gain_within_the_spread_is_in_brackets() -> None:
     """Guards against selling noise as progress."""
-    assert gain([2.50, 2.52], [2.40, 2.41]) == "0.105"
-    assert gain([2.50, 2.52], [2.49, 2.52]) == "(0.005)"
-    assert gain([2.50], [2.55]) == "(-0.050)"
-    assert gain([], [2.5]) == ""
+    assert gain({1: 2.50, 2: 2.52}, {1: 2.40, 2: 2.41}) == "0.105 ± 0.007"
+    assert gain({1: 2.50, 2: 2.52}, {1: 2.49, 2: 2.53}) == "(0.000 ± 0.014)"
+    assert gain({1: 2.50}, {1: 2.55}) == "(-0.050)"
+    assert gain({}, {1: 2.5}) == ""
     assert with_spread([2.0, 2.2]) == "2.1000 ± 0.1414"
     assert with_spread([2.0]) == "2.0000"
+
+
+def test_a_gain_is_taken_seed_by_seed() -> None:
+    """Guards against gains that drown in what a seed's batches do to every rung, and against comparing other seeds."""
+    assert gain({1: 2.30, 2: 2.27, 3: 2.20}, {2: 2.26, 1: 2.29}) == "0.010 ± 0.000"
+    assert gain({1: 2.30}, {2: 2.29}) == ""
 
 
 def test_the_gain_is_measured_against_the_rung_that_a_rung_leads_on_from() -> None:

@@ -1,7 +1,7 @@
 """What the ladder found: read from the run folders, written as a table (markdown, CSV) and a picture."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,8 +20,9 @@ LECTURE = {"1": "~2.5", "2": "2.4–2.5", "3": "2.28", "4": "2.24", "5": "2.08",
 SAMPLE_CHARACTERS = 200
 NOTES = """\
 Losses are nats per character after the last step, over the whole validation part; the estimate is a mean over random
-batches of the training part. Gain: by how much the loss is below that of the rung before; in brackets when it is no
-more than the spread. Seconds of training, without validation. ± is the standard deviation over seeds.
+batches of the training part. ± is the standard deviation over seeds. Gain: by how much the loss is below that of the
+rung before, seed by seed, since one seed is one order of batches; in brackets when its mean is no more than its own ±.
+Seconds of training, without validation.
 """
 
 
@@ -129,7 +130,7 @@ def markdown_table(results: Sequence[Result]) -> str:
     """One row a rung, with mean and spread where there are several seeds; aligned, so that it reads well as it is."""
     rows = []
     groups = by_rung(results)
-    losses = {number: [run.val_loss for run in runs] for number, runs in groups.items()}
+    losses = {number: {run.seed: run.val_loss for run in runs} for number, runs in groups.items()}
     for number, runs in groups.items():
         rung = runs[0].rung
         estimates = [run.train_estimate for run in runs if run.train_estimate is not None]
@@ -140,8 +141,8 @@ def markdown_table(results: Sequence[Result]) -> str:
                 "parameters": f"{runs[0].parameters:,}",
                 "steps": f"{runs[0].steps:,}",
                 "train estimate": f"{mean(estimates):.3f}" if estimates else "",
-                "val loss": with_spread(losses[number]),
-                "gain": gain(losses.get(rung.before, []), losses[number]),
+                "val loss": with_spread(list(losses[number].values())),
+                "gain": gain(losses.get(rung.before, {}), losses[number]),
                 "bits/char": f"{mean(run.bpc for run in runs):.3f}",
                 "seconds": f"{mean(run.seconds for run in runs):.0f}",
                 "lecture": runs[0].lecture,
@@ -163,13 +164,18 @@ def with_spread(values: Sequence[float]) -> str:
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
-def gain(before: Sequence[float], after: Sequence[float]) -> str:
-    """How far the mean fell; in brackets when that is no more than the larger spread."""
-    if not before:
+def gain(before: Mapping[int, float], after: Mapping[int, float]) -> str:
+    """How far the losses, given by seed, fell: `0.010 ± 0.001`, over the seeds that both have.
+
+    Seed by seed: runs of one seed see the same batches in the same order, and what those do to both is no gain. In
+    brackets when the mean is no more than the spread.
+    """
+    falls = [before[seed] - after[seed] for seed in before if seed in after]
+    if not falls:
         return ""
-    fall = mean(before) - mean(after)
-    spread = max((stdev(values) for values in (before, after) if len(values) > 1), default=0.0)
-    return f"{fall:.3f}" if fall > spread else f"({fall:.3f})"
+    spread = stdev(falls) if len(falls) > 1 else 0.0
+    text = f"{mean(falls):.3f}" + (f" ± {spread:.3f}" if len(falls) > 1 else "")
+    return text if mean(falls) > spread else f"({text})"
 
 
 def quoted(text: str) -> str:
