@@ -9,7 +9,7 @@ import torch
 import yaml
 from test_module import quiet_trainer
 
-from gptlit import GPT, GPTConfig, LitGPT, OptimizerConfig, TextDataModule
+from gptlit import GPT, GPTConfig, LitGPT, OptimizerConfig, ScheduleConfig, TextDataModule
 from gptlit.cli.settings import packaged_configs
 
 FOLDER = packaged_configs() / "lecture"
@@ -64,14 +64,19 @@ def loss_after(name: str, corpus: Path, folder: Path, steps: int) -> float:
 
 
 def test_the_order_of_the_road_holds_on_a_short_budget(tinyshakespeare: Path, tmp_path: Path) -> None:
-    """Bigram, one head, residual stream, LayerNorm: each lower than the one before."""
-    torch.manual_seed(0)
-    losses = [loss_after(name, tinyshakespeare, tmp_path, 400) for name in ("1_bigram", "2_head", "5_residual")]
-    assert losses[0] > losses[1] > losses[2]
+    """Bigram, one head, residual stream: each lower than the one before, by half of what was measured. LayerNorm, which
+    shows later, has a test of its own in test_road.py.
+    """
+    bigram, head, residual = (
+        loss_after(name, tinyshakespeare, tmp_path, 400) for name in ("1_bigram", "2_head", "5_residual")
+    )
+    assert bigram > head + 0.03 > head > residual + 0.15
 
 
 def test_the_bigram_reaches_the_counted_table(tinyshakespeare: Path, tmp_path: Path) -> None:
-    """The floor of this rung is the table of counted pairs: training must come within 0.02 of its loss."""
+    """The floor of this rung is the table of counted pairs: its own settings must come within 0.02 of that loss. Far
+    below it lies only a model that sees more than one character.
+    """
     text = tinyshakespeare.read_text(encoding="utf-8")
     numbers = {character: number for number, character in enumerate(sorted(set(text)))}
     ids = torch.tensor([numbers[character] for character in text])
@@ -81,9 +86,12 @@ def test_the_bigram_reaches_the_counted_table(tinyshakespeare: Path, tmp_path: P
     counts.index_put_((train[:-1], train[1:]), torch.ones(cut - 1, dtype=torch.float64), accumulate=True)
     table = (counts / counts.sum(1, keepdim=True)).log()
     floor = -table[val[:-1], val[1:]].mean().item()
-    module = LitGPT(GPTConfig(**{**architecture("1_bigram").__dict__, "vocab_size": 0}), OptimizerConfig("adamw", 1e-2))
-    data = TextDataModule(str(tinyshakespeare), block_size=8, batch_size=256)
-    trainer = quiet_trainer(tmp_path, max_steps=1200, limit_val_batches=0)
+    settings = yaml.safe_load((FOLDER / "1_bigram.yaml").read_text(encoding="utf-8"))
+    optimizer = OptimizerConfig(**settings["model"]["optimizer"])
+    schedule = ScheduleConfig(**settings["model"]["schedule"])
+    module = LitGPT(GPTConfig(**settings["model"]["gpt"]), optimizer, schedule)
+    data = TextDataModule(str(tinyshakespeare), block_size=8, batch_size=settings["data"]["batch_size"])
+    trainer = quiet_trainer(tmp_path, max_steps=settings["trainer"]["max_steps"], limit_val_batches=0)
     trainer.fit(module, datamodule=data)
     loss = float(quiet_trainer(tmp_path).validate(module, datamodule=data, verbose=False)[0]["val/loss"])
     assert floor - 0.01 < loss < floor + 0.02

@@ -12,8 +12,8 @@ from gptlit.cli.settings import flat, packaged_configs
 from gptlit.errors import UserError
 
 SCALED = "7_scaled"  # the lecture's last rung wants a GPU: only when it is named
-# A rung follows the one before it, but for these: the first has a size for a CPU again, the second leaves out a detour.
-FOLLOWS = {"8": "6", "10": "9"}
+# A rung follows the one before it, but for these: the first has a size for a CPU again, the others leave out a detour.
+FOLLOWS = {"8": "6", "10": "9", "13": "12"}
 LEFT_OUT = ("val_check_interval", "log_every_n_steps", "estimate_batches", "save_every_n_steps")  # of "what changed"
 
 
