@@ -187,25 +187,31 @@ def quoted(text: str) -> str:
 
 
 def curves_figure(results: Sequence[Result]) -> Any:
-    """Validation loss over steps, a curve for each rung: the mean over seeds, and their range as a band."""
+    """Validation loss over steps, a curve for each rung: the mean over seeds, and their range as a band.
+
+    The rungs beside the road, such as 9b, are dashed.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     groups = by_rung(results)
-    figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(10, 6), dpi=100, layout="constrained")
     axes = figure.subplots()
     colours = matplotlib.colormaps["viridis"]
-    for index, runs in enumerate(groups.values()):
+    for index, (number, runs) in enumerate(groups.items()):
         steps = sorted(set.intersection(*(set(dict(run.curve)) for run in runs)))
         losses = [[dict(run.curve)[step] for run in runs] for step in steps]
         colour = colours(0.95 * index / max(len(groups) - 1, 1))
         middle = [mean(values) for values in losses]
         label = f"{runs[0].rung.name}  {middle[-1]:.3f}"
-        axes.plot(steps, middle, color=colour, marker="o", markersize=2.5, linewidth=1.4, label=label)
+        dashes = "-" if number.isdigit() else "--"
+        axes.plot(steps, middle, dashes, color=colour, marker="o", markersize=2.5, linewidth=1.4, label=label)
         axes.fill_between(steps, list(map(min, losses)), list(map(max, losses)), color=colour, alpha=0.2, linewidth=0)
-    last = max(run.steps for run in results)
+    first, last = min(run.curve[0][0] for run in results), max(run.steps for run in results)
     axes.set_xscale("log")
-    axes.set_xticks([tick for tick in (100, 200, 300, 500, 1000, 2000, 3000, 5000) if tick <= last], minor=False)
+    axes.set_xticks(
+        [tick for tick in (100, 200, 300, 500, 1000, 2000, 3000, 5000) if first <= tick <= last], minor=False
+    )
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("optimizer steps")
