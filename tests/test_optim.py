@@ -27,6 +27,7 @@ from gptlit.optim import (
     newton_schulz,
     parameter_groups,
 )
+from gptlit.optim.muon import product_dtype
 
 SMALL = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16)
 NANOGPT = replace(
@@ -697,3 +698,21 @@ def test_newton_schulz_survives_products_that_round(shape: tuple[int, int], monk
     assert error < 0.2
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")  # the way that must not be taken
     assert (newton_schulz(gradients[None]) - exact).norm() / exact.norm() > 2 * error
+
+
+@pytest.mark.parametrize(
+    ("precision", "hardware", "dtype"),
+    [
+        ("medium", True, torch.bfloat16),
+        ("medium", False, torch.float32),
+        ("highest", True, torch.float32),
+    ],
+)
+def test_newton_schulz_rounds_to_bfloat16_only_where_asked_to_and_fast(
+    monkeypatch: pytest.MonkeyPatch, precision: str, hardware: bool, dtype: torch.dtype
+) -> None:
+    """Guards against a run in full float32 that is not, and against products that are ten times slower."""
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    monkeypatch.setattr("gptlit.optim.muon.cpu_multiplies_bfloat16", lambda: hardware)
+    assert product_dtype(torch.zeros(1, 2, 2)) == dtype
+    assert product_dtype(torch.zeros(1, 2, 2, dtype=torch.float64)) == torch.float64

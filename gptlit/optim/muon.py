@@ -114,13 +114,21 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def product_dtype(matrices: Tensor) -> torch.dtype:
-    """What Newton-Schulz multiplies in: bfloat16 on CUDA devices that have it, else float32, or float64 if given so.
+    """What Newton-Schulz multiplies in: bfloat16 on CUDA devices that have it, and on CPUs that have it where products
+    may round to it anyway; else float32, or float64 if given so.
 
     Without hardware for it, bfloat16 is ten times slower than float32.
     """
     if matrices.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
+    if matrices.device.type == "cpu" and matrices.dtype == torch.float32 and not products_are_exact(matrices):
+        return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
     return torch.promote_types(matrices.dtype, torch.float32)
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16 (AVX512_BF16 or AMX)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def newton_schulz(stack: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
