@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gptlit.cli.predict import open_output
 from gptlit.cli.settings import packaged_configs
 from gptlit.cli.training import GptlitCLI
 
@@ -141,12 +142,19 @@ def test_a_coarser_precision_draws_too(run: Path) -> None:
     assert len(gptlit("predict", "--ckpt_path", "checkpoints/small", *flags, cwd=run).stdout) == 7
 
 
-def test_a_file_in_which_nothing_was_written_does_not_stay(run: Path) -> None:
-    """It would stand in the way of the next attempt, which refuses to overwrite."""
-    flags = ("--output", "never.txt", "--trainer.strategy", "telepathy")
-    done = gptlit("predict", "--ckpt_path", "checkpoints/small", "--prompt", "A", *flags, cwd=run, code=2)
-    assert "telepathy" in done.stderr
-    assert not (run / "never.txt").exists()
+@pytest.mark.parametrize("written", ["", "To be"])
+def test_only_a_file_in_which_something_was_written_stays_after_a_failure(tmp_path: Path, written: str) -> None:
+    """An empty one would stand in the way of the next attempt, which refuses to overwrite."""
+    path = tmp_path / "drawn.txt"
+
+    def fail_after_writing() -> None:
+        with open_output(str(path)) as file:
+            file.write(written)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_after_writing()
+    assert path.exists() == bool(written)
 
 
 def test_base_trains_on_the_packaged_play_without_a_network_and_says_so(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -15,7 +16,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from gptlit.cli.messages import parser_error_line
+from gptlit.cli.messages import parser_error_line, say
 from gptlit.cli.prompts import Prompt, Prompts, begin, is_jsonl, read_prompts
 from gptlit.cli.runs import find_checkpoint, first_process, load_model, read_checkpoint
 from gptlit.cli.settings import check_config, option
@@ -103,10 +104,21 @@ def predict(verb: str, arguments: list[str]) -> int:
     )
     assert model.tokenizer is not None
     prompts = [begin(index, text, model.tokenizer, options.unknown) for index, text in enumerate(texts)]
-    with open_output(options.output) if first else open(os.devnull, "w", encoding="utf-8") as file:
-        trainer = make_trainer(options.trainer, TextWriter(file, options))
+    writer = TextWriter(options)
+    trainer = make_trainer(options.trainer, writer)
+    with open_output(options.output) if first else open(os.devnull, "w", encoding="utf-8") as writer.file:
+        for prompt, text in zip(prompts, texts, strict=True):
+            if not prompt.text:
+                say_how_it_begins(prompt, text is not None, model.tokenizer.decode(prompt.ids))
         trainer.predict(model, datamodule=Prompts(prompts, options.num_samples), return_predictions=False)
     return 0
+
+
+def say_how_it_begins(prompt: Prompt, given: bool, start: str) -> None:
+    """Names, on stderr, what the model reads in the place of a prompt that is empty or was not given."""
+    who = f"prompt {prompt.index + 1} is empty: it" if given else "no --prompt: the text"
+    what = "a new line" if start == "\n" else repr(start)
+    say(f"{who} begins with {what}")
 
 
 def make_trainer(settings: Namespace, writer: "TextWriter") -> pl.Trainer:
@@ -137,9 +149,9 @@ def open_output(path: str | None) -> Iterator[TextIO]:
         UserError: when the file exists or cannot be made.
     """
     if path is None:
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False, newline="\n") as file:
-            yield file
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+        yield sys.stdout
         return
     try:
         file = open(path, "x", encoding="utf-8", newline="\n")  # noqa: SIM115  closed below, whatever comes
@@ -159,8 +171,9 @@ def open_output(path: str | None) -> Iterator[TextIO]:
 class TextWriter(pl.Callback):
     """Writes the texts in the order of the prompts; the first of a group appears while it is drawn."""
 
-    def __init__(self, file: TextIO, options: Namespace) -> None:
-        self.file = file
+    file: TextIO
+
+    def __init__(self, options: Namespace) -> None:
         self.jsonl = is_jsonl(options.output)
         self.repeat_prompt = options.repeat_prompt
         self.settings = {"max_new_tokens": options.max_new_tokens, "context": options.context}

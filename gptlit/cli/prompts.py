@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from gptlit.cli.messages import say
 from gptlit.errors import UserError
 from gptlit.tokenizer import Tokenizer
 
@@ -75,20 +74,14 @@ def read_text(path: str, flag: str) -> str:
 
 
 def begin(index: int, text: str | None, tokenizer: Tokenizer, unknown: str) -> Prompt:
-    """Encodes a prompt; an empty one begins with a new line, and says so."""
+    """Encodes a prompt; an empty one begins with a new line, or with the first symbol of a vocabulary without it."""
     ids = tokenizer.encode(text or "", unknown=unknown)
     if ids:
         return Prompt(index, text or "", ids)
     try:
-        ids, start = tokenizer.encode("\n"), "a new line"
+        return Prompt(index, "", tokenizer.encode("\n"))
     except UserError:
-        ids, start = [0], repr(tokenizer.decode([0]))
-    say(
-        f"no --prompt: the text begins with {start}"
-        if text is None
-        else f"prompt {index + 1} is empty: it begins with {start}"
-    )
-    return Prompt(index, "", ids)
+        return Prompt(index, "", [0])
 
 
 def is_jsonl(path: str | None) -> bool:
