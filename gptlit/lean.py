@@ -1,8 +1,8 @@
 """One token on a CPU, in numpy where that is cheaper: what `Decoder.step` computes, from the same weights and cache.
 
 A small model's token is over in the time of a hundred small operations, and each costs numpy half of what it costs
-torch; its products of few rows are faster too, and take the weights as they lie. What torch does in one operation
-(norms, softmax, GELU) stays torch's, on the same memory.
+torch. What torch does in one operation (norms, softmax, GELU), and the products with the weights, stays torch's, on the
+same memory.
 
 Shapes as in `gptlit.model`: B sequences, C channels, H heads of D channels, V symbols.
 """
@@ -162,16 +162,20 @@ def rms_norm(x: Array) -> Array:
 
 
 class LeanAffine:
-    """X W + b into memory that is there, with W (in, out) as `Affine` has it."""
+    """X W + b into memory that is there, with W (in, out) as `Affine` has it.
+
+    The product is torch's: numpy's BLAS has threads of its own, and where torch's wait for work on the same cores, each
+    of its products takes milliseconds.
+    """
 
     __slots__ = ("bias", "weight")
 
     def __init__(self, affine: Affine) -> None:
-        self.weight = affine.weight.numpy()
+        self.weight = affine.weight
         self.bias = None if affine.bias is None else affine.bias.numpy()
 
     def __call__(self, x: Array, out: Array) -> None:
-        np.dot(x, self.weight, out=out)
+        torch.mm(torch.from_numpy(x), self.weight, out=torch.from_numpy(out))
         if self.bias is not None:
             np.add(out, self.bias, out=out)
 
