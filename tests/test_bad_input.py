@@ -269,6 +269,8 @@ PREDICT --output {}/nowhere/drawn.txt                         | --output {}/nowh
 PREDICT --stop=                                               | --stop
 PREDICT --trainer.strategy telepathy                          | telepathy
 PREDICT stray                                                 | 'stray'
+completion                                                    | arguments are required: shell
+completion fish                                               | invalid choice: 'fish'
 ladder --rungs 99                                             | --rungs 99
 ladder --seeds 0                                              | --seeds is 0
 """
