@@ -1,6 +1,7 @@
 """What the benchmarks share: clocks, medians, tables, and a word on the machine."""
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -8,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +44,7 @@ def spread(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> tupl
     return tuple(f"{value * scale:,.{digits}f}" for value in ordered)  # type: ignore[return-value]
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table, the first column to the left and the others to the right."""
     marks = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(map(row, (header, marks, *rows)))
@@ -86,20 +88,39 @@ def run_process(command: Sequence[object], environment: Mapping[str, str] | None
             stderr=errors,
         )
         assert process.stdout is not None
+        watch = PeakMemory(process.pid)
         first = process.stdout.read(1)
         first_byte = time.perf_counter() - started if first else None
         out = first + process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
+        process.wait()
         seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
         errors.seek(0)
         err = errors.read().decode(errors="replace")
     if process.returncode:
         raise RuntimeError(
             f"{' '.join(map(str, command))} failed ({process.returncode}):\n{out[-2000:].decode()}{err[-2000:]}"
         )
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Finished(seconds, first_byte, usage.ru_maxrss * unit, out.decode(errors="replace"), err)
+    return Finished(seconds, first_byte, watch.peak, out.decode(errors="replace"), err)
+
+
+class PeakMemory(threading.Thread):
+    """Reads a process's largest resident memory from Linux until it ends; 0 elsewhere.
+
+    What the system reports at the end would do, but counts the memory of the parent too, of which it began as a copy.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.status, self.peak = Path(f"/proc/{pid}/status"), 0
+        self.start()
+
+    def run(self) -> None:
+        """Until the process is gone."""
+        with contextlib.suppress(OSError, StopIteration):
+            while True:
+                lines = self.status.read_text(encoding="utf-8").splitlines()
+                self.peak = int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+                time.sleep(0.01)
 
 
 def gptlit(*arguments: object) -> list[object]:
