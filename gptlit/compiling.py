@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlit.model import GPT, Block
+from gptlit.model import GPT, Block, next_token_loss
 
 # Measured on two cores with AVX-512: 13 s the first time, which is 30 and more on slower machines; 1.2 s of one thread
 # saved in a teraflop of `base`, 0.7 s in one of `laptop`.
@@ -47,8 +47,9 @@ def flops_per_token(network: GPT) -> float:
     return 6.0 * weights + 12.0 * config.n_layer * config.n_embd * config.block_size
 
 
-def compile_blocks(network: GPT, forward: Callable[[], Tensor]) -> str:
-    """Compiles every block in place (the names of weights stay) and runs `forward` and its backward pass once.
+def compile_training(network: GPT, forward: Callable[[], Tensor]) -> str:
+    """Compiles every block, and head and loss together, in place (the names of weights stay); runs `forward` and its
+    backward pass once.
 
     Block by block, since all blocks share one compiled graph: a sixth of the waiting for six layers. Returns what
     happened, in words; where compiling fails the network stays as it was.
@@ -57,11 +58,13 @@ def compile_blocks(network: GPT, forward: Callable[[], Tensor]) -> str:
     for block in network.blocks:
         block.compile()
         block._compiled_call_impl = while_training(block, block._compiled_call_impl)
+    network.loss_of = torch.compile(next_token_loss)
     try:
         torch.autograd.grad(forward(), [p for p in network.parameters() if p.requires_grad], allow_unused=True)
     except Exception as error:  # whatever a compiler can raise: the run can do without it
         for block in network.blocks:
             block._compiled_call_impl = None
+        network.loss_of = next_token_loss
         reason = " ".join(str(error).split())[:200]
         return f"not compiled, which is slower but changes nothing else: {type(error).__name__}: {reason}"
     return f"compiled in {time.perf_counter() - started:.0f} s"

@@ -432,6 +432,7 @@ class GPT(nn.Module):
         if config.vocab_size < 1:
             raise UserError("model.gpt.vocab_size is 0: give the number of symbols, or a tokenizer that knows it")
         self.config = config
+        self.loss_of = next_token_loss  # or the same, compiled
         self.checkpoint_activations = False  # keep only what goes into each block, and compute the rest once more
         self.transformer = nn.ModuleDict(
             {
@@ -456,15 +457,20 @@ class GPT(nn.Module):
         """The layers, from the embedding to the head."""
         return cast(list[Block], list(cast(nn.ModuleList, self.transformer["h"])))
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) of the token after each of ids (B, T) int64.
+    def forward(self, ids: Tensor, cache: KVCache | None = None, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of ids (B, T) int64; with `targets` (B, T), their mean loss.
 
         With a cache, ids are the tokens behind those it already holds.
         """
-        return self.head(self.hidden(ids, cache))
+        x = self.stream(ids, cache)
+        return self.head(self.transformer["ln_f"](x)) if targets is None else self.loss_of(self, x, targets)
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """The residual stream (B, T, C) after the last norm, before the head."""
+        return self.transformer["ln_f"](self.stream(ids, cache))
+
+    def stream(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The residual stream (B, T, C) after the last block, before the last norm."""
         T = ids.size(1)
         start = 0 if cache is None else cache.length
         if start + T > self.config.block_size:
@@ -492,7 +498,7 @@ class GPT(nn.Module):
             x = checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
         if cache is not None:
             cache.advance(T)
-        return self.transformer["ln_f"](x)
+        return x
 
     def dropout_bytes(self, x: Tensor) -> Tensor | None:
         """Random bytes (n_layer, 2, B, T, C) for dropout on a CPU: drawn eight at a time, they cost a tenth of its own
@@ -516,6 +522,15 @@ class GPT(nn.Module):
             return None
         cos, sin = self.rope_cos[positions].to(dtype), self.rope_sin[positions].to(dtype)
         return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
+
+
+def next_token_loss(model: GPT, x: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy, in nats, of targets (B, T) under the residual stream x (B, T, C) before the last norm.
+
+    Compiled as one piece, it never writes the logits down in float32, the largest tensor of all when there are many
+    symbols.
+    """
+    return F.cross_entropy(model.head(model.transformer["ln_f"](x)).flatten(0, 1), targets.flatten())
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from gptlit import __version__
-from gptlit.compiling import compile_blocks, compiling_pays
+from gptlit.compiling import compile_training, compiling_pays
 from gptlit.drawing import Drawing, TextDraw
 from gptlit.errors import UserError
 from gptlit.model import GPT, GPTConfig
@@ -45,8 +45,8 @@ class LitGPT(pl.LightningModule):
             gptlit, or nanoGPT's ckpt.pt. Architecture and tokenizer come with them; of `gpt`, `block_size` and the
             dropouts count. The optimizer starts afresh.
         seed: fixes the first weights and the dropout; the command takes it from `seed_everything`.
-        compile: run the blocks through torch.compile while training; falls back to eager, with a line that says why.
-            `auto` does so where the run is long enough for it to pay (`gptlit.compiling.compiling_pays`).
+        compile: run blocks, head and loss through torch.compile while training; falls back to eager, with a line that
+            says why. `auto` does so where the run is long enough for it to pay (`gptlit.compiling.compiling_pays`).
         checkpoint_activations: keep only what goes into each block, and compute the rest again in the backward pass:
             a third more time for a fraction of the memory (arXiv:1604.06174).
         matmul_precision: how float32 matrix products may round, as in torch.set_float32_matmul_precision: `medium`
@@ -194,9 +194,9 @@ class LitGPT(pl.LightningModule):
 
         def forward() -> Tensor:
             with self.trainer.precision_plugin.forward_context():
-                return self.network.train()(ids).float().square().mean()
+                return self.network.train()(ids, targets=ids)
 
-        outcome = compile_blocks(self.network, forward)
+        outcome = compile_training(self.network, forward)
         if self.trainer.is_global_zero:
             print(outcome, file=sys.stderr)
 
@@ -208,8 +208,7 @@ class LitGPT(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy (nats per token) of a micro-batch."""
         inputs, targets = batch  # (B, T) each
-        logits = self(inputs)  # (B, T, V)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = self.network(inputs, targets=targets)
         self._micro_losses.append(loss.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self.train_loss = mean_over_processes(torch.stack(self._micro_losses).mean())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from command import gptlit, write_config
 
-from gptlit.compiling import compile_blocks, compiling_pays, flops_per_token
+from gptlit.compiling import compile_training, compiling_pays, flops_per_token
 from gptlit.model import GPT, Block, GPTConfig
 
 BASE = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128)
@@ -58,7 +58,7 @@ def test_what_is_compiled_serves_training_alone(compiled: list[str]) -> None:
     """Guards against a compilation for every shape that validation and sampling come with."""
     network = GPT(GPTConfig(vocab_size=5, block_size=4, n_layer=2, n_head=1, n_embd=4))
     ids = torch.zeros(1, 4, dtype=torch.int64)
-    assert compile_blocks(network, lambda: network(ids).square().sum()).startswith("compiled in")
+    assert compile_training(network, lambda: network(ids).square().sum()).startswith("compiled in")
     assert len(compiled) == 2
     network.eval()(ids)
     assert len(compiled) == 2

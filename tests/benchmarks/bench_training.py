@@ -78,7 +78,7 @@ def measure(name: str, options: argparse.Namespace, each: int, rounds: int) -> l
         steps[f"gptlit `{name}`, full float32"] = bare_step(config, again, data), FULL
     if options.compile:
         again, _ = build(config, options.text)
-        steps[f"gptlit `{name}`, compiled"] = bare_step(config, again, data, "blocks"), configured
+        steps[f"gptlit `{name}`, compiled"] = bare_step(config, again, data, "parts"), configured
     peer = f"nanoGPT at the size of `{name}`"
     if options.peer:
         tokens, _, numbers = encode(options.text)

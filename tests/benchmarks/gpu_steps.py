@@ -29,9 +29,9 @@ class Plan:
     """Tiny sizes, to try the script on a CPU."""
 
     @property
-    def compiled(self) -> Literal["no", "blocks"]:
+    def compiled(self) -> Literal["no", "parts"]:
         """Nothing is compiled when it is only tried."""
-        return "no" if self.small else "blocks"
+        return "no" if self.small else "parts"
 
     def config(self, name: str) -> dict[str, Any]:
         """A packaged configuration at the size that is measured."""
@@ -91,7 +91,7 @@ def gpt2(plan: Plan, peak: float) -> dict[str, list[float]]:
             peer_step(plan.peer, ids, vocabulary, config, plan.device, compiled=not plan.small)
         )
         reference = sorted(seconds["nanoGPT"])[2] / shape
-    ways: Mapping[str, Any] = {"block by block": plan.compiled, "as one graph": "no" if plan.small else "whole"}
+    ways: Mapping[str, Any] = {"part by part": plan.compiled, "as one graph": "no" if plan.small else "whole"}
     for how, compiled in ways.items():
         network = GPT(settings).to(plan.device)
         one = step_of(network, chunks, optimizer, config["trainer"], compiled)

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
-from torch.nn import functional as F
 
 from gptlit import GPT, GPTConfig, LitGPT, OptimizerConfig, RandomChunks, ScheduleConfig, TextDataModule
 from gptlit.cli.settings import packaged_configs
-from gptlit.compiling import compile_blocks
+from gptlit.compiling import compile_training
 from gptlit.optim import build_optimizer
 
 Step = Callable[[], None]
@@ -46,7 +45,7 @@ def build(config: Mapping[str, Any], text: Path, device: str = "cpu") -> tuple[L
 
 
 def bare_step(
-    config: Mapping[str, Any], module: LitGPT, data: TextDataModule, compiled: Literal["no", "blocks", "whole"] = "no"
+    config: Mapping[str, Any], module: LitGPT, data: TextDataModule, compiled: Literal["no", "parts", "whole"] = "no"
 ) -> Step:
     """One step of a plain PyTorch loop over the same model, data, optimizer and precision."""
     assert isinstance(data.train_tokens, Tensor)
@@ -60,7 +59,7 @@ def step_of(
     chunks: RandomChunks,
     optimizer_config: OptimizerConfig,
     trainer: Mapping[str, Any],
-    compiled: Literal["no", "blocks", "whole"] = "no",
+    compiled: Literal["no", "parts", "whole"] = "no",
 ) -> Step:
     """Forward, backward, clipping and update, as the settings say; compiled as our command does, or as one graph."""
     device = next(network.parameters()).device
@@ -70,11 +69,11 @@ def step_of(
 
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return F.cross_entropy(network(inputs).flatten(0, 1), targets.flatten())
+            return network(inputs, targets=targets)
 
     network.train()
-    if compiled == "blocks":
-        print(compile_blocks(network, lambda: loss_of(*chunks[0])), file=sys.stderr)
+    if compiled == "parts":
+        print(compile_training(network, lambda: loss_of(*chunks[0])), file=sys.stderr)
     run = torch.compile(loss_of) if compiled == "whole" else loss_of
 
     def one() -> None:

@@ -1,0 +1,79 @@
+"""What only a GPU can show: that it is never waited for, and that what it trains is good everywhere else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from command import At, extra_callbacks, gptlit, load, write_config
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+ON_GPU = {"trainer__accelerator": "gpu", "trainer__precision": "bf16-mixed"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in bfloat16, compiled, with dropout and Muon."""
+    folder = tmp_path_factory.mktemp("gpu")
+    config = write_config(folder, **ON_GPU, trainer__max_steps=40, model__compile=True)
+    answer = gptlit("fit", "--config", config, "--run_dir", folder / "run")
+    assert answer.code == 0
+    assert "compiled in" in answer.err
+    return folder / "run"
+
+
+def validated(run: Path, *flags: object) -> float:
+    answer = gptlit("validate", "--ckpt_path", run, *flags)
+    assert answer.code == 0
+    return float(answer.out.split()[1])
+
+
+def test_a_model_of_a_gpu_is_worth_the_same_on_a_cpu(run: Path) -> None:
+    """Guards against a checkpoint that only the device it comes from can read."""
+    here = validated(run, "--trainer.accelerator", "gpu", "--trainer.precision", "bf16-mixed")
+    there = validated(run, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
+    assert here == pytest.approx(there, abs=0.01)
+
+
+def test_text_is_drawn_on_either_device(run: Path) -> None:
+    """The same text up to the first draw that falls on a boundary; the prompt and some characters at least."""
+    texts = []
+    for accelerator in ("cpu", "gpu"):
+        answer = gptlit("predict", "--ckpt_path", run, "--trainer.accelerator", accelerator, "--max_new_tokens", 40)
+        assert answer.code == 0
+        texts.append(answer.out)
+    assert len(texts[0]) > 40
+    assert texts[0][:10] == texts[1][:10]
+
+
+def test_weights_stay_float32_and_numbers_under_bfloat16(run: Path) -> None:
+    """Guards against a run that keeps what only the products may lose."""
+    weights = load(run / "last.ckpt")["state_dict"]
+    assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights.values() if w.is_floating_point())
+
+
+def test_a_compiled_run_learns_as_one_that_is_not(run: Path, tmp_path: Path) -> None:
+    """Compiled code may round otherwise, and no more than that."""
+    config = write_config(tmp_path, **ON_GPU, trainer__max_steps=40)
+    assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "plain").code == 0
+    assert validated(tmp_path / "plain") == pytest.approx(validated(run), abs=0.03)
+
+
+def test_training_never_waits_for_the_device(tmp_path: Path) -> None:
+    """Guards against a hidden copy to the host in every step: between two logs the device is only told what to do.
+
+    One wait is meant, for the loss of the step before the weights change; it goes through an event, not a copy.
+    """
+    config = write_config(
+        tmp_path, **ON_GPU, trainer__max_steps=30, trainer__log_every_n_steps=30, trainer__val_check_interval=30
+    )
+    watch = (
+        At("on_train_batch_start", 5, lambda: torch.cuda.set_sync_debug_mode("error")),
+        At("on_train_batch_start", 25, lambda: torch.cuda.set_sync_debug_mode("default")),
+    )
+    try:
+        with extra_callbacks(*watch):
+            answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", "--save_every_n_steps", 100)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (answer.code, answer.err.count("synchroniz")) == (0, 0)
+    assert all(callback.done for callback in watch)
