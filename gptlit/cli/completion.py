@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import shtab
+from lightning.pytorch.cli import LightningArgumentParser
 
 from gptlit.cli.export import export_parser
 from gptlit.cli.ladder import make_parser as ladder_parser
 from gptlit.cli.predict import make_parser as predict_parser
 from gptlit.cli.settings import names_of_packaged_configs
-from gptlit.cli.training import parser_of
+from gptlit.cli.training import GptlitCLI
 from gptlit.errors import UserError
 from gptlit.verbs import VERBS
 
@@ -112,3 +113,19 @@ def config_names() -> dict[str, Any]:
 def one_line(text: str) -> str:
     """A help text that argparse does not try to fill in, up to its first sentence or option."""
     return " ".join(text.split()).partition(". ")[0].rstrip(".").replace("%", "%%")
+
+
+class OptionsOnly(GptlitCLI):
+    """Builds the parser of a verb, and stops there."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Nothing is given, and nothing is to be run."""
+        self.config = {"subcommand": None}
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+
+def parser_of(verb: str) -> LightningArgumentParser:
+    """All options of fit, validate or test."""
+    return OptionsOnly(verb, [])._subcommand_parsers[verb]

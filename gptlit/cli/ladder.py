@@ -18,12 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from gptlit.callbacks.bar import RunBar
 from gptlit.callbacks.samples import SampleText
 from gptlit.cli.ladder_report import Result, read_result, write_report
+from gptlit.cli.memory import keep_freed_memory
 from gptlit.cli.messages import duration, say
 from gptlit.cli.resume import is_finished
 from gptlit.cli.rungs import Rung, all_rungs, choose
 from gptlit.cli.runs import find_start, lock_folder
 from gptlit.cli.settings import find_config, flat, option, stored_config, without_option
-from gptlit.cli.training import GptlitCLI, keep_freed_memory
+from gptlit.cli.training import GptlitCLI
 from gptlit.errors import UserError
 
 # What makes two runs comparable; where and how they ran does not.

@@ -1,8 +1,6 @@
 """`gptlit fit`, `validate` and `test`: the LightningCLI, with run folders, trusted checkpoints and one-line errors."""
 
-import ctypes
 import dataclasses
-import math
 import shlex
 import signal
 from argparse import ArgumentError
@@ -10,22 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gptlit import __version__
-from gptlit.callbacks.bar import RunBar
-from gptlit.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, ValidateAtEnd
-from gptlit.callbacks.curves import Curves, MetricsFile
+from gptlit.callbacks.checkpoints import AtomicCheckpointIO
 from gptlit.callbacks.pictures import Pictures
 from gptlit.callbacks.samples import SampleText
-from gptlit.callbacks.signals import StopBetweenSteps
-from gptlit.callbacks.tensorboard import EventFiles, TensorBoardPages, tensorboard_command
+from gptlit.callbacks.tensorboard import tensorboard_command
+from gptlit.cli.closing import closing_rows
 from gptlit.cli.endings import Ending, ending_of, way_on
-from gptlit.cli.messages import cause_of, duration, parser_error_line, say, table
+from gptlit.cli.memory import keep_freed_memory
+from gptlit.cli.messages import cause_of, parser_error_line, say, table
 from gptlit.cli.opening import opening_line
 from gptlit.cli.resume import (
     OF_ONE_START,
@@ -34,6 +30,7 @@ from gptlit.cli.resume import (
     refuse_what_is_fixed,
     settings_to_take_over,
 )
+from gptlit.cli.run_parts import as_list, run_parts
 from gptlit.cli.runs import RunDir, find_checkpoint, find_start, home_of, read_checkpoint, started_by_first_process
 from gptlit.cli.settings import check_config, find_config, flat, leaves_of, option, stored_config, without_option
 from gptlit.cli.trainer_settings import NoProfiler, check_devices, check_trainer_settings
@@ -285,36 +282,12 @@ class GptlitCLI(LightningCLI):
         }
         if self.subcommand != "fit":
             return settings | {"callbacks": [*as_list(config["callbacks"])], "enable_progress_bar": False}
-        self.curves = Curves()
-        self.signals = StopBetweenSteps()
-        callbacks: list[pl.Callback] = [ValidateAtEnd(), self.curves, self.signals, TensorBoardPages()]
-        if config["enable_progress_bar"] is not False:
-            callbacks.append(RunBar(self.curves))
-        self.checkpoints: RunCheckpoints | None = None
-        if self.run_dir is not None:
-            callbacks += [SaveConfig(self.run_dir), self._sample_text(self.run_dir)]
-            callbacks.append(Pictures(**vars(self.config_init["fit"]["pictures"])))
-            if config["enable_checkpointing"] is not False:
-                self.checkpoints = RunCheckpoints(self.run_dir, self.config_init["fit"]["save_every_n_steps"])
-                callbacks.append(self.checkpoints)
-            if config["logger"] in (None, True):
-                settings["logger"] = self._loggers()
-            elif config["logger"]:
-                settings["logger"] = config["logger"]
-        settings["enable_checkpointing"] = self.checkpoints is not None
-        return settings | {"callbacks": [*callbacks, *as_list(config["callbacks"])]}
+        parts = run_parts(config, self.config_init["fit"], self.run_dir, self._steps_done())
+        self.curves, self.signals, self.checkpoints = parts.curves, parts.signals, parts.checkpoints
+        return settings | parts.settings()
 
-    def _sample_text(self, run_dir: Path) -> SampleText:
-        try:
-            return SampleText(run_dir=run_dir, **vars(self.config_init["fit"]["sample_text"]))
-        except UserError as error:  # which names the flags of predict
-            raise UserError(str(error).replace("--", "--sample_text.", 1)) from error
-
-    def _loggers(self) -> list[Any]:
-        """TensorBoard and CSV, straight into the run folder."""
-        assert self.run_dir is not None
-        done = None if self.checkpoint is None else self.checkpoint["global_step"]
-        return [EventFiles(self.run_dir, done), MetricsFile(self.run_dir, done)]
+    def _steps_done(self) -> int | None:
+        return None if self.checkpoint is None else self.checkpoint["global_step"]
 
     # ---------------------------------------------------------------- running
 
@@ -399,80 +372,10 @@ class GptlitCLI(LightningCLI):
     def _say_end(self) -> None:
         if rank_zero_only.rank != 0:
             return
-        rows: list[tuple[str, str]] = []
-        metrics = self.trainer.callback_metrics
-        if self.checkpoints is not None and self.checkpoints.best_score is not None:
-            best = self.checkpoints.best_score
-            bits = 1 / math.log(2)
-            if metrics.get("val/loss"):
-                bits = float(metrics["val/bpc"]) / float(metrics["val/loss"])  # tokens may be longer than characters
-            rows.append(("best val loss", f"{best:.4f} nats per token, {best * bits:.4f} bits per character"))
-            rows.append(("at step", f"{self.checkpoints.best_step:,} of {self.trainer.max_steps:,}"))
-        seconds = self.curves.training_seconds
-        characters = self.curves.steps_timed * self.datamodule.batch_size * self.datamodule.block_size
-        characters *= self.datamodule.chars_per_train_token
-        rows.append(("training time", f"{duration(seconds)} ({characters / max(seconds, 1e-9):,.0f} characters/s)"))
-        if self.run_dir is not None:
-            rows.append(("run folder", str(self.run_dir)))
-            if self.checkpoints is not None:
-                rows.append(("sample", f'gptlit predict --ckpt_path {self.run_dir} --prompt "ROMEO:"'))
-            if command := tensorboard_command(self.trainer, self.run_dir):
-                rows.append(("curves", command))
+        rows = closing_rows(self.trainer, self.curves, self.checkpoints, self.run_dir)
         done, wanted = self.trainer.global_step, self.trainer.max_steps
         if done >= wanted:
             table("done", rows)
         else:  # trainer.max_time, or a callback such as EarlyStopping
             table(f"stopped after step {done:,} of {wanted:,}: time was up, or a callback asked for it", rows)
             self._say_how_to_go_on()
-
-
-class OptionsOnly(GptlitCLI):
-    """Builds the parser of a verb, and stops there."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Nothing is given, and nothing is to be run."""
-        self.config = {"subcommand": None}
-
-    def instantiate_classes(self) -> None:
-        """Nothing."""
-
-
-def parser_of(verb: str) -> LightningArgumentParser:
-    """All options of fit, validate or test."""
-    return OptionsOnly(verb, [])._subcommand_parsers[verb]
-
-
-class SaveConfig(pl.Callback):
-    """Writes config.yaml into the run folder when training starts; YAML of all settings of the run."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Replaces the file in one go."""
-        if trainer.is_global_zero:
-            partial = self.run_dir / ".config.yaml.partial"
-            partial.write_text(pl_module.run_config, encoding="utf-8")
-            partial.replace(self.run_dir / "config.yaml")
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep large freed blocks for the next step instead of giving them back to the system.
-
-    A step frees and takes the same activations again, and each return costs a page fault for every 4 KiB: about a
-    tenth of a small model's step on a CPU. Does nothing where there is no glibc.
-    """
-    threshold, trim = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(threshold, 1 << 30)
-    mallopt(trim, (1 << 31) - 4097)
-
-
-def as_list(value: Any) -> list[Any]:
-    """None as nothing, one thing as a list of it."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]

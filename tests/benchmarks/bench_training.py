@@ -24,7 +24,8 @@ from measuring import begin, finish, in_turn, parser, spread, table
 from subjects import Step, bare_step, build, encode, matmul_peak, peer_step, products_as, read_config, timed
 
 from gptlit.callbacks.curves import Curves, clock_stopped
-from gptlit.cli.training import GptlitCLI, keep_freed_memory
+from gptlit.cli.memory import keep_freed_memory
+from gptlit.cli.training import GptlitCLI
 from gptlit.compiling import flops_per_token
 
 HEADER = ("step", "median, ms", "min", "max", "characters/s", "of peak", "nanoGPT's time / this")
