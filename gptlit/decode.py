@@ -14,24 +14,9 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptlit.affine import Affine
 from gptlit.errors import UserError
 from gptlit.model import GPT, KVCache, activate, rms_norm, shift_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Affine:
-    """x W + b with W (in, out): the transpose of what `nn.Linear` keeps."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    @classmethod
-    def of(cls, linear: nn.Linear, copy: bool) -> "Affine":
-        weight = linear.weight.detach().t()
-        return cls(weight.contiguous() if copy else weight, None if linear.bias is None else linear.bias.detach())
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +39,17 @@ class Decoder:
 
     Args:
         model: whose weights are read.
-        copy: lay the weights out anew where that helps, on a CPU: products of 3 to 100 rows then run up to half as
-            fast again. It takes the memory of the weights once more, and the time of some ten tokens.
+        rows: of how many rows most products will be. Where that helps, on a CPU, the weights are laid out for them,
+            which takes their memory once more, and the time of some ten tokens. 0 leaves them where they are.
     """
 
-    def __init__(self, model: GPT, copy: bool = False) -> None:
+    def __init__(self, model: GPT, rows: int = 0) -> None:
         self.config = model.config
         parts: dict[str, Any] = dict(model.transformer.items())
         self.tokens: Tensor = parts["wte"].weight.detach()  # (V, C)
         self.places: Tensor | None = parts["wpe"].weight.detach() if "wpe" in parts else None  # (block_size, C)
         on_cpu = self.tokens.device.type == "cpu"
-        affine = partial(Affine.of, copy=copy and on_cpu)
+        affine = partial(Affine.of, rows=rows)
         self.layers = [
             Layer(
                 norm_1=norm(block.ln_1),
@@ -213,8 +198,7 @@ class Decoder:
         """Adds factor · h W + b to x, or puts it in the place of x in a model without residual connections."""
         if not self.config.residual:
             return affine(h * factor)
-        x = torch.addmm(x, h, affine.weight, alpha=factor)
-        return x if affine.bias is None else x + affine.bias
+        return affine.added_to(x, h, factor)
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (B, V) of the residual stream (B, C)."""

@@ -29,10 +29,9 @@ class Reader:
         lengths = [min(len(prompt), self.block_size) for prompt in prompts]
         longest = max(lengths)
         capacity = longest + max_new_tokens - 1  # the last id drawn is never read
-        # Few rows inside the window are all products of one or two rows, which a copy does not help.
         recomputes = capacity > self.block_size and not rolling
         B = len(prompts) * num_samples
-        self.decoder = Decoder(model, copy=recomputes or B > 2)
+        self.decoder = Decoder(model, rows=B * self.block_size if recomputes else B)
         self.step = LeanStep(self.decoder, B) if LeanStep.serves(self.decoder) else self.decoder.step
         device = self.decoder.tokens.device
         window = torch.zeros(len(prompts), longest, dtype=torch.long)  # (P, T), aligned at the right

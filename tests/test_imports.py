@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "gptlit"
 ROOMS = sorted({path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")})
 LEVELS = [
     {"errors", "verbs"},
-    {"model", "tokenizer", "seeds", "progress"},
+    {"model", "affine", "tokenizer", "seeds", "progress"},
     {"decode", "optim", "corpus", "compiling", "huggingface"},
     {"lean"},
     {"reader"},
@@ -21,7 +21,7 @@ LEVELS = [
     {"callbacks"},
     {"cli"},
 ]
-TORCH_ONLY = ("model", "decode", "lean", "reader", "sampling", "optim", "drawing", "seeds", "compiling")
+TORCH_ONLY = ("model", "affine", "decode", "lean", "reader", "sampling", "optim", "drawing", "seeds", "compiling")
 
 
 def imports_of(room: str) -> set[str]:
