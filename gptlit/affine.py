@@ -43,13 +43,14 @@ class Affine:
             return packed_product(x, packed, self.bias)
         return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
 
-    def added_to(self, x: Tensor, h: Tensor, factor: float) -> Tensor:
-        """The sum x + factor · h W + b."""
+    def add_to(self, x: Tensor, h: Tensor, factor: float) -> None:
+        """Adds factor · h W + b to x (N, out), in place: a new tensor would be a copy of x first."""
         if (packed := self.packed_for(h.size(0))) is not None:
-            x = torch.add(x, packed_product(h, packed, None), alpha=factor)
+            x.add_(packed_product(h, packed, None), alpha=factor)
         else:
-            x = torch.addmm(x, h, self.weight, alpha=factor)
-        return x if self.bias is None else x + self.bias
+            x.addmm_(h, self.weight, alpha=factor)
+        if self.bias is not None:
+            x.add_(self.bias)
 
 
 def packing_pays(rows: int, weight: Tensor) -> bool:

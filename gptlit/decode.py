@@ -99,7 +99,7 @@ class Decoder:
         if start and T > 1:
             raise ValueError("a cache that holds tokens takes one new token at a time")
         positions = None if cache is None or cache.row_lengths is None else cache.positions(T, ids.device)  # (B, T)
-        mask = None if positions is None or cache is None else cache.mask(T, ids.device)
+        mask = None if positions is None else causal_bias(positions, start + 1, self.tokens.dtype)
 
         x = F.embedding(ids, self.tokens)  # (B, T, C)
         if self.places is not None:
@@ -195,10 +195,11 @@ class Decoder:
         return self.join(x, torch.addcmul(h, h, torch.erf(h * self.sqrt_half)), layer.out, 0.5)
 
     def join(self, x: Tensor, h: Tensor, affine: Affine, factor: float = 1.0) -> Tensor:
-        """Adds factor · h W + b to x, or puts it in the place of x in a model without residual connections."""
+        """Adds factor · h W + b to x, in place; in a model without residual connections, that instead of x."""
         if not self.config.residual:
             return affine(h * factor)
-        return affine.added_to(x, h, factor)
+        affine.add_to(x, h, factor)
+        return x
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (B, V) of the residual stream (B, C)."""
@@ -214,6 +215,17 @@ def norm(module: nn.Module | None) -> Callable[[Tensor], Tensor]:
         bias = None if module.bias is None else module.bias.detach()
         return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
     return (lambda x: x) if module is None or isinstance(module, nn.Identity) else rms_norm
+
+
+def causal_bias(positions: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """What the scores of queries at positions (B, 1) for the first `count` keys become greater by, (B, 1, 1, count):
+    0 up to the query's own position, and -∞ behind it.
+    """
+    # In memory where each row begins at a multiple of 8 numbers: a GPU's attention would copy others in every layer.
+    padded = (len(positions), -(-count // 8) * 8)
+    bias = torch.full(padded, -math.inf, dtype=dtype, device=positions.device)[:, :count]
+    seen = torch.arange(count, device=positions.device) <= positions  # (B, count)
+    return bias.masked_fill_(seen, 0)[:, None, None]
 
 
 def rows_at(table: Tensor, start: int, count: int, positions: Tensor | None) -> Tensor:

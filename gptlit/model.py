@@ -183,10 +183,10 @@ class KVCache:
 
     def positions(self, new: int, device: torch.device) -> Tensor:
         """Positions of the next `new` tokens: (new,), or (B, new) when rows differ in length."""
-        steps = torch.arange(self.length, self.length + new, device=device)
         if self.row_lengths is None:
-            return steps
-        return self.row_lengths[:, None] + (steps - self.length)
+            return torch.arange(self.length, self.length + new, device=device)
+        # One token's are at hand: each operation spared counts for sampling.
+        return self.row_lengths[:, None] if new == 1 else self.row_lengths[:, None] + torch.arange(new, device=device)
 
     def mask(self, new: int, device: torch.device) -> Tensor | None:
         """What the next `new` queries may see, broadcastable to (B, H, new, length + new); None where all is seen.

@@ -4,14 +4,17 @@ Shapes: B rows (one for each sample of each prompt), P prompts, T positions, and
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from gptlit.decode import Decoder
+from gptlit.graphed import RECORDING_PAYS_FROM, GraphedStep, GraphedWindow
 from gptlit.lean import LeanStep
 from gptlit.model import GPT, KVCache
+
+Step = Callable[[Tensor, KVCache], Tensor]  # ids (B,), and the cache they go into; logits (B, V)
 
 
 class Reader:
@@ -32,7 +35,13 @@ class Reader:
         recomputes = capacity > self.block_size and not rolling
         B = len(prompts) * num_samples
         self.decoder = Decoder(model, rows=B * self.block_size if recomputes else B)
-        self.step = LeanStep(self.decoder, B) if LeanStep.serves(self.decoder) else self.decoder.step
+        self.step: Step = self.decoder.step
+        if LeanStep.serves(self.decoder):
+            self.step = LeanStep(self.decoder, B)
+        elif self.records((capacity if rolling else min(capacity, self.block_size)) - longest):
+            self.step = GraphedStep(self.decoder, B)
+        self.reread: GraphedWindow | None = None
+        self.may_reread = not rolling and self.records(min(lengths) + max_new_tokens - 1 - self.block_size)
         device = self.decoder.tokens.device
         window = torch.zeros(len(prompts), longest, dtype=torch.long)  # (P, T), aligned at the right
         for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
@@ -46,18 +55,27 @@ class Reader:
         self.lengths = [lengths[row] for row in rows.tolist()]  # ids in each row's window
         self.newest = deque(window[rows].unbind(1), maxlen=self.block_size)  # (B,) each
 
+    def records(self, ids: int) -> bool:
+        """Whether so many ids, all read alike, are better read by a recording."""
+        return ids >= RECORDING_PAYS_FROM and GraphedStep.serves(self.decoder)
+
     def read(self, ids: Tensor) -> Tensor:
-        """Logits (B, V) of what follows one more id of each row (B,)."""
+        """Logits (B, V) of what follows one more id of each row (B,); they may be overwritten by the next call."""
+        if self.reread is not None:
+            return self.reread(ids)
         self.newest.append(ids)
         full = [row for row, length in enumerate(self.lengths) if length == self.block_size]
         if full and not self.rolling:
-            self.cache = None  # rows never get shorter
+            self.cache, self.step = None, self.decoder.step  # rows never get shorter, so their memory may go
         elif full and self.cache is not None:
             self.roll(self.cache, full)
         self.lengths = [min(length + 1, self.block_size) for length in self.lengths]
         if self.cache is not None:
             return self.step(ids, self.cache)
-        return self.decoder(*aligned_left(self.window(max(self.lengths)), self.lengths))
+        window, lengths = aligned_left(self.window(max(self.lengths)), self.lengths)
+        if self.may_reread and min(self.lengths) == self.block_size:
+            self.reread = GraphedWindow(self.decoder, window)
+        return self.decoder(window, lengths)
 
     def roll(self, cache: KVCache, full: list[int]) -> None:
         """Leaves the newest half of the window, without the id that is read next, in the cache of the `full` rows."""

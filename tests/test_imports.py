@@ -13,7 +13,7 @@ LEVELS = [
     {"errors", "verbs"},
     {"model", "affine", "tokenizer", "seeds", "progress"},
     {"decode", "optim", "corpus", "compiling", "huggingface"},
-    {"lean"},
+    {"lean", "graphed"},
     {"reader"},
     {"sampling", "pretrained", "card"},
     {"drawing", "export"},
@@ -21,7 +21,19 @@ LEVELS = [
     {"callbacks"},
     {"cli"},
 ]
-TORCH_ONLY = ("model", "affine", "decode", "lean", "reader", "sampling", "optim", "drawing", "seeds", "compiling")
+TORCH_ONLY = (
+    "model",
+    "affine",
+    "decode",
+    "lean",
+    "graphed",
+    "reader",
+    "sampling",
+    "optim",
+    "drawing",
+    "seeds",
+    "compiling",
+)
 
 
 def imports_of(room: str) -> set[str]:
