@@ -130,7 +130,8 @@ class Recorder:
         try:
             return self.recording(work, self.stream)
         except RuntimeError as error:  # out of memory, an old driver: slower is better than not at all
-            warnings.warn(f"sampling goes on without a CUDA graph, and slower: {error}", stacklevel=2)
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"sampling goes on without a CUDA graph, and slower: {reason}", stacklevel=2)
             close_attempt(self.stream)
             return work
 
