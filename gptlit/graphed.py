@@ -107,8 +107,8 @@ class GraphedWindow:
 class Recorder:
     """Records work on a GPU, all of it on one stream that no other recorder uses in the meantime.
 
-    For the matrix products have scratch memory that belongs to the stream, recordings keep its address, and torch
-    2.12 frees it with the first recording of that stream that is dropped: those of a recorder must be dropped together.
+    For matrix products have scratch memory that belongs to the stream, recordings keep its address, and torch frees it
+    with the first recording of that stream that is dropped: those of a recorder must be dropped together.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -132,7 +132,7 @@ class Recorder:
         except RuntimeError as error:  # out of memory, an old driver: slower is better than not at all
             reason = " ".join(str(error).split())[:200]
             warnings.warn(f"sampling goes on without a CUDA graph, and slower: {reason}", stacklevel=2)
-            close_attempt(self.stream)
+            close_attempt(self.stream.device)
             return work
 
     def recording(self, work: Callable[[], Tensor], stream: torch.cuda.Stream) -> Callable[[], Tensor]:
@@ -154,13 +154,14 @@ class Recorder:
         return play
 
 
-def close_attempt(stream: torch.cuda.Stream) -> None:
-    """Records next to nothing after a recording that failed.
+def close_attempt(device: torch.device) -> None:
+    """Records next to nothing after a recording that failed, on a stream whose scratch memory nobody uses.
 
     Until one ends well, torch holds its random numbers to be part of a recording, and refuses to draw any outside.
     """
+    stream = Recorder(device).stream
     with suppress(RuntimeError), torch.cuda.stream(stream), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
-        torch.zeros((), device=stream.device)
+        torch.zeros((), device=device)
 
 
 @cached
