@@ -36,7 +36,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "qkv_bias": False,
     },
 }
-WITHOUT_EFFECT = {"dropout", "attention_dropout", "embedding_dropout", "init"}  # on what a trained model computes
+WITHOUT_EFFECT = {"dropout", "attention_dropout", "embedding_dropout", "token_noise", "init"}  # once trained
 SIZES = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "mlp_ratio"}
 EXPRESSED = {
     GPT2: SIZES | WITHOUT_EFFECT | {"bias", "qkv_bias", "activation", "tie_weights", "rope_base"},
@@ -45,7 +45,8 @@ EXPRESSED = {
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "relu2": "relu2"}  # ours: theirs
 LAYER_NORM_EPS = 1e-5  # torch's default, and GPT-2's
 HEAD_BIAS_TOLERANCE = 1e-6
-SAID = ("bias", "qkv_bias", "dropout", "embedding_dropout", "init")  # may stand under `gptlit` in a config.json
+# May stand under `gptlit` in a config.json.
+SAID = ("bias", "qkv_bias", "dropout", "embedding_dropout", "token_noise", "init")
 
 
 def architecture_of(gpt: GPTConfig) -> str:
@@ -112,7 +113,7 @@ def to_huggingface(model: GPT) -> tuple[Any, Weights]:
                 attn_pdrop=gpt.attention_dropout,
                 layer_norm_epsilon=LAYER_NORM_EPS,
                 tie_word_embeddings=gpt.tie_weights,
-                gptlit=also_said(gpt, "bias", "qkv_bias", "init"),
+                gptlit=also_said(gpt, "bias", "qkv_bias", "token_noise", "init"),
                 **no_special,
             )
             return config, gpt2_weights(ours)
@@ -130,7 +131,7 @@ def to_huggingface(model: GPT) -> tuple[Any, Weights]:
             rope_parameters={"rope_type": "default", "rope_theta": gpt.rope_base},
             final_logit_softcapping=gpt.logit_softcap,
             tie_word_embeddings=gpt.tie_weights,
-            gptlit=also_said(gpt, "dropout", "embedding_dropout", "init"),
+            gptlit=also_said(gpt, "dropout", "embedding_dropout", "token_noise", "init"),
             **no_special,
         )
         return config, nanochat_weights(ours)

@@ -43,6 +43,9 @@ class GPTConfig:
     """Probability of dropping an attention weight."""
     embedding_dropout: float = 0.0
     """Probability of dropping a channel of the embedding."""
+    token_noise: float = 0.0
+    """Probability that training reads another token, any of the vocabulary, in the place of the true one: a model that
+    cannot trust any single token learns less by heart (Xie et al. 2017, arXiv:1703.02573)."""
     bias: bool = False
     """Biases in projections and LayerNorm, and in the head when it is not tied."""
     qkv_bias: bool = False
@@ -84,7 +87,7 @@ class GPTConfig:
                 f"model.gpt.n_embd ({self.n_embd}) must be a multiple of model.gpt.n_head ({self.n_head}): "
                 "change one of them"
             )
-        for name in ("dropout", "attention_dropout", "embedding_dropout"):
+        for name in ("dropout", "attention_dropout", "embedding_dropout", "token_noise"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"model.gpt.{name} is {getattr(self, name)}: it must be at least 0 and less than 1")
         if self.position == "rope" and self.head_dim % 2:
@@ -103,6 +106,11 @@ class GPTConfig:
             )
         if self.logit_softcap is not None and not self.logit_softcap > 0:
             raise UserError(f"model.gpt.logit_softcap is {self.logit_softcap}: it must be above 0, or null")
+
+    @property
+    def draws_in_training(self) -> bool:
+        """Whether a training step draws random numbers."""
+        return any((self.dropout, self.attention_dropout, self.embedding_dropout, self.token_noise))
 
     @property
     def head_dim(self) -> int:
@@ -376,6 +384,12 @@ def activate(x: Tensor, activation: str) -> Tensor:
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
+def with_noise(ids: Tensor, probability: float, vocab_size: int) -> Tensor:
+    """Ids of the same shape, each replaced with `probability` by one drawn from the whole vocabulary."""
+    others = torch.randint(vocab_size, ids.shape, device=ids.device)
+    return torch.where(torch.rand(ids.shape, device=ids.device) < probability, others, ids)
+
+
 def drop(x: Tensor, probability: float, random_bytes: Tensor | None) -> Tensor:
     """Dropout (Srivastava et al. 2014) by given random bytes of x's shape; by torch's own draw when there are none."""
     if random_bytes is None:
@@ -480,6 +494,8 @@ class GPT(nn.Module):
         positions = torch.arange(T, device=ids.device) if cache is None else cache.positions(T, ids.device)
         mask = None if cache is None else cache.mask(T, ids.device)
 
+        if self.training and self.config.token_noise:
+            ids = with_noise(ids, self.config.token_noise, self.config.vocab_size)
         x = self.transformer["wte"](ids)  # (B, T, C)
         if "wpe" in self.transformer:
             x = x + self.transformer["wpe"](positions)  # (T, C) or (B, T, C)

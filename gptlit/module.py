@@ -72,7 +72,7 @@ class LitGPT(pl.LightningModule):
         self.tokenizer: Tokenizer | None = None if tokenizer is None else from_json(tokenizer)
         self._start: Pretrained | None = None
         if init_from is not None:
-            kept = ("block_size", "dropout", "attention_dropout", "embedding_dropout")
+            kept = ("block_size", "dropout", "attention_dropout", "embedding_dropout", "token_noise")
             self._start = fit_to(load_pretrained(init_from), **{name: getattr(self.gpt, name) for name in kept})
             self.gpt = self._start.gpt
             self.tokenizer = self.tokenizer or self._start.tokenizer
@@ -202,7 +202,7 @@ class LitGPT(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds dropout from (seed, step, micro-batch, rank), so that a resumed run draws the same masks."""
-        if self.gpt.dropout or self.gpt.attention_dropout or self.gpt.embedding_dropout:
+        if self.gpt.draws_in_training:
             seed_device(self.device, mix(self.seed, batch_idx, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -30,7 +30,7 @@ from gptlit.huggingface import (
 from gptlit.model import GPT, GPTConfig
 from gptlit.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, from_json
 
-FREE = {"dropout", "attention_dropout", "embedding_dropout", "init"}  # leave the weights as they are
+FREE = {"dropout", "attention_dropout", "embedding_dropout", "token_noise", "init"}  # leave the weights as they are
 ADAPTABLE = FREE | {"block_size", "vocab_size", "tie_weights"}
 
 

@@ -21,6 +21,7 @@ from gptlit.model import (
     rope_angles,
     rotate,
     shift_tokens,
+    with_noise,
     written_out_is_faster,
 )
 
@@ -68,6 +69,7 @@ def test_the_set_of_switches_is_frozen() -> None:
         "dropout",
         "attention_dropout",
         "embedding_dropout",
+        "token_noise",
         "bias",
         "qkv_bias",
         "position",
@@ -287,6 +289,18 @@ def test_dropout_keeps_the_mean_and_drops_the_right_share() -> None:
         dropped = drop(x, 0.25, random_bytes)
         assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
         assert dropped.max().item() == pytest.approx(4 / 3)
+
+
+def test_noise_replaces_the_right_share_of_tokens_in_training_alone() -> None:
+    """Guards against samples drawn after, and losses measured on, a text that nobody wrote."""
+    torch.manual_seed(0)
+    ids = torch.full((100, 100), 7)
+    share = (with_noise(ids, 0.2, 50) != ids).float().mean().item()
+    assert share == pytest.approx(0.2 * 49 / 50, abs=0.02)
+    model = GPT(GPTConfig(**DIALECTS["modern"] | {"token_noise": 0.5, "init": "normal"}))
+    ids = torch.randint(65, (2, 8))
+    assert not torch.equal(model.train()(ids), model.train()(ids))
+    assert torch.equal(model.eval()(ids), model.eval()(ids))
 
 
 def test_dropout_is_off_outside_training_and_follows_the_seed() -> None:

@@ -244,6 +244,31 @@ def test_averaged_weights_come_back_exactly(tmp_path) -> None:
         assert_same(runs[name], runs["whole"])
 
 
+def test_our_own_average_comes_back_exactly(tmp_path) -> None:
+    """And a run that is made longer goes on from the weights that were trained, not from their average."""
+    config, killed = write_config(tmp_path, average__decay=0.9, model__gpt__token_noise=0.1), tmp_path / "killed"
+    constant = ("--model.schedule.shape", "constant")
+    whole, short = tmp_path / "whole", tmp_path / "short"
+    with extra_callbacks(At("on_train_batch_end", 13, lambda: shutil.copytree(whole, killed))):
+        assert gptlit("fit", "--config", config, "--run_dir", whole, *constant).code == 0
+    assert gptlit("fit", "--ckpt_path", killed).code == 0
+    assert_same(killed, whole)
+    assert gptlit("fit", "--config", config, "--run_dir", short, *constant, "--trainer.max_steps", 12).code == 0
+    assert gptlit("fit", "--ckpt_path", short, "--trainer.max_steps", 20).code == 0
+    assert digest(short / "last.ckpt") == digest(whole / "last.ckpt")
+
+
+def test_the_best_checkpoint_holds_the_average_that_was_validated(tmp_path) -> None:
+    """Guards against a loss that belongs to other weights than those in the file."""
+    config, run = write_config(tmp_path, average__decay=0.9), tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    best = load(run / "best.ckpt")
+    assert any((best["state_dict"][name] != w).any() for name, w in best["current_model_state"].items())
+    logged = min(float(row["val/loss"]) for row in metrics(run) if row["val/loss"])
+    answer = gptlit("validate", "--ckpt_path", run)
+    assert float(answer.out.split()[1]) == pytest.approx(logged, abs=1e-6)
+
+
 def test_another_callback_logs_the_same_after_resuming(tmp_path) -> None:
     """Lightning's monitor of rates reads them before the first step: the row of the last one must stay as it was."""
     config, run, cut = write_config(tmp_path), tmp_path / "run", tmp_path / "cut"

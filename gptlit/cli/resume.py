@@ -18,7 +18,7 @@ FIXED = (
     "data.tokenizer",
     "data.vocab_size",
 )
-FREE = ("model.gpt.dropout", "model.gpt.attention_dropout", "model.gpt.embedding_dropout")
+FREE = tuple(f"model.gpt.{name}" for name in ("dropout", "attention_dropout", "embedding_dropout", "token_noise"))
 LIGHTNING = re.compile(r"(lightning\.pytorch\.(callbacks|strategies)\.\w+)?")
 OF_ONE_START = ("ckpt_path", "run_dir", "trainer.default_root_dir", "model.init_from")  # not settings of the run
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from gptlit.callbacks.averaging import AverageWeights
 from gptlit.callbacks.bar import RunBar
 from gptlit.callbacks.checkpoints import RunCheckpoints, ValidateAtEnd
 from gptlit.callbacks.curves import Curves, MetricsFile
@@ -71,6 +72,9 @@ def run_parts(
     if run_dir is not None:
         pictures = Pictures(**vars(options["pictures"]))
         callbacks += [SaveConfig(run_dir), sample_text(options["sample_text"], run_dir), pictures]
+    if options["average"]["decay"]:  # behind those that draw from the average
+        callbacks.append(AverageWeights(options["average"]["decay"]))
+    if run_dir is not None:
         if trainer["enable_checkpointing"] is not False:
             checkpoints = RunCheckpoints(run_dir, options["save_every_n_steps"])
             callbacks.append(checkpoints)

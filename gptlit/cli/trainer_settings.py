@@ -64,6 +64,8 @@ def check_trainer_settings(settings: Mapping[str, Any], fit: bool) -> None:
         raise UserError(f"trainer.gradient_clip_val is {trainer['gradient_clip_val']}: it must be 0 (off) or more")
     if settings["save_every_n_steps"] < 1:
         raise UserError(f"save_every_n_steps is {settings['save_every_n_steps']}: it must be 1 or more")
+    if not 0 <= settings["average"]["decay"] < 1:
+        raise UserError(f"average.decay is {settings['average']['decay']}: it must be 0 (off) or more, and less than 1")
     if settings["sample_text"]["max_new_tokens"] < 0:
         raise UserError(
             f"sample_text.max_new_tokens is {settings['sample_text']['max_new_tokens']}: it must be 0 (off) or more"

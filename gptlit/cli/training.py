@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gptlit import __version__
+from gptlit.callbacks.averaging import AverageWeights
 from gptlit.callbacks.checkpoints import AtomicCheckpointIO
 from gptlit.callbacks.pictures import Pictures
 from gptlit.callbacks.samples import SampleText
@@ -93,6 +94,7 @@ class GptlitCLI(LightningCLI):
                 "--save_every_n_steps", type=int, default=100, help="Optimizer steps between writes of last.ckpt."
             )
             parser.add_class_arguments(SampleText, "sample_text", skip={"run_dir"}, instantiate=False)
+            parser.add_class_arguments(AverageWeights, "average", instantiate=False)
             parser.add_class_arguments(Pictures, "pictures", instantiate=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
