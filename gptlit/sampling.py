@@ -6,7 +6,7 @@ Shapes: B rows (one for each sample of each prompt) and V symbols.
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -154,8 +154,9 @@ def _generate(
     log_probabilities: list[Tensor] | None,
 ) -> Iterator[Tensor]:
     ids: Tensor | None = None
+    device = model.lm_head.weight.device
     for _ in range(max_new_tokens):
-        with quietly(model.lm_head.weight.device):  # left before every yield: the modes are the caller's too
+        with quietly(device):  # left before every yield: the modes are the caller's too
             if ids is None:
                 reader = Reader(model, prompts, num_samples, max_new_tokens, rolling=context == "rolling")
                 logits = reader.logits  # (B, V)
@@ -170,15 +171,16 @@ def _generate(
         yield ids
 
 
-@contextmanager
-def quietly(device: torch.device) -> Iterator[None]:
+def quietly(device: torch.device) -> AbstractContextManager[object]:
     """Without gradients, and in the weights' own precision even under autocast."""
-    with torch.inference_mode():
-        if not torch.is_autocast_enabled(device.type):
-            yield
-        else:
-            with torch.autocast(device.type, enabled=False):
-                yield
+    return without_autocast(device) if torch.is_autocast_enabled(device.type) else torch.inference_mode()
+
+
+@contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """Without gradients, and with autocast off."""
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def generate_naive(
