@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptlit.errors import reason_of
 from gptlit.model import GPT, Block, next_token_loss
 
 # Measured on two cores with AVX-512: 13 s the first time, which is 30 and more on slower machines; 1.2 s of one thread
@@ -65,8 +66,7 @@ def compile_training(network: GPT, forward: Callable[[], Tensor]) -> str:
         for block in network.blocks:
             block._compiled_call_impl = None
         network.loss_of = next_token_loss
-        reason = " ".join(str(error).split())[:200]
-        return f"not compiled, which is slower but changes nothing else: {type(error).__name__}: {reason}"
+        return f"not compiled, which is slower but changes nothing else: {reason_of(error)}"
     return f"compiled in {time.perf_counter() - started:.0f} s"
 
 

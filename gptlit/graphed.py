@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache as cached
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from gptlit.decode import Decoder
 from gptlit.model import KVCache
 
+Result = TypeVar("Result")
 SHORTEST_SPAN = 64  # positions: attention over fewer takes no less time
 RECORDING_PAYS_FROM = 32  # ids: recording takes the time of some ten that are not recorded
 
@@ -128,26 +130,43 @@ class Recorder:
         if self.stream is None:
             return work
         try:
-            return self.recording(work, self.stream)
+            self.warm_up(work)
+            return self.capture(work)
         except RuntimeError as error:  # out of memory, an old driver: slower is better than not at all
             reason = " ".join(str(error).split())[:200]
             warnings.warn(f"sampling goes on without a CUDA graph, and slower: {reason}", stacklevel=2)
             close_attempt(self.stream.device)
             return work
 
-    def recording(self, work: Callable[[], Tensor], stream: torch.cuda.Stream) -> Callable[[], Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        before = torch.cuda.current_stream(stream.device)
-        stream.wait_stream(before)
-        # This outer context puts the old stream back even when recording fails, which the inner one then does not.
-        with torch.cuda.stream(stream):
-            work()  # libraries set themselves up when first used, which cannot be recorded
-            before.wait_stream(stream)
-            # Other threads, such as a data loader's, may allocate memory in the meantime.
-            with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
-                result = work()
+    def warm_up(self, work: Callable[[], object]) -> None:
+        """Runs `work` on the stream: libraries set themselves up when first used, which cannot be recorded."""
+        if self.stream is None:
+            work()
+            return
+        before = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(before)
+        with torch.cuda.stream(self.stream):
+            work()
+        before.wait_stream(self.stream)
 
-        def play() -> Tensor:
+    def capture(self, work: Callable[[], Result]) -> Callable[[], Result]:
+        """What does the same as `work`, which is recorded and not run; `work` itself on another device.
+
+        Raises:
+            RuntimeError: when `work` does what cannot be recorded, such as waiting for the device.
+        """
+        if self.stream is None:
+            return work
+        graph = torch.cuda.CUDAGraph()
+        # The outer context puts the old stream back even when recording fails, which the inner one then does not.
+        # Other threads, such as a data loader's, may allocate memory in the meantime.
+        with (
+            torch.cuda.stream(self.stream),
+            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
+            result = work()
+
+        def play() -> Result:
             graph.replay()
             return result
 

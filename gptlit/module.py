@@ -20,6 +20,7 @@ from gptlit import __version__
 from gptlit.compiling import compile_training, compiling_pays
 from gptlit.drawing import Drawing, TextDraw
 from gptlit.errors import UserError
+from gptlit.graphed_training import RecordedStep, record_training
 from gptlit.model import GPT, GPTConfig
 from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor, parameter_groups
 from gptlit.pretrained import Pretrained, fit_to, load_pretrained
@@ -45,8 +46,9 @@ class LitGPT(pl.LightningModule):
             gptlit, or nanoGPT's ckpt.pt. Architecture and tokenizer come with them; of `gpt`, `block_size` and the
             dropouts count. The optimizer starts afresh.
         seed: fixes the first weights and the dropout; the command takes it from `seed_everything`.
-        compile: run blocks, head and loss through torch.compile while training; falls back to eager, with a line that
-            says why. `auto` does so where the run is long enough for it to pay (`gptlit.compiling.compiling_pays`).
+        compile: run blocks, head and loss through torch.compile while training; on one GPU also record the step as CUDA
+            graphs (`gptlit.graphed_training`). Falls back to eager, with a line that says why. `auto` does so where the
+            run is long enough for it to pay (`gptlit.compiling.compiling_pays`).
         checkpoint_activations: keep only what goes into each block, and compute the rest again in the backward pass:
             a third more time for a fraction of the memory (arXiv:1604.06174).
         matmul_precision: how float32 matrix products may round, as in torch.set_float32_matmul_precision: `medium`
@@ -89,6 +91,7 @@ class LitGPT(pl.LightningModule):
         self.run_config: str | None = None  # YAML of the whole run, kept in the checkpoint
         self._micro_losses: list[Tensor] = []
         self._loss_ahead: HostCopy | None = None  # the training loss on its way to the host
+        self.recorded: RecordedStep | None = None  # takes the place of both passes and the update
         self.val_loss = MeanMetric()
         self.val_chars = MeanMetric()  # characters per token
         self.estimates: Any = nn.ModuleList(MeanMetric() for _ in ESTIMATES)
@@ -173,7 +176,7 @@ class LitGPT(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Forgets what an earlier fit left, and compiles if asked to."""
-        self.weights_step = self._loss_ahead = None
+        self.weights_step = self._loss_ahead = self.recorded = None
         self._micro_losses.clear()
         if self.global_step:  # the rates that the last step had: another callback may read them before the next one
             self._set_rates(self.trainer.optimizers[0], self.global_step - 1)
@@ -190,15 +193,36 @@ class LitGPT(pl.LightningModule):
         ):
             return
         micro = share // self.trainer.accumulate_grad_batches
-        ids = torch.zeros(micro, data.block_size, dtype=torch.int64, device=self.device)
+        batch = blank_batch(micro, data.block_size, self.device)
 
-        def forward() -> Tensor:
+        def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
             with self.trainer.precision_plugin.forward_context():
-                return self.network.train()(ids, targets=ids)
+                return self.network.train()(inputs, targets=targets)
 
-        outcome = compile_training(self.network, forward)
+        outcomes = [compile_training(self.network, lambda: loss_of(*batch))]
+        if self.can_be_recorded():
+            self.recorded, outcome = record_training(loss_of, batch, self.trainer.optimizers[0])
+            outcomes.append(outcome)
         if self.trainer.is_global_zero:
-            print(outcome, file=sys.stderr)
+            print(*outcomes, sep="\n", file=sys.stderr)
+
+    def can_be_recorded(self) -> bool:
+        """Whether a step can be CUDA graphs: on one GPU, with the whole batch at once. A function of the settings."""
+        trainer = self.trainer
+        return (
+            RecordedStep.serves(self.device)
+            and isinstance(trainer.strategy, SingleDeviceStrategy)
+            and trainer.accumulate_grad_batches == 1
+            and trainer.precision in ("32-true", "bf16-mixed")  # a gradient scaler asks the device whether to step
+            and not self.checkpoint_activations  # which asks for the generator's state in the middle
+            and not trainer._detect_anomaly  # so does this for every gradient
+        )
+
+    def on_train_end(self) -> None:
+        """Lets go of the recordings and their memory."""
+        if self.recorded is not None:
+            self.recorded.close()
+            self.recorded = None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds dropout from (seed, step, micro-batch, rank), so that a resumed run draws the same masks."""
@@ -208,13 +232,25 @@ class LitGPT(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy (nats per token) of a micro-batch."""
         inputs, targets = batch  # (B, T) each
-        loss = self.network(inputs, targets=targets)
+        loss = (self.recorded or self.network)(inputs, targets=targets)
         self._micro_losses.append(loss.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self.train_loss = mean_over_processes(torch.stack(self._micro_losses).mean())
             self._micro_losses.clear()
             self._loss_ahead = HostCopy(self.train_loss)
         return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """As Lightning; what is recorded writes over the gradients."""
+        if self.recorded is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning, or as recorded."""
+        if self.recorded is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self.recorded.backward()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stops before the weights are touched when the loss is no number.
@@ -367,6 +403,14 @@ class HostCopy:
         if self.sent is not None:
             self.sent.synchronize()
         return self.value.item()
+
+
+def blank_batch(rows: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (rows, length), int64 zeros, laid out as `RandomChunks` cuts them from length + 1 tokens: what
+    is compiled for one layout would be compiled anew for another.
+    """
+    inputs, targets = (torch.zeros(rows, length + 1, dtype=torch.int64, device=device) for _ in range(2))
+    return inputs[:, :-1], targets[:, 1:]
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import REPOSITORY, digest, gptlit, load, report, start, write_config
+from command import REPOSITORY, digest, gptlit, load, report, start, tensors, write_config
 
 STEPS = 50
 CONFIG = {"model__gpt__dropout": 0.0, "trainer__max_steps": STEPS, "trainer__val_check_interval": 10}
@@ -400,16 +400,35 @@ def test_sharded_training_on_two_gpus_gives_the_same_losses(tmp_path: Path) -> N
 
 
 @pytest.mark.gpu
-def test_a_run_on_a_gpu_resumes_bit_for_bit(tmp_path: Path) -> None:
-    """With kernels that add in a fixed order."""
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled and recorded"])
+def test_a_run_on_a_gpu_resumes_bit_for_bit(compiled: bool, tmp_path: Path) -> None:
+    """With kernels that add in a fixed order, in processes of their own."""
     if not torch.cuda.is_available():
         pytest.skip("there is no GPU")
-    config = write_config(tmp_path, trainer__accelerator="gpu", trainer__deterministic=True)
-    environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    for name, flags in (("whole", []), ("cut", ["--trainer.max_steps", 11, "--model.schedule.shape", "constant"])):
-        more = ["--model.schedule.shape", "constant", *flags]
-        process = start("fit", "--config", config, "--run_dir", tmp_path / name, *more, env=environment)
-        assert process.wait(PATIENCE) == 0
-    process = start("fit", "--ckpt_path", tmp_path / "cut", "--trainer.max_steps", 20, env=environment)
-    assert process.wait(PATIENCE) == 0
-    assert digest(tmp_path / "cut" / "last.ckpt") == digest(tmp_path / "whole" / "last.ckpt")
+    settings = {"trainer__accelerator": "gpu", "trainer__deterministic": True, "model__compile": compiled}
+    config = write_config(tmp_path, **settings, model__schedule__shape="constant")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for command in (
+        ("fit", "--config", config, "--run_dir", whole),
+        ("fit", "--config", config, "--run_dir", cut, "--trainer.max_steps", 11),
+        ("fit", "--ckpt_path", cut, "--trainer.max_steps", 20),
+    ):
+        process = start(*command, env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}, start_new_session=True)
+        err = finish(process)
+        assert process.returncode == 0, err
+        assert ("recorded as CUDA graphs in" in err) == compiled, err
+    assert largest_differences(whole / "last.ckpt", cut / "last.ckpt") == {}
+    assert digest(cut / "last.ckpt") == digest(whole / "last.ckpt")
+
+
+def largest_differences(path: Path, other: Path) -> dict[str, float]:
+    """By how much the tensors of two checkpoints differ, where they do."""
+    ours, theirs = (
+        dict(tensors({k: load(file)[k] for k in ("state_dict", "optimizer_states")})) for file in (path, other)
+    )
+    assert ours.keys() == theirs.keys()
+    return {
+        name: (ours[name].double() - theirs[name].double()).abs().max().item()
+        for name in ours
+        if not torch.equal(ours[name], theirs[name])
+    }

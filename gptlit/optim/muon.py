@@ -20,7 +20,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/) replaces the Nesterov momentum of a matrix by the
     nearest matrix with orthonormal rows or columns, and steps by lr · √max(1, rows / columns) along it, the scale of
-    that implementation ("original" in `torch.optim.Muon`). AdamW is torch's own function.
+    that implementation ("original" in `torch.optim.Muon`). AdamW is torch's own function. A group's `lr` may be a
+    tensor () in float32 on the parameters' device, which a recorded step reads anew each time.
 
     Args:
         groups: as `parameter_groups` returns them.
@@ -109,8 +110,12 @@ class MuonAdamW(torch.optim.Optimizer):
             torch._foreach_lerp_(slots, momenta, group["momentum"])  # Nesterov: look one step of momentum ahead
             update = newton_schulz(stack.to(product_dtype(stack))).to(stack.dtype)  # (K, rows, columns)
             rows, columns = params[0].shape
+            rate = group["lr"] * math.sqrt(max(1, rows / columns))
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, update.unbind(), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+            if isinstance(rate, Tensor):  # alpha must be a number
+                torch._foreach_sub_(params, (update * rate).unbind())
+            else:
+                torch._foreach_add_(params, update.unbind(), alpha=-rate)
 
 
 def product_dtype(matrices: Tensor) -> torch.dtype:

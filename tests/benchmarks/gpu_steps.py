@@ -63,7 +63,7 @@ def characters(plan: Plan, peak: float) -> dict[str, list[float]]:
         config = plan.config(name)
         module, data = build(config, plan.text, plan.device)
         label = f"gptlit `{name}`"
-        seconds[label] = plan.seconds(bare_step(config, module, data, plan.compiled))
+        seconds[label] = plan.seconds(bare_step(config, module, data, plan.compiled, recorded=True))
         shape = data.batch_size * data.block_size
         rows.append(row_of(label, seconds[label], shape, flops_per_token(module.network), peak, reference))
         if name == "nanogpt" and reference:
@@ -91,11 +91,10 @@ def gpt2(plan: Plan, peak: float) -> dict[str, list[float]]:
             peer_step(plan.peer, ids, vocabulary, config, plan.device, compiled=not plan.small)
         )
         reference = sorted(seconds["nanoGPT"])[2] / shape
-    ways: Mapping[str, Any] = {"part by part": plan.compiled, "as one graph": "no" if plan.small else "whole"}
+    ways: Mapping[str, Any] = {"gptlit": plan.compiled, "gptlit, compiled as a whole": "no" if plan.small else "whole"}
     for how, compiled in ways.items():
         network = GPT(settings).to(plan.device)
-        one = step_of(network, chunks, optimizer, config["trainer"], compiled)
-        seconds[f"gptlit, compiled {how}"] = plan.seconds(one)
+        seconds[how] = plan.seconds(step_of(network, chunks, optimizer, config["trainer"], compiled, recorded=True))
     rows = [row_of(name, values, shape, flops, peak, reference) for name, values in seconds.items()]
     print(table(HEADER, rows))
     return seconds

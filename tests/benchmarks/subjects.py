@@ -16,9 +16,12 @@ from torch import Tensor
 from gptlit import GPT, GPTConfig, LitGPT, OptimizerConfig, RandomChunks, ScheduleConfig, TextDataModule
 from gptlit.cli.settings import packaged_configs
 from gptlit.compiling import compile_training
+from gptlit.graphed_training import RecordedStep
+from gptlit.module import blank_batch
 from gptlit.optim import build_optimizer
 
 Step = Callable[[], None]
+Compiled = Literal["no", "parts", "whole"]
 
 
 def read_config(name: str, gpt: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -45,13 +48,17 @@ def build(config: Mapping[str, Any], text: Path, device: str = "cpu") -> tuple[L
 
 
 def bare_step(
-    config: Mapping[str, Any], module: LitGPT, data: TextDataModule, compiled: Literal["no", "parts", "whole"] = "no"
+    config: Mapping[str, Any],
+    module: LitGPT,
+    data: TextDataModule,
+    compiled: Compiled = "no",
+    recorded: bool = False,
 ) -> Step:
     """One step of a plain PyTorch loop over the same model, data, optimizer and precision."""
     assert isinstance(data.train_tokens, Tensor)
     chunks = RandomChunks(data.train_tokens.to(module.device), data.block_size, data.batch_size, 1)
     with products_as(module.matmul_precision):
-        return step_of(module.network, chunks, module.optimizer_config, config["trainer"], compiled)
+        return step_of(module.network, chunks, module.optimizer_config, config["trainer"], compiled, recorded)
 
 
 def step_of(
@@ -59,9 +66,13 @@ def step_of(
     chunks: RandomChunks,
     optimizer_config: OptimizerConfig,
     trainer: Mapping[str, Any],
-    compiled: Literal["no", "parts", "whole"] = "no",
+    compiled: Compiled = "no",
+    recorded: bool = False,
 ) -> Step:
-    """Forward, backward, clipping and update, as the settings say; compiled as our command does, or as one graph."""
+    """Forward, backward, clipping and update, as the settings say.
+
+    Compiled in parts as our command does, or as one graph; recorded as CUDA graphs, as it does on a GPU.
+    """
     device = next(network.parameters()).device
     optimizer = build_optimizer(network, optimizer_config, fused=True)
     clip, bf16 = trainer.get("gradient_clip_val"), trainer.get("precision") == "bf16-mixed"
@@ -75,13 +86,17 @@ def step_of(
     if compiled == "parts":
         print(compile_training(network, lambda: loss_of(*chunks[0])), file=sys.stderr)
     run = torch.compile(loss_of) if compiled == "whole" else loss_of
+    played = None
+    if recorded:
+        played = RecordedStep(run, blank_batch(chunks.batch_size, chunks.block_size, device), optimizer)
 
     def one() -> None:
         nonlocal step
-        loss = run(*chunks[step])
+        loss = (played or run)(*chunks[step])
         step += 1
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if played is None:
+            optimizer.zero_grad(set_to_none=True)
+        (played or loss).backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimizer.step()
