@@ -5,6 +5,7 @@ Whole-network capture is torch's own (https://docs.pytorch.org/docs/stable/notes
 two passes are recorded apart, so that the loss is known, and can be looked at, while the backward pass still runs.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ class RecordedStep:
 
     def record(self) -> None:
         """Records the three parts on the batch that lies there."""
+        gc.collect()  # so that no graph of an earlier pass lives on, and lends nodes that belong to another stream
         device = self.inputs.device
         self.recorder = Recorder(device)
         with (
@@ -87,6 +89,7 @@ class RecordedStep:
         for parameter in self.parameters:
             parameter.grad = None
         self.loss.backward()
+        del self.loss  # its graph would lend the next one nodes that belong to the stream of this one
 
     def update(self) -> None:
         """The optimizer's step, its own."""

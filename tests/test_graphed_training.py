@@ -322,6 +322,17 @@ def test_a_recorded_run_on_a_gpu_is_the_run(
 
 
 @gpu
+def test_weights_that_move_on_a_gpu_are_followed(recordings: list[RecordedStep], tmp_path: Path) -> None:
+    """A second recording, on another stream, while the first one is still there."""
+    config = write_config(tmp_path, **EXACT, **ON_GPU)
+    with extra_callbacks(Move()):
+        fit(config, tmp_path / "recorded")
+    fit(config, tmp_path / "plain", "false")
+    assert len(recordings) == 2
+    assert digest(tmp_path / "recorded" / "last.ckpt") == digest(tmp_path / "plain" / "last.ckpt")
+
+
+@gpu
 @pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
 def test_every_recorded_step_drops_what_its_seed_says(compiled: bool) -> None:
     """Guards against one mask for the whole run; loss and gradients are those of a step that is not recorded."""
