@@ -46,9 +46,10 @@ class LitGPT(pl.LightningModule):
             gptlit, or nanoGPT's ckpt.pt. Architecture and tokenizer come with them; of `gpt`, `block_size` and the
             dropouts count. The optimizer starts afresh.
         seed: fixes the first weights and the dropout; the command takes it from `seed_everything`.
-        compile: run blocks, head and loss through torch.compile while training; on one GPU also record the step as CUDA
-            graphs (`gptlit.graphed_training`). Falls back to eager, with a line that says why. `auto` does so where the
-            run is long enough for it to pay (`gptlit.compiling.compiling_pays`).
+        compile: run blocks, head and loss through torch.compile while training; falls back to eager, with a line that
+            says why. `auto` does so where the run is long enough for it to pay (`gptlit.compiling.compiling_pays`).
+            `graphs` also records the step as CUDA graphs (`gptlit.graphed_training`), on one GPU and without
+            accumulation; it has been tested on a CPU alone, with a stand-in for the recording.
         checkpoint_activations: keep only what goes into each block, and compute the rest again in the backward pass:
             a third more time for a fraction of the memory (arXiv:1604.06174).
         matmul_precision: how float32 matrix products may round, as in torch.set_float32_matmul_precision: `medium`
@@ -63,7 +64,7 @@ class LitGPT(pl.LightningModule):
         tokenizer: str | None = None,
         init_from: str | None = None,
         seed: int = 1337,
-        compile: bool | Literal["auto"] = False,
+        compile: bool | Literal["auto", "graphs"] = False,
         checkpoint_activations: bool = False,
         matmul_precision: Literal["highest", "high", "medium"] = "highest",
     ) -> None:
@@ -200,8 +201,10 @@ class LitGPT(pl.LightningModule):
                 return self.network.train()(inputs, targets=targets)
 
         outcomes = [compile_training(self.network, lambda: loss_of(*batch))]
-        if self.can_be_recorded():
-            self.recorded, outcome = record_training(loss_of, batch, self.trainer.optimizers[0])
+        if self.compile_network == "graphs":
+            outcome = "not recorded as CUDA graphs: that takes one CUDA device and no accumulation, scaler or checking"
+            if self.can_be_recorded():
+                self.recorded, outcome = record_training(loss_of, batch, self.trainer.optimizers[0])
             outcomes.append(outcome)
         if self.trainer.is_global_zero:
             print(*outcomes, sep="\n", file=sys.stderr)

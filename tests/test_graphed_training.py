@@ -85,7 +85,7 @@ def numbers(run: Path) -> list[str]:
     return [",".join(row[column] for column in kept) for row in (header, *rows)]
 
 
-def fit(config: Path, run: Path, compiled: str = "true", *flags: object) -> str:
+def fit(config: Path, run: Path, compiled: str = "graphs", *flags: object) -> str:
     """A whole run; what it said."""
     answer = gptlit("fit", "--config", config, "--run_dir", run, "--model.compile", compiled, *flags)
     assert answer.code == 0
@@ -110,7 +110,7 @@ def test_a_recorded_run_resumes_bit_for_bit(tape: list[RecordedStep], tmp_path: 
     """Guards against a recording that changes what it begins from, such as the optimizer's loaded state."""
     config = write_config(tmp_path, **EXACT)
     fit(config, tmp_path / "whole")
-    fit(config, tmp_path / "cut", "true", "--trainer.max_steps", 11)
+    fit(config, tmp_path / "cut", "graphs", "--trainer.max_steps", 11)
     assert gptlit("fit", "--ckpt_path", tmp_path / "cut", "--trainer.max_steps", 20).code == 0
     assert len(tape) == 3
     assert digest(tmp_path / "cut" / "last.ckpt") == digest(tmp_path / "whole" / "last.ckpt")
@@ -147,7 +147,7 @@ def test_a_recorded_loss_that_is_no_number_stops_before_the_weights_change(tmp_p
     poison = Poison(4)
     config = write_config(tmp_path)
     with extra_callbacks(poison):
-        answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", "--model.compile", "true")
+        answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", "--model.compile", "graphs")
     assert answer.code == 1
     assert "at step 5: the run stopped before the weights were touched" in answer.err
     for name, weight in poison.network.named_parameters():
@@ -218,8 +218,9 @@ def test_where_recording_fails_the_run_goes_on_without(
 def test_what_cannot_be_recorded_is_not_tried(
     changes: dict[str, Any], tape: list[RecordedStep], tmp_path: Path
 ) -> None:
+    """And it is said, since it was asked for."""
     config = write_config(tmp_path, **changes, trainer__max_steps=2)
-    assert "CUDA graphs" not in fit(config, tmp_path / "run")
+    assert "not recorded as CUDA graphs: that takes one CUDA device" in fit(config, tmp_path / "run")
     assert not tape
 
 
@@ -367,7 +368,7 @@ def test_a_compiled_and_recorded_run_resumes_bit_for_bit(tmp_path: Path) -> None
     config = write_config(tmp_path, **ON_GPU, trainer__precision="bf16-mixed", model__schedule__shape="constant")
     err = fit(config, tmp_path / "whole")
     assert "recorded as CUDA graphs in" in err
-    fit(config, tmp_path / "cut", "true", "--trainer.max_steps", 11)
+    fit(config, tmp_path / "cut", "graphs", "--trainer.max_steps", 11)
     assert gptlit("fit", "--ckpt_path", tmp_path / "cut", "--trainer.max_steps", 20).code == 0
     torch.use_deterministic_algorithms(False)
     assert numbers(tmp_path / "cut")[-1] == numbers(tmp_path / "whole")[-1]
@@ -386,7 +387,7 @@ def test_recorded_training_never_waits_for_the_device(tmp_path: Path) -> None:
     )
     try:
         with extra_callbacks(*watch):
-            err = fit(config, tmp_path / "run", "true", "--save_every_n_steps", 100)
+            err = fit(config, tmp_path / "run", "graphs", "--save_every_n_steps", 100)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert err.count("synchroniz") == 0
