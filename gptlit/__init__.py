@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from gptlit.config import GPTConfig
     from gptlit.data import RandomChunks, TextDataModule
     from gptlit.errors import UserError
-    from gptlit.model import GPT, GPTConfig, KVCache
+    from gptlit.kv_cache import KVCache
+    from gptlit.model import GPT
     from gptlit.module import LitGPT
     from gptlit.optim import MuonAdamW, OptimizerConfig, ScheduleConfig
     from gptlit.sampling import Sampling, generate
@@ -21,8 +23,8 @@ _HOMES = {
     "BPETokenizer": "tokenizer",
     "CharTokenizer": "tokenizer",
     "GPT": "model",
-    "GPTConfig": "model",
-    "KVCache": "model",
+    "GPTConfig": "config",
+    "KVCache": "kv_cache",
     "LitGPT": "module",
     "MuonAdamW": "optim",
     "OptimizerConfig": "optim",

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from gptlit.affine import Affine
 from gptlit.errors import UserError
-from gptlit.model import GPT, KVCache, activate, rms_norm, shift_tokens
+from gptlit.kv_cache import KVCache
+from gptlit.model import GPT, activate, rms_norm, shift_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from gptlit.card import model_card
+from gptlit.config import GPTConfig
 from gptlit.errors import UserError
 from gptlit.huggingface import architecture_of, import_transformers, quiet_transformers, to_huggingface
-from gptlit.model import GPT, GPTConfig
+from gptlit.model import GPT
 from gptlit.pretrained import network_weights
 from gptlit.tokenizer import CharTokenizer, Tokenizer, from_json
 

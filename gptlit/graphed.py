@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gptlit.decode import Decoder
-from gptlit.model import KVCache
+from gptlit.kv_cache import KVCache
 
 Result = TypeVar("Result")
 SHORTEST_SPAN = 64  # positions: attention over fewer takes no less time

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptlit.config import GPTConfig
 from gptlit.errors import UserError
-from gptlit.model import GPT, RMS_NORM_EPS, GPTConfig
+from gptlit.model import GPT, RMS_NORM_EPS
 
 Weights = dict[str, Tensor]
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from gptlit.affine import Affine, packed_product
 from gptlit.decode import Decoder, Layer
-from gptlit.model import RMS_NORM_EPS, KVCache, activate
+from gptlit.kv_cache import KVCache
+from gptlit.model import RMS_NORM_EPS, activate
 
 Array = NDArray[np.floating[Any]]
 UNSHARED = 8192  # numbers in a matrix: of a smaller one, no OpenBLAS shares out the product with a vector

@@ -18,10 +18,11 @@ from torchmetrics import MeanMetric
 
 from gptlit import __version__
 from gptlit.compiling import compile_training, compiling_pays
+from gptlit.config import GPTConfig
 from gptlit.drawing import Drawing, TextDraw
 from gptlit.errors import UserError
 from gptlit.graphed_training import RecordedStep, record_training
-from gptlit.model import GPT, GPTConfig
+from gptlit.model import GPT
 from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor, parameter_groups
 from gptlit.pretrained import Pretrained, fit_to, load_pretrained
 from gptlit.progress import step_boundary

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptlit.config import GPTConfig
 from gptlit.errors import UserError
 from gptlit.huggingface import (
     GPT2,
@@ -27,7 +28,7 @@ from gptlit.huggingface import (
     quiet_transformers,
     weights_from_huggingface,
 )
-from gptlit.model import GPT, GPTConfig
+from gptlit.model import GPT
 from gptlit.tokenizer import BPETokenizer, CharTokenizer, Tokenizer, from_json
 
 FREE = {"dropout", "attention_dropout", "embedding_dropout", "token_noise", "init"}  # leave the weights as they are

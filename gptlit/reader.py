@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gptlit.decode import Decoder
 from gptlit.graphed import RECORDING_PAYS_FROM, GraphedStep, GraphedWindow
+from gptlit.kv_cache import KVCache
 from gptlit.lean import LeanStep
-from gptlit.model import GPT, KVCache
+from gptlit.model import GPT
 
 Step = Callable[[Tensor, KVCache], Tensor]  # ids (B,), and the cache they go into; logits (B, V)
 

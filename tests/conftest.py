@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptlit.model import GPT, GPTConfig
+from gptlit.config import GPTConfig
+from gptlit.model import GPT
 
 LECTURE = {
     "vocab_size": 65,

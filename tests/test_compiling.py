@@ -8,7 +8,8 @@ import torch
 from command import gptlit, write_config
 
 from gptlit.compiling import compile_training, compiling_pays, flops_per_token
-from gptlit.model import GPT, Block, GPTConfig
+from gptlit.config import GPTConfig
+from gptlit.model import GPT, Block
 
 BASE = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128)
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

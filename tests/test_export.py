@@ -15,10 +15,11 @@ from conftest import DIALECTS, NANOGPT, random_gpt
 from torch import Tensor
 
 from gptlit.cli import run
+from gptlit.config import GPTConfig
 from gptlit.errors import UserError
 from gptlit.export import export_run
 from gptlit.huggingface import architecture_of, move_head_bias
-from gptlit.model import GPT, GPTConfig
+from gptlit.model import GPT
 from gptlit.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 
 transformers = pytest.importorskip("transformers")

@@ -12,10 +12,12 @@ from test_sampling import RAGGED, table
 from torch import Tensor
 
 from gptlit import graphed
+from gptlit.config import GPTConfig
 from gptlit.decode import Decoder
 from gptlit.graphed import GraphedStep, GraphedWindow, Recorder
+from gptlit.kv_cache import KVCache
 from gptlit.lean import LeanStep
-from gptlit.model import GPT, GPTConfig, KVCache
+from gptlit.model import GPT
 from gptlit.sampling import Sampling, generate, generate_naive
 
 LONG = {**DIALECTS["modern"], "block_size": 160}  # three spans

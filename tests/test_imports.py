@@ -11,7 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "gptlit"
 ROOMS = sorted({path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")})
 LEVELS = [
     {"errors", "verbs"},
-    {"model", "affine", "tokenizer", "seeds", "progress"},
+    {"config", "affine", "tokenizer", "seeds", "progress"},
+    {"kv_cache"},
+    {"model"},
     {"decode", "optim", "corpus", "compiling", "huggingface"},
     {"lean", "graphed"},
     {"reader", "graphed_training"},
@@ -22,6 +24,8 @@ LEVELS = [
     {"cli"},
 ]
 TORCH_ONLY = (
+    "config",
+    "kv_cache",
     "model",
     "affine",
     "decode",

@@ -9,12 +9,12 @@ from conftest import DIALECTS, LECTURE, NANOGPT, random_gpt
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptlit.config import GPTConfig
 from gptlit.errors import UserError
+from gptlit.kv_cache import KVCache
 from gptlit.model import (
     GPT,
     CausalSelfAttention,
-    GPTConfig,
-    KVCache,
     attend,
     drop,
     rms_norm,

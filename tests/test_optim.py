@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gptlit.config import GPTConfig
 from gptlit.errors import UserError
-from gptlit.model import GPT, GPTConfig
+from gptlit.model import GPT
 from gptlit.optim import (
     MuonAdamW,
     OptimizerConfig,

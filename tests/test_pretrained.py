@@ -13,9 +13,10 @@ from test_export import EXPORTABLE, SYMBOLS, checkpoint_of, note_parity, positio
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptlit.config import GPTConfig
 from gptlit.errors import UserError
 from gptlit.export import export_run
-from gptlit.model import GPT, GPTConfig
+from gptlit.model import GPT
 from gptlit.pretrained import Pretrained, fit_to, load_pretrained
 from gptlit.tokenizer import BPETokenizer
 

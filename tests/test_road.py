@@ -26,8 +26,8 @@ from gptlit.callbacks.pictures import (
 from gptlit.cli.ladder_report import count_parameters
 from gptlit.cli.rungs import Rung, all_rungs
 from gptlit.cli.settings import flat, packaged_configs
+from gptlit.config import GPTConfig
 from gptlit.data import TextDataModule
-from gptlit.model import GPTConfig
 from gptlit.optim import OptimizerConfig, ScheduleConfig
 from gptlit.tokenizer import CharTokenizer
 

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptlit.affine import Affine
+from gptlit.config import GPTConfig
 from gptlit.decode import Decoder
 from gptlit.errors import UserError
+from gptlit.kv_cache import KVCache
 from gptlit.lean import UNSHARED, LeanStep, unshared_pieces
-from gptlit.model import GPT, GPTConfig, KVCache
+from gptlit.model import GPT
 from gptlit.sampling import (
     Sampling,
     TextStream,

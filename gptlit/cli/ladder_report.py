@@ -12,8 +12,9 @@ import torch
 from gptlit.callbacks.pictures import rasterize
 from gptlit.cli.rungs import Rung
 from gptlit.cli.runs import find_start
+from gptlit.config import GPTConfig
 from gptlit.errors import UserError
-from gptlit.model import GPT, GPTConfig
+from gptlit.model import GPT
 
 # Validation losses that the lecture and its repository report, before its later change of the first weights.
 LECTURE = {"1": "~2.5", "2": "2.4–2.5", "3": "2.28", "4": "2.24", "5": "2.08", "6": "2.06", "7": "1.48"}

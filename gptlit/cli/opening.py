@@ -8,8 +8,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
+from gptlit.config import GPTConfig
 from gptlit.data import TextDataModule
-from gptlit.model import GPT, GPTConfig
+from gptlit.model import GPT
 from gptlit.module import LitGPT
 from gptlit.optim import OptimizerConfig, parameter_groups
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from gptlit.config import GPTConfig
 from gptlit.errors import UserError
-from gptlit.model import GPTConfig
 from gptlit.module import LitGPT
 
 RUNS = Path("checkpoints")

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptlit.model import GPT, GPTConfig
+from gptlit.config import GPTConfig
+from gptlit.model import GPT
 from gptlit.sampling import generate
 
 DIALECT: dict[str, Any] = {
