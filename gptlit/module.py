@@ -10,8 +10,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
@@ -19,6 +17,7 @@ from torchmetrics import MeanMetric
 from gptlit import __version__
 from gptlit.compiling import compile_training, compiling_pays
 from gptlit.config import GPTConfig
+from gptlit.devices import HostCopy, blank_batch, mean_over_processes, shard
 from gptlit.drawing import Drawing, TextDraw
 from gptlit.errors import UserError
 from gptlit.graphed_training import RecordedStep, record_training
@@ -392,47 +391,8 @@ def check_vocabulary(config: GPTConfig, size: int) -> None:
         )
 
 
-class HostCopy:
-    """A number on its way from the device: sent at once, read later, without waiting for what the device does since."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value, self.sent = value, None
-        if value.is_cuda:
-            self.value = value.to("cpu", non_blocking=True)  # into pinned memory
-            self.sent = torch.cuda.Event()
-            self.sent.record()
-
-    def item(self) -> float:
-        """The number, as soon as it has arrived."""
-        if self.sent is not None:
-            self.sent.synchronize()
-        return self.value.item()
-
-
-def blank_batch(rows: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (rows, length), int64 zeros, laid out as `RandomChunks` cuts them from length + 1 tokens: what
-    is compiled for one layout would be compiled anew for another.
-    """
-    inputs, targets = (torch.zeros(rows, length + 1, dtype=torch.int64, device=device) for _ in range(2))
-    return inputs[:, :-1], targets[:, 1:]
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean over all processes; every one of them has to call this."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(value)
-        value = value / torch.distributed.get_world_size()
-    return value
-
-
 def plain(value: Any) -> Any:
     """Tuples as lists, all the way down: YAML and checkpoints know no tuples."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def shard(network: GPT, mesh: DeviceMesh) -> None:
-    """Spreads weights, and with them gradients and optimizer state, over the processes of a mesh, block by block."""
-    for part in (*network.blocks, network):
-        fully_shard(part, mesh=mesh)

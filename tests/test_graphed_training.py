@@ -19,10 +19,10 @@ from torch import Tensor
 from gptlit.compiling import compile_training
 from gptlit.config import GPTConfig
 from gptlit.data.chunks import RandomChunks
+from gptlit.devices import blank_batch
 from gptlit.graphed import Recorder
 from gptlit.graphed_training import RecordedStep, rates_in_memory, record_training
 from gptlit.model import GPT
-from gptlit.module import blank_batch
 from gptlit.optim import OptimizerConfig, build_optimizer
 from gptlit.seeds import seed_device
 

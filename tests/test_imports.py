@@ -14,7 +14,7 @@ LEVELS = [
     {"config", "affine", "tokenizer", "seeds", "progress"},
     {"kv_cache"},
     {"model"},
-    {"decode", "optim", "corpus", "compiling", "huggingface"},
+    {"decode", "optim", "corpus", "compiling", "devices", "huggingface"},
     {"lean", "graphed"},
     {"reader", "graphed_training"},
     {"sampling", "pretrained", "card"},
@@ -38,6 +38,7 @@ TORCH_ONLY = (
     "drawing",
     "seeds",
     "compiling",
+    "devices",
 )
 
 

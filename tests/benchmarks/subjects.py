@@ -16,8 +16,8 @@ from torch import Tensor
 from gptlit import GPT, GPTConfig, LitGPT, OptimizerConfig, RandomChunks, ScheduleConfig, TextDataModule
 from gptlit.cli.settings import packaged_configs
 from gptlit.compiling import compile_training
+from gptlit.devices import blank_batch
 from gptlit.graphed_training import RecordedStep
-from gptlit.module import blank_batch
 from gptlit.optim import build_optimizer
 
 Step = Callable[[], None]
