@@ -164,10 +164,11 @@ def tensors(tree: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of the weights and of the whole state of the optimizer in a checkpoint."""
+    """SHA-256 of the weights, their average if there is one, and the whole state of the optimizer in a checkpoint."""
     checkpoint = load(path)
     sha = hashlib.sha256()
     state = {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "global_step")}
+    state["current_model_state"] = checkpoint.get("current_model_state")  # beside an average
     for name, tensor in tensors(state):
         sha.update(name.encode())
         sha.update(tensor.contiguous().numpy().tobytes())

@@ -26,7 +26,7 @@ from command import digest, load, start, write_config
 
 MAX_STEPS = 300
 VARIANTS = {
-    "Muon, dropout": {},
+    "Muon, dropout, noise, average": {"model__gpt__token_noise": 0.1, "average__decay": 0.98},
     "AdamW, dropout, accumulation 2": {
         "model__optimizer__name": "adamw",
         "trainer__accumulate_grad_batches": 2,

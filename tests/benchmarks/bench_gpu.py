@@ -1,6 +1,7 @@
 """Everything that waits for a GPU, in one call of less than ten minutes on one large GPU.
 
     python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER
+    python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --graphs
     python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --small
 
 The tests that need a GPU; the device's peak of bfloat16 products; the step beside nanoGPT's at the settings of its
@@ -56,6 +57,7 @@ def runs(plan: Plan, wanted: Sequence[tuple[str, int]], deadline: float, target:
             print(f"no time is left for `{name}` with seed {seed} and what would follow")
             break
         flags = [*TINY_RUN] if plan.small else []
+        flags += ["--model.compile", "graphs"] if plan.graphs else []
         flags += ["--sample_text.max_new_tokens", 0, "--pictures.when", "never", "--seed_everything", seed]
         run = train(name, plan.text, target, flags, "cpu" if plan.device == "cpu" else "gpu")
         print(row(row_of(name, seed, run)), flush=True)
@@ -101,12 +103,13 @@ def main() -> None:
     options_of.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")), help="folder for gpu.json")
     options_of.add_argument("--seconds", type=float, default=540, help="after which no further run is begun")
     options_of.add_argument("--target", type=float, default=1.47, help="validation loss")
+    options_of.add_argument("--graphs", action="store_true", help="ours recorded as CUDA graphs (model.compile graphs)")
     options_of.add_argument("--small", action="store_true", help="on a CPU, at tiny sizes, to try the script")
     options = options_of.parse_args()
     deadline = time.monotonic() + options.seconds
     if not options.small and not torch.cuda.is_available():
         options_of.error("there is no GPU: --small tries the script without one")
-    plan = Plan("cpu" if options.small else "cuda", options.text.resolve(), options.peer, options.small)
+    plan = Plan("cpu" if options.small else "cuda", options.text.resolve(), options.peer, options.small, options.graphs)
     name = machine() if options.small else torch.cuda.get_device_name()
     found: dict[str, Any] = {"device": name, "torch": torch.__version__}
     print(f"{name}, PyTorch {torch.__version__}")

@@ -27,6 +27,8 @@ class Plan:
     peer: Path | None
     small: bool
     """Tiny sizes, to try the script on a CPU."""
+    graphs: bool = False
+    """Our steps are recorded as CUDA graphs."""
 
     @property
     def compiled(self) -> Literal["no", "parts"]:
@@ -63,7 +65,7 @@ def characters(plan: Plan, peak: float) -> dict[str, list[float]]:
         config = plan.config(name)
         module, data = build(config, plan.text, plan.device)
         label = f"gptlit `{name}`"
-        seconds[label] = plan.seconds(bare_step(config, module, data, plan.compiled, recorded=True))
+        seconds[label] = plan.seconds(bare_step(config, module, data, plan.compiled, plan.graphs))
         shape = data.batch_size * data.block_size
         rows.append(row_of(label, seconds[label], shape, flops_per_token(module.network), peak, reference))
         if name == "nanogpt" and reference:
@@ -94,7 +96,7 @@ def gpt2(plan: Plan, peak: float) -> dict[str, list[float]]:
     ways: Mapping[str, Any] = {"gptlit": plan.compiled, "gptlit, compiled as a whole": "no" if plan.small else "whole"}
     for how, compiled in ways.items():
         network = GPT(settings).to(plan.device)
-        seconds[how] = plan.seconds(step_of(network, chunks, optimizer, config["trainer"], compiled, recorded=True))
+        seconds[how] = plan.seconds(step_of(network, chunks, optimizer, config["trainer"], compiled, plan.graphs))
     rows = [row_of(name, values, shape, flops, peak, reference) for name, values in seconds.items()]
     print(table(HEADER, rows))
     return seconds
