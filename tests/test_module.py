@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from gptlit import CharTokenizer, GPTConfig, LitGPT, OptimizerConfig, ScheduleConfig, TextDataModule, UserError
+from gptlit.callbacks.averaging import AverageWeights
 from gptlit.drawing import Drawing
 from gptlit.sampling import Sampling
 from gptlit.seeds import mix
@@ -163,6 +164,20 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(corpus: Path, 
     with pytest.raises(FloatingPointError, match="step 1"):
         second.fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
     assert all(torch.equal(a, b) for a, b in zip(weights, module.network.parameters(), strict=True))
+
+
+def test_a_fit_with_an_average_leaves_it_in_the_model(corpus: Path, tmp_path: Path) -> None:
+    """Guards against text drawn, in Python, from other weights than those that were validated."""
+
+    class Validated(pl.Callback):
+        def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.weights = [p.detach().clone() for p in pl_module.parameters()]
+
+    validated = Validated()
+    module = LitGPT(GPTConfig(**TINY), OptimizerConfig(name="adamw"))
+    trainer = quiet_trainer(tmp_path, max_steps=5, val_check_interval=5, callbacks=[AverageWeights(0.9), validated])
+    trainer.fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), validated.weights, strict=True))
 
 
 def test_predict_step_draws_what_generate_draws(corpus: Path, tmp_path: Path) -> None:

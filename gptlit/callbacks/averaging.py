@@ -67,7 +67,6 @@ class AverageWeights(WeightAveraging):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nothing yet: a finished run must go on from the weights that were trained, if it is made longer."""
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leaves the average in the model."""
-        if stage == "fit" and self._average_model is not None and trainer.state.finished:
-            self._copy_average_to_current(pl_module)
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves the average in the model, once the last checkpoint is written."""
+        self._copy_average_to_current(pl_module)
