@@ -61,11 +61,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def poisoned_logits(call: int, value: float) -> Iterator[None]:
     """The call-th forward pass in training mode gives `value` for one logit."""
-    forward, calls = GPT.forward, 0
+    head, calls = GPT.head, 0
 
-    def poisoned(self: GPT, ids: Tensor, cache: Any = None) -> Tensor:
+    def poisoned(self: GPT, x: Tensor) -> Tensor:
         nonlocal calls
-        logits = forward(self, ids, cache)
+        logits = head(self, x)
         if self.training:
             calls += 1
             if calls == call:
@@ -74,7 +74,7 @@ def poisoned_logits(call: int, value: float) -> Iterator[None]:
                 logits = logits + mask
         return logits
 
-    with mock.patch.object(GPT, "forward", poisoned):
+    with mock.patch.object(GPT, "head", poisoned):
         yield
 
 
