@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from gptlit import BPETokenizer, CharTokenizer, GPTConfig, LitGPT, OptimizerConfig, TextDataModule, UserError
 from gptlit.data import EncodedText, RandomChunks, TextSpec, TokenFile, ValidationWindows, encode_text
+from gptlit.data.cache import read_record, write_record
 from gptlit.data.tokens import DamagedFileError, TokenWriter
 
 VERSE = "To learn a tongue, one letter at a time,\nIs all the craft — naïve — behind this rhyme. 日本\n"
@@ -446,6 +448,17 @@ def test_of_several_processes_one_encodes(text: Path, monkeypatch: pytest.Monkey
         results = list(pool.map(lambda _: ids(encoded(text).train), range(3)))
     assert len(calls) == 1
     assert all(np.array_equal(results[0], result) for result in results)
+
+
+def test_threads_that_write_the_same_record_leave_each_other_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against one file in between for both, which the first to be done takes away from the other."""
+    replace, both_wrote = os.replace, threading.Barrier(2, timeout=30)
+    monkeypatch.setattr(os, "replace", lambda *paths: (both_wrote.wait(), replace(*paths)))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda number: write_record(tmp_path / "record", {"number": number}), range(2)))
+    assert read_record(tmp_path / "record") in ({"number": 0}, {"number": 1})
 
 
 @pytest.mark.usefixtures("large")

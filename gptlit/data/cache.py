@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,9 +76,9 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 def write_record(path: Path, fields: dict[str, Any]) -> None:
-    """A small JSON file with its own checksum, replaced as a whole."""
+    """A small JSON file with its own checksum, replaced as a whole, also where several threads write the same."""
     content = json.dumps(fields).encode()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
     os.replace(temporary, path)
 
