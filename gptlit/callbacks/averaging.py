@@ -17,11 +17,11 @@ class AverageWeights(WeightAveraging):
 
     After step t the average moves by 1 - min(decay, (1 + t) / (10 + t)) of the way to the weights (TensorFlow's
     ExponentialMovingAverage has that warm-up), so that the first, poor weights are soon forgotten. Training itself goes
-    on with the weights as they are. `best.ckpt` holds the average alone, `last.ckpt` both.
+    on with the weights as they are. In a checkpoint the average is `state_dict`, and they are `current_model_state`.
 
     Args:
-        decay: share of the average that a step keeps, when the run is old: 0.998 remembers some 500 steps. 0 keeps no
-            average.
+        decay: share of the average that a step keeps, when the run is old: 0.998 remembers some 500 steps. With 0
+            the command makes no average.
 
     Raises:
         UserError: when `decay` is not at least 0 and less than 1.

@@ -72,15 +72,14 @@ def run_parts(
     if run_dir is not None:
         pictures = Pictures(**vars(options["pictures"]))
         callbacks += [SaveConfig(run_dir), sample_text(options["sample_text"], run_dir), pictures]
-    if options["average"]["decay"]:  # behind those that draw from the average
-        callbacks.append(AverageWeights(options["average"]["decay"]))
-    if run_dir is not None:
         if trainer["enable_checkpointing"] is not False:
             checkpoints = RunCheckpoints(run_dir, options["save_every_n_steps"])
             callbacks.append(checkpoints)
         logger = trainer["logger"]
         if logger in (None, True):  # TensorBoard and CSV, straight into the run folder
             logger = [EventFiles(run_dir, steps_done), MetricsFile(run_dir, steps_done)]
+    if options["average"]["decay"]:  # behind those that draw from the average; checkpoints Lightning puts behind all
+        callbacks.append(AverageWeights(options["average"]["decay"]))
     return RunParts(curves, signals, checkpoints, [*callbacks, *as_list(trainer["callbacks"])], logger)
 
 
