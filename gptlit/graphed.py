@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gptlit.decode import Decoder
+from gptlit.errors import reason_of
 from gptlit.kv_cache import KVCache
 
 Result = TypeVar("Result")
@@ -133,8 +134,7 @@ class Recorder:
             self.warm_up(work)
             return self.capture(work)
         except RuntimeError as error:  # out of memory, an old driver: slower is better than not at all
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"sampling goes on without a CUDA graph, and slower: {reason}", stacklevel=2)
+            warnings.warn(f"sampling goes on without a CUDA graph, and slower: {reason_of(error)}", stacklevel=2)
             close_attempt(self.stream.device)
             return work
 
