@@ -41,6 +41,17 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return value
 
 
+def leave_process_group() -> None:
+    """Ends the process group of a run, if there is one; for when no process waits for another any more.
+
+    The threads that exchange tensors may be behind: they drop the last one when Python is already ending, and whoever
+    asks for Python then is aborted ("terminate called without an active exception"). This waits for them. Lightning
+    does it by itself where the exchange is NCCL's.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def shard(network: GPT, mesh: DeviceMesh) -> None:
     """Spreads weights, and with them gradients and optimizer state, over the processes of a mesh, block by block."""
     for part in (*network.blocks, network):

@@ -66,7 +66,7 @@ def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     p = logits.softmax(1, dtype=dtype)
     if sampling.top_p is not None and sampling.top_p < 1:
         ranked, order = p.sort(dim=1, descending=True, stable=True)
-        before = ranked.cumsum(1) - ranked  # mass of the more probable symbols
+        before = running_sums(ranked) - ranked  # mass of the more probable symbols
         p = p.scatter(1, order, ranked.masked_fill(before >= sampling.top_p, 0.0))
     if sampling.min_p:
         p = p.masked_fill(p < sampling.min_p * p.amax(1, keepdim=True), 0.0)
@@ -77,9 +77,21 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """The symbols (B,) that numbers `uniform` (B,) from [0, 1) pick out of probabilities (B, V): the inverse of the
     cumulative distribution. One of probability 0 is never picked.
     """
-    cumulative = probabilities.cumsum(1)
+    cumulative = running_sums(probabilities)
     total = cumulative.select(1, -1)  # 1, but for rounding
     return torch.searchsorted(cumulative, (uniform * total).unsqueeze(1), right=True).squeeze(1)
+
+
+def running_sums(values: Tensor) -> Tensor:
+    """Sums of the first 1, 2, … V of each row (B, V) of probabilities.
+
+    A GPU adds fractions in no fixed order, and torch.use_deterministic_algorithms does not let it. Under that they are
+    added as whole numbers, which loses no more than rounding does.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return values.cumsum(1)
+    one = 1 / torch.finfo(values.dtype).eps
+    return (values * one).long().cumsum(1).to(values.dtype) / one
 
 
 def sampling_dtype(device: torch.device) -> torch.dtype:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from command import REPOSITORY, digest, gptlit, load, report, start, tensors, write_config
+from torch.utils._python_dispatch import TorchDispatchMode
 
 STEPS = 50
 CONFIG = {"model__gpt__dropout": 0.0, "trainer__max_steps": STEPS, "trainer__val_check_interval": 10}
@@ -98,12 +99,13 @@ def test_two_processes_leave_one_run_folder(two: Path) -> None:
     assert load(two / "last.ckpt")["global_step"] == STEPS
 
 
-def test_validating_in_two_processes_counts_every_token_once(one: tuple[Path, Path]) -> None:
-    """No padding and no duplicates, where the windows do not divide evenly."""
+def test_validating_in_two_processes_counts_every_token_once(one: tuple[Path, Path], tmp_path: Path) -> None:
+    """No padding and no duplicates, where the windows do not divide evenly; and the exchange is over before the end."""
     alone = gptlit("validate", "--ckpt_path", one[1])
-    process = start("validate", "--ckpt_path", one[1], *TWO, stdout=subprocess.PIPE, start_new_session=True)
+    process = start_faulty(tmp_path, 0, "pass", "validate", "--ckpt_path", one[1], *TWO, stdout=subprocess.PIPE)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
+    assert LEFT not in err
     ours, theirs = (
         {line.split()[0]: float(line.split()[1]) for line in text.splitlines()} for text in (out, alone.out)
     )
@@ -163,9 +165,12 @@ def test_ctrl_c_reaches_all_processes_and_stops_them_together(one: tuple[Path, P
 
 
 FAULTS = ("what happens", "exit code", "last line", "then")
-# A program whose processes run the command with a fault built in; it is started anew for the second process.
+LEFT = "threads left"
+# A program whose processes run the command with a fault built in; it is started anew for the second process. It tells
+# of threads that still exchange tensors at the end: one that asks for Python when Python ends aborts the process.
 FAULTY = """
 import sys
+from pathlib import Path
 from unittest import mock
 import torch
 from gptlit.model import GPT
@@ -183,17 +188,22 @@ def faulty(self, x):
 if __name__ == "__main__":
     from gptlit.__main__ import main
     with mock.patch.object(GPT, "head", faulty):
-        sys.exit(main())
+        code = main()
+    if "gloo" in " ".join(name.read_text() for name in Path("/proc/self/task").glob("*/comm")):
+        print("LEFT", file=sys.stderr)
+    sys.exit(code)
 """
 
 
-def start_faulty(folder: Path, rank: int, fault: str, *arguments: Any) -> "subprocess.Popen[str]":
+def start_faulty(folder: Path, rank: int, fault: str, *arguments: Any, **options: Any) -> "subprocess.Popen[str]":
     """Starts two processes of which one has the fault, in its eighth step."""
     program = folder / "faulty.py"
-    program.write_text(FAULTY.replace("RANK", str(rank)).replace("FAULT", fault), encoding="utf-8")
+    text = FAULTY.replace("RANK", str(rank)).replace("FAULT", fault).replace("LEFT", LEFT)
+    program.write_text(text, encoding="utf-8")
     command = [sys.executable, str(program), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    settings = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True, **options}
+    return subprocess.Popen(command, env=environment, **settings)
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
@@ -206,6 +216,7 @@ def test_a_loss_that_is_no_number_on_one_process_stops_all(one: tuple[Path, Path
     assert process.returncode == 1, err
     assert err.count("the training loss is nan at step 8") == 1
     assert "Traceback" not in err
+    assert LEFT not in err
     assert load(run / "last.ckpt")["global_step"] == 5
     assert err.strip().splitlines()[-1].startswith("last.ckpt of step 5 is whole; go on with: gptlit fit --ckpt_path")
     report("Faults", FAULTS, f"nan in process {rank} of 2", 1, way_on_of(err), "all stop")
@@ -323,6 +334,7 @@ BASE = (
     "never",
 )
 BASE += ("--trainer.max_steps", STEPS, "--trainer.val_check_interval", 10, "--trainer.log_every_n_steps", 1)
+BASE += ("--model.matmul_precision", "highest")
 CUTS = {
     "1 process, accumulation 2": ("--trainer.accumulate_grad_batches", 2),
     "2 processes (DDP)": TWO,
@@ -344,9 +356,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CUTS, "2 nodes of 1 process (torchrun, DDP)"])
 def test_the_base_recipe_gives_the_same_losses_however_it_is_cut(base: Path, tmp_path: Path, name: str) -> None:
-    """base.yaml as it comes (Muon), with nothing changed but the devices and the length.
+    """base.yaml as it comes (Muon), with nothing changed but the devices, the length, and products in full float32.
 
-    With AdamW at base's rate of 0.01, rounding alone grows to 4e-4 over these steps, on one process too.
+    With its own products, which may round to bfloat16, losses differ by 1e-4 after these steps; with AdamW at base's
+    rate of 0.01, rounding alone grows to 4e-4; both on one process too.
     """
     run = tmp_path / "run"
     if name in CUTS:
@@ -384,6 +397,33 @@ def test_muon_refuses_shards_by_name(tmp_path: Path) -> None:
     assert (answer.code, answer.err.count("\n")) == (2, 1)
     assert answer.err.startswith("gptlit: model.optimizer.name is muon, which needs whole matrices")
     assert not (tmp_path / "run").exists()
+
+
+class AsOnAGpu(TorchDispatchMode):
+    """Refuses what a GPU refuses under torch.use_deterministic_algorithms, of all that this package might call."""
+
+    REFUSED = ("aten.cumsum.", "aten.histc.", "aten.put", "aten.median.dim", "aten.nll_loss2d_forward.")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.are_deterministic_algorithms_enabled():
+            fractions = any(isinstance(a, torch.Tensor) and a.is_floating_point() for a in args)
+            assert not (fractions and str(func).startswith(self.REFUSED)), f"{func} is refused on a GPU"
+            assert not (str(func).startswith("aten.bincount.") and len(args) > 1 and args[1] is not None)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_deterministic_run_needs_nothing_that_a_gpu_refuses(tmp_path: Path, optimizer: str) -> None:
+    """Guards against a run with samples, histograms and pictures that ends by torch's refusal, on a GPU alone."""
+    watching = {"sample_text__max_new_tokens": 8, "pictures__when": "validation"}
+    deterministic = {"trainer__deterministic": True, "model__optimizer__name": optimizer}
+    config = write_config(tmp_path, **watching, **deterministic, trainer__max_steps=8, model__gpt__token_noise=0.1)
+    try:
+        with AsOnAGpu():
+            assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "run").code == 0
+            assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)  # Lightning leaves it on
 
 
 @pytest.mark.gpu

@@ -297,10 +297,14 @@ def rms(values: Tensor) -> float:
 
 
 def add_histogram(writer: Any, tag: str, values: Tensor, step: int) -> None:
-    """Counts on the device where the values lie; SummaryWriter.add_histogram sorts all of them on the CPU."""
+    """Counts on the device where the values lie; SummaryWriter.add_histogram sorts all of them on the CPU.
+
+    By torch.bincount: on a GPU, torch.histc is refused under torch.use_deterministic_algorithms.
+    """
     low, high, total, squares = torch.stack([values.min(), values.max(), values.sum(), values.square().sum()]).tolist()
     if not 0 < high - low < math.inf:  # all the same, or not all of them numbers
         return
     edges = torch.linspace(low, high, HISTOGRAM_BINS + 1)[1:].tolist()
-    counts = torch.histc(values, HISTOGRAM_BINS, low, high).tolist()
+    bins = ((values - low) * (HISTOGRAM_BINS / (high - low))).long().clamp_(max=HISTOGRAM_BINS - 1)
+    counts = torch.bincount(bins, minlength=HISTOGRAM_BINS).tolist()
     writer.add_histogram_raw(tag, low, high, len(values), total, squares, edges, counts, step)

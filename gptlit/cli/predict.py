@@ -20,6 +20,7 @@ from gptlit.cli.messages import parser_error_line, say
 from gptlit.cli.prompts import Prompt, Prompts, begin, is_jsonl, read_prompts
 from gptlit.cli.runs import find_checkpoint, first_process, load_model, read_checkpoint
 from gptlit.cli.settings import check_config, option
+from gptlit.devices import leave_process_group
 from gptlit.drawing import Drawing
 from gptlit.errors import UserError
 from gptlit.sampling import Sampling
@@ -111,6 +112,7 @@ def predict(verb: str, arguments: list[str]) -> int:
             if not prompt.text:
                 say_how_it_begins(prompt, text is not None, model.tokenizer.decode(prompt.ids))
         trainer.predict(model, datamodule=Prompts(prompts, options.num_samples), return_predictions=False)
+    leave_process_group()
     return 0
 
 

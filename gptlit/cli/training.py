@@ -36,6 +36,7 @@ from gptlit.cli.runs import RunDir, find_checkpoint, find_start, home_of, read_c
 from gptlit.cli.settings import check_config, find_config, flat, leaves_of, option, stored_config, without_option
 from gptlit.cli.trainer_settings import NoProfiler, check_devices, check_trainer_settings
 from gptlit.data import TextDataModule
+from gptlit.devices import leave_process_group
 from gptlit.errors import UserError
 from gptlit.module import LitGPT, check_vocabulary
 
@@ -43,7 +44,10 @@ from gptlit.module import LitGPT, check_vocabulary
 def train(verb: str, arguments: list[str]) -> int:
     """Runs fit, validate or test; returns the exit code."""
     keep_freed_memory()
-    return GptlitCLI(verb, arguments).exit_code
+    command = GptlitCLI(verb, arguments)
+    if command.ending is None or command.ending.together:
+        leave_process_group()
+    return command.exit_code
 
 
 class GptlitCLI(LightningCLI):
