@@ -16,6 +16,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from gptlit.cli.memory import keep_freed_memory
 from gptlit.cli.messages import parser_error_line, say
 from gptlit.cli.prompts import Prompt, Prompts, begin, is_jsonl, read_prompts
 from gptlit.cli.runs import find_checkpoint, first_process, load_model, read_checkpoint
@@ -72,6 +73,7 @@ def make_parser() -> ArgumentParser:
 
 def predict(verb: str, arguments: list[str]) -> int:
     """Draws the texts; returns the exit code."""
+    keep_freed_memory()
     parser = make_parser()
     if config := option(arguments, "--config"):
         check_config(config, [action.dest for action in parser._actions])

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptlit.cli.memory import keep_freed_memory
 from gptlit.config import GPTConfig
 from gptlit.model import GPT
 from gptlit.sampling import generate
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="text whose last tenth --loss is measured on")
     parser.add_argument("--targets", type=int, default=4096, help="characters that --loss looks at")
     options = parser.parse_args()
+    keep_freed_memory()  # as `gptlit predict` does; both sides gain by it
     if options.threads:
         torch.set_num_threads(options.threads)
     result: dict[str, Any] = {
