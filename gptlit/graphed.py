@@ -45,8 +45,10 @@ class GraphedStep:
 
     @staticmethod
     def serves(decoder: Decoder) -> bool:
-        """Whether the weights lie on a device that plays recordings."""
-        return decoder.tokens.device.type == "cuda"
+        """Whether the weights lie on a device that plays recordings, and nothing asks it a question in the middle, as
+        writing to the cache may do in a fixed order.
+        """
+        return decoder.tokens.device.type == "cuda" and not torch.are_deterministic_algorithms_enabled()
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         if not 0 < cache.length < cache.capacity:

@@ -75,8 +75,9 @@ def written_out_is_faster(x: Tensor) -> bool:
     On a CPU that computes products in bfloat16 (or may round them to it: `medium`), they do by a factor of ten: the
     fused kernel cuts the products into pieces too small for the matrix unit, above all in the backward pass.
     """
-    low = x.dtype == torch.bfloat16 or (x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest")
-    return low and x.device.type == "cpu"
+    if x.device.type != "cpu":  # at once: the question for the precision cuts what is compiled into pieces
+        return False
+    return x.dtype == torch.bfloat16 or (x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest")
 
 
 class CausalSelfAttention(nn.Module):

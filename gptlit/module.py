@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
@@ -274,11 +275,12 @@ class LitGPT(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by norm and keeps the norm; leaves other algorithms and sharded strategies to Lightning."""
+        """Clips by norm and keeps the norm, of shards too; leaves other algorithms and strategies to Lightning."""
         by_norm = gradient_clip_val and gradient_clip_algorithm in (None, "norm")
-        if by_norm and isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        if by_norm and isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            self.grad_norm = nn.utils.clip_grad_norm_(parameters, float(gradient_clip_val or 0.0))
+            norm = nn.utils.clip_grad_norm_(parameters, float(gradient_clip_val or 0.0))
+            self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.weights_step = self.global_step + 1  # in the last hook before the weights change
@@ -302,8 +304,11 @@ class LitGPT(pl.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         """One optimizer over groups that provably hold every parameter once."""
         groups = parameter_groups(self.network, self.optimizer_config)
-        # A fused step cannot be clipped under a gradient scaler, which 16-mixed brings.
-        fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")
+        # A fused step cannot be clipped under a gradient scaler, which 16-mixed brings; and Lightning, which clips by
+        # value, takes every mixed precision for one.
+        by_value = self.trainer.gradient_clip_algorithm == "value"
+        scaled = ("16-mixed", "bf16-mixed") if by_value else ("16-mixed",)
+        fused = self.trainer.precision not in scaled and self.device.type in ("cpu", "cuda")
         optimizer = build_optimizer(self.network, self.optimizer_config, fused=fused)
         for group, fresh in zip(optimizer.param_groups, groups, strict=True):
             group["initial_lr"] = fresh.get("lr", group["lr"])

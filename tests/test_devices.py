@@ -309,6 +309,28 @@ SHARDS = (
 )
 
 
+@pytest.mark.slow
+def test_sharded_training_clips_in_mixed_precision_too(tmp_path: Path) -> None:
+    """As `--config gpt2 --config fsdp` does; Lightning refuses to clip there, and the norm would not be known."""
+    mixed = {"model__optimizer__name": "adamw", "trainer__precision": "bf16-mixed", "trainer__gradient_clip_val": 0.1}
+    config = write_config(tmp_path, **CONFIG | mixed | {"trainer__max_steps": 10})
+    assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "one").code == 0
+    run = tmp_path / "run"
+    flags = ["--trainer.devices", 2, *SHARDS]
+    process = start("fit", "--config", config, "--run_dir", run, *flags, start_new_session=True)
+    err = finish(process)
+    assert process.returncode == 0, err
+    assert difference(run, tmp_path / "one", "train/loss") < 1e-2
+    assert difference(run, tmp_path / "one", "train/grad_norm") < 5e-2
+
+
+def test_clipping_by_value_goes_with_mixed_precision(tmp_path: Path) -> None:
+    """Guards against a fused AdamW, which Lightning does not clip by value there."""
+    mixed = {"model__optimizer__name": "adamw", "trainer__precision": "bf16-mixed", "trainer__max_steps": 2}
+    config = write_config(tmp_path, **mixed, trainer__gradient_clip_algorithm="value")
+    assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "run").code == 0
+
+
 def test_sharded_training_gives_the_same_losses(tmp_path: Path) -> None:
     """FSDP2 in two processes; its checkpoint is a whole one, which one process can go on from."""
     config = write_config(tmp_path, **CONFIG, model__optimizer__name="adamw")

@@ -67,9 +67,8 @@ def test_training_never_waits_for_the_device(tmp_path: Path) -> None:
 
     One wait is meant, for the loss of the step before the weights change; it goes through an event, not a copy.
     """
-    config = write_config(
-        tmp_path, **ON_GPU, trainer__max_steps=30, trainer__log_every_n_steps=30, trainer__val_check_interval=30
-    )
+    changes = {"trainer__max_steps": 30, "trainer__log_every_n_steps": 30, "trainer__val_check_interval": 30}
+    config = write_config(tmp_path, **ON_GPU, **changes, average__decay=0.9)
     watch = (
         At("on_train_batch_start", 5, lambda: torch.cuda.set_sync_debug_mode("error")),
         At("on_train_batch_start", 25, lambda: torch.cuda.set_sync_debug_mode("default")),

@@ -180,6 +180,25 @@ def test_a_fit_with_an_average_leaves_it_in_the_model(corpus: Path, tmp_path: Pa
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), validated.weights, strict=True))
 
 
+def test_the_average_is_what_its_formula_says(corpus: Path, tmp_path: Path) -> None:
+    """Guards against an average that is behind by a step, or begins at 0."""
+
+    class Formula(pl.Callback):
+        average: list[torch.Tensor]
+
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+            weights, t = [p.detach().double() for p in pl_module.parameters()], trainer.global_step - 1
+            kept = min(0.3, (1 + t) / (10 + t)) if t else 0.0
+            before = self.average if t else weights
+            self.average = [kept * a + (1 - kept) * w for a, w in zip(before, weights, strict=True)]
+
+    formula, module = Formula(), LitGPT(GPTConfig(**TINY), OptimizerConfig(name="adamw"))
+    trainer = quiet_trainer(tmp_path, max_steps=6, val_check_interval=6, callbacks=[AverageWeights(0.3), formula])
+    trainer.fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
+    for weight, average in zip(module.parameters(), formula.average, strict=True):
+        torch.testing.assert_close(weight.double(), average, rtol=1e-5, atol=1e-6)
+
+
 def test_predict_step_draws_what_generate_draws(corpus: Path, tmp_path: Path) -> None:
     """One way to text: the command, the samples of a fit and Python give the same."""
     from gptlit import generate

@@ -7,7 +7,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor
 
 from gptlit.errors import UserError
 
@@ -27,14 +26,14 @@ class AverageWeights(WeightAveraging):
         UserError: when `decay` is not at least 0 and less than 1.
     """
 
+    _latest_update_step: int
+
     def __init__(self, decay: float = 0.0) -> None:
         if not 0 <= decay < 1:
             raise UserError(f"average.decay is {decay}: it must be 0 (no average) or more, and less than 1")
 
-        def move(averaged: Any, current: Any, steps: Tensor | int) -> None:
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
-
-        super().__init__(use_buffers=False, multi_avg_fn=move)
+        super().__init__(use_buffers=False)
+        self.decay = decay
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Makes the average, which needs the whole model in each process.
@@ -55,6 +54,22 @@ class AverageWeights(WeightAveraging):
         """
         assert self._average_model is not None
         self._average_model.module.to(pl_module.device)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the average, once a step. Torch's own update counts on the device, and waits for it three times."""
+        average = self._average_model
+        if average is None or trainer.global_step <= self._latest_update_step:
+            return
+        averaged, current = list(average.module.parameters()), list(pl_module.parameters())
+        if steps := int(average.n_averaged):
+            torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + steps) / (10 + steps)))
+        else:
+            torch._foreach_copy_(averaged, current)
+        average.n_averaged += 1
+        self._latest_update_step = trainer.global_step
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nothing yet: what other callbacks draw at the end of a validation is drawn from the average, too."""
