@@ -46,6 +46,18 @@ def test_time_to_a_loss_ends_with_the_first_validation_under_it() -> None:
     assert (missed.met, missed.steps, missed.loss) == (False, 40, 1.7)
 
 
+def test_a_process_that_is_cut_leaves_what_it_said() -> None:
+    """Guards against a peer's minutes on a GPU that are lost because its last one did not fit."""
+    import sys
+
+    from measuring import run_process
+
+    program = "import time; print('step 1', flush=True); time.sleep(600)"
+    assert run_process([sys.executable, "-c", program], limit=2.0).out == "step 1\n"
+    with pytest.raises(RuntimeError, match="failed"):
+        run_process([sys.executable, "-c", "raise SystemExit(3)"], limit=60.0)
+
+
 @pytest.mark.slow
 def test_the_script_for_a_gpu_runs_through_at_a_small_size(tmp_path: Path, tinyshakespeare: Path) -> None:
     """Guards against finding its mistakes when a GPU is there for minutes; without a peer to run beside."""

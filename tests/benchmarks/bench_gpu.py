@@ -2,13 +2,15 @@
 
     python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER
     python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --graphs
+    python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --parts runs peer
     python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --small
 
-The tests that need a GPU; the device's peak of bfloat16 products; the step beside nanoGPT's at the settings of its
-train_shakespeare_char.py; GPT-2's 124M at block 1024; and whole runs of `scaled` and `best`: time to a validation loss
-of 1.47, best loss, characters per second. Tables go to stdout as they are ready, numbers to gpu.json in --out, written
-anew after each part. A part that fails says so and leaves the others alone; one that the time does not reach is left
-out. --small tries all of it on a CPU at tiny sizes in a minute; its numbers mean nothing.
+The device's peak of bfloat16 products; the step beside nanoGPT's at the settings of its train_shakespeare_char.py
+(`steps`); whole runs of `scaled` and `best` (`runs`): time to a validation loss of 1.47, best loss, characters per
+second; nanoGPT's own run (`peer`); GPT-2's 124M at block 1024 (`gpt2`); the tests that need a GPU (`tests`); and more
+seeds (`seeds`). Rows go to stdout as they are known, numbers to gpu.json in --out, written anew after each part. A part
+that fails says so and leaves the others alone; one that the time does not reach is left out, or cut. --small tries all
+of it on a CPU at tiny sizes in a minute; its numbers mean nothing.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from subjects import matmul_peak
 
 RUNS = (("scaled", 1337), ("best", 1337))
 MORE_RUNS = (("best", 1338), ("best", 1339), ("scaled", 1338), ("scaled", 1339))
+PARTS = ("steps", "runs", "peer", "gpt2", "tests", "seeds")
 HEADER = ("run", "seed", "to the target, s", "at step", "best val loss", "training, s", "compiling, s", "characters/s")
 TINY_RUN = (
     *("--model.gpt.n_layer", 1, "--model.gpt.n_embd", 16, "--model.gpt.n_head", 1, "--model.gpt.block_size", 16),
@@ -38,14 +41,17 @@ TINY_RUN = (
 )
 
 
-def device_tests(plan: Plan) -> str:
-    """Last line of `pytest -m gpu`; when the script is only tried, of collecting them."""
+def device_tests(plan: Plan, seconds: float) -> str:
+    """Last lines of `pytest -m gpu`; when the script is only tried, of collecting them."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(REPOSITORY / "tests")]
     if plan.small:
         command.append("--collect-only")
-    last = run_process(command, cwd=REPOSITORY).out.strip().splitlines()[-1]
-    print(last)
-    return last
+    try:
+        out = run_process(command, cwd=REPOSITORY, limit=seconds).out
+    except RuntimeError as error:  # some of them fail: which, and why, is what is wanted
+        out = str(error)
+    print(out)
+    return out
 
 
 def runs(plan: Plan, wanted: Sequence[tuple[str, int]], deadline: float, target: float) -> list[dict[str, Any]]:
@@ -73,16 +79,20 @@ def row_of(name: str, seed: int, run: Reached) -> tuple[Any, ...]:
     return (f"`{name}`", seed, *there, f"{run.best:.4f}", f"{run.training:.1f}", compiling, speed)
 
 
-def peer_run(plan: Plan, deadline: float, target: float) -> dict[str, Any] | None:
-    """NanoGPT's own train.py, its recipe for this text, to its end; evaluation and compiling are told apart."""
-    if not plan.peer or time.monotonic() > deadline:
+def peer_run(plan: Plan, seconds: float, target: float) -> dict[str, Any] | None:
+    """NanoGPT's own train.py, its recipe for this text, to its end or as long as there is time.
+
+    Evaluation and compiling are told apart.
+    """
+    if not plan.peer:
         return None
     config = plan.config("nanogpt")
     settings: dict[str, Any] = {"compile": not plan.small}
     if plan.small:
         settings |= {"max_iters": 20, "eval_interval": 10, "eval_iters": 2}
     with workplace(plan.peer, plan.text) as place:
-        done = run_process(train_command(config, plan.device, **settings), cwd=place)
+        unbuffered = {"PYTHONUNBUFFERED": "1"}
+        done = run_process(train_command(config, plan.device, **settings), unbuffered, cwd=place, limit=seconds)
     printed = read_output(done.out)
     training = sum(printed.step_seconds.values())
     there = [step for step, loss in sorted(printed.val_losses.items()) if loss <= target]
@@ -102,42 +112,50 @@ def main() -> None:
     options_of.add_argument("--peer", type=Path, help="a checkout of nanoGPT")
     options_of.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")), help="folder for gpu.json")
     options_of.add_argument("--seconds", type=float, default=540, help="after which no further run is begun")
+    options_of.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure, in this order")
     options_of.add_argument("--target", type=float, default=1.47, help="validation loss")
     options_of.add_argument("--graphs", action="store_true", help="ours recorded as CUDA graphs (model.compile graphs)")
     options_of.add_argument("--small", action="store_true", help="on a CPU, at tiny sizes, to try the script")
     options = options_of.parse_args()
     deadline = time.monotonic() + options.seconds
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if not options.small and not torch.cuda.is_available():
         options_of.error("there is no GPU: --small tries the script without one")
     plan = Plan("cpu" if options.small else "cuda", options.text.resolve(), options.peer, options.small, options.graphs)
-    name = machine() if options.small else torch.cuda.get_device_name()
-    found: dict[str, Any] = {"device": name, "torch": torch.__version__}
-    print(f"{name}, PyTorch {torch.__version__}")
+    device = machine() if options.small else torch.cuda.get_device_name()
+    found: dict[str, Any] = {"device": device, "torch": torch.__version__}
+    print(f"{device}, PyTorch {torch.__version__}")
 
-    def part(title: str, measure: Callable[[], Any]) -> Any:
-        print(f"\n## {title}\n", flush=True)
+    peak = matmul_peak(plan.device, torch.bfloat16, 256 if plan.small else 8192, tries=20)
+    found["peak"] = peak
+    print(f"bfloat16 products: {peak / 1e12:.3g} TFLOP/s")
+
+    def left() -> float:
+        return deadline - time.monotonic()
+
+    parts: dict[str, tuple[str, Callable[[], Any]]] = {
+        "steps": ("A step of Tiny Shakespeare", lambda: characters(plan, peak)),
+        "runs": ("Whole runs", lambda: runs(plan, RUNS, deadline, options.target)),
+        "peer": ("nanoGPT's own run", lambda: peer_run(plan, left(), options.target)),
+        "gpt2": ("A step of GPT-2, 124M", lambda: gpt2(plan, peak)),
+        "tests": ("Tests that need a GPU", lambda: device_tests(plan, left())),
+        "seeds": ("More seeds", lambda: runs(plan, MORE_RUNS[: 1 if plan.small else None], deadline, options.target)),
+    }
+    for name in options.parts:
+        title, measure = parts[name]
+        print(f"\n## {title}\n")
+        if left() <= 0:
+            print("no time is left for this")
+            continue
         started = time.monotonic()
         try:
             found[title] = measure()
         except Exception:  # the next part may still do
             traceback.print_exc()
             found[title] = {"failed": traceback.format_exc()}
-        print(f"({time.monotonic() - started:.0f} s)", flush=True)
+        print(f"({time.monotonic() - started:.0f} s)")
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "gpu.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-        return found[title]
-
-    part("Tests that need a GPU", lambda: device_tests(plan))
-    size = 256 if plan.small else 8192
-    peak = matmul_peak(plan.device, torch.bfloat16, size, tries=20)
-    found["peak"] = peak
-    print(f"\nbfloat16 products of {size} × {size}: {peak / 1e12:.3g} TFLOP/s")
-    part("A step of Tiny Shakespeare", lambda: characters(plan, peak))
-    part("A step of GPT-2, 124M", lambda: gpt2(plan, peak))
-    part("Whole runs", lambda: runs(plan, RUNS, deadline, options.target))
-    part("nanoGPT's own run", lambda: peer_run(plan, deadline, options.target))
-    if not plan.small:
-        part("More seeds", lambda: runs(plan, MORE_RUNS, deadline, options.target))
 
 
 if __name__ == "__main__":

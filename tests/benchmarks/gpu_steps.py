@@ -1,19 +1,23 @@
 """Steps on one device: ours beside nanoGPT's, characters per second, and what part of the device's peak they reach."""
 
-from collections.abc import Mapping
+import statistics
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from measuring import spread, table
-from subjects import bare_step, build, encode, peer_step, read_config, step_of, timed
+from measuring import row, spread, table
+from subjects import Compiled, Step, bare_step, build, encode, peer_step, read_config, step_of, timed
 
 from gptlit import GPT, GPTConfig, OptimizerConfig, RandomChunks
 from gptlit.compiling import flops_per_token
 
 HEADER = ("step", "median, ms", "min", "max", "tokens/s", "of peak", "nanoGPT's time / this")
+PEER = "nanoGPT"
 GPT2_VOCABULARY = 50_304  # nanoGPT's, 50,257 rounded up to a multiple of 64
 TINY = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 32}
 
@@ -49,63 +53,93 @@ class Plan:
         return [timed(one, self.device, calls) for _ in range(5)]
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A step to be measured."""
+
+    label: str
+    config: Mapping[str, Any]
+    vocab_size: int
+    build: Callable[[], Step]
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.config["data"]["batch_size"] * self.config["model"]["gpt"]["block_size"]
+
+    @property
+    def flops(self) -> float:
+        """Of a token; nanoGPT has the products of our model at the same settings."""
+        return flops_per_token(GPT(GPTConfig(**{**self.config["model"]["gpt"], "vocab_size": self.vocab_size})))
+
+
+def measure(plan: Plan, peak: float, subjects: Iterable[Subject]) -> dict[str, list[float]]:
+    """Seconds of steps by label. Prints a row for each as soon as it is known; one that fails leaves the others alone.
+
+    The first is nanoGPT's, if it is there at all.
+    """
+    found: dict[str, list[float]] = {}
+    reference = None  # nanoGPT's seconds for one token
+    print(table(HEADER, []))
+    for subject in subjects:
+        torch.compiler.reset()  # else what was compiled for one size is compiled anew for all sizes, and slower
+        try:
+            seconds = plan.seconds(subject.build())
+        except Exception:
+            traceback.print_exc()
+            continue
+        found[subject.label], median = seconds, statistics.median(seconds)
+        if subject.label == PEER:
+            reference = median / subject.tokens
+        ratio = "" if reference is None else f"{reference * subject.tokens / median:.2f}"
+        of_peak = f"{subject.flops * subject.tokens / median / peak:.1%}"
+        print(row((subject.label, *spread(seconds, 1e3, 2), f"{subject.tokens / median:,.0f}", of_peak, ratio)))
+    return found
+
+
 def characters(plan: Plan, peak: float) -> dict[str, list[float]]:
-    """Steps of `nanogpt` (its architecture), `scaled` and `best`, beside nanoGPT's own; prints a table."""
-    seconds: dict[str, list[float]] = {}
-    rows: list[tuple[Any, ...]] = []
-    config = plan.config("nanogpt")
+    """Steps of `nanogpt` (its architecture), `scaled` and `best`, beside nanoGPT's own."""
     tokens, _, numbers = encode(plan.text)
-    shape = config["data"]["batch_size"] * config["model"]["gpt"]["block_size"]
-    reference = None
+    subjects = []
     if plan.peer:
-        one = peer_step(plan.peer, tokens, len(numbers), config, plan.device, compiled=not plan.small)
-        seconds["nanoGPT"] = plan.seconds(one)
-        reference = sorted(seconds["nanoGPT"])[2] / shape
+        config = plan.config("nanogpt")
+        theirs = partial(
+            peer_step, plan.peer, tokens, len(numbers), config, plan.device, compiled=plan.compiled != "no"
+        )
+        subjects.append(Subject(PEER, config, len(numbers), theirs))
+
+    def ours(config: Mapping[str, Any]) -> Step:
+        return bare_step(config, *build(config, plan.text, plan.device), plan.compiled, plan.graphs)
+
     for name in ("nanogpt", "scaled", "best"):
         config = plan.config(name)
-        module, data = build(config, plan.text, plan.device)
-        label = f"gptlit `{name}`"
-        seconds[label] = plan.seconds(bare_step(config, module, data, plan.compiled, plan.graphs))
-        shape = data.batch_size * data.block_size
-        rows.append(row_of(label, seconds[label], shape, flops_per_token(module.network), peak, reference))
-        if name == "nanogpt" and reference:
-            flops = flops_per_token(module.network)
-            rows.insert(0, row_of("nanoGPT", seconds["nanoGPT"], shape, flops, peak, reference))
-    print(table(HEADER, rows))
-    return seconds
+        subjects.append(Subject(f"gptlit `{name}`", config, len(numbers), partial(ours, config)))
+    return measure(plan, peak, subjects)
 
 
 def gpt2(plan: Plan, peak: float) -> dict[str, list[float]]:
-    """A micro-batch of GPT-2's smallest size, 124M at block 1024, with its update; prints a table."""
+    """A micro-batch of GPT-2's smallest size, 124M at block 1024, with its update."""
     config = plan.config("gpt2")
     config["data"]["batch_size"] = 2 if plan.small else 16
     vocabulary = 300 if plan.small else GPT2_VOCABULARY
     settings = GPTConfig(**{**config["model"]["gpt"], "vocab_size": vocabulary})
-    batch, shape = config["data"]["batch_size"], config["data"]["batch_size"] * settings.block_size
+    batch = config["data"]["batch_size"]
     ids = np.random.default_rng(1).integers(vocabulary, size=1_000_000, dtype=np.uint16)
     chunks = RandomChunks(torch.from_numpy(ids.astype(np.int32)).to(plan.device), settings.block_size, batch, 1)
     optimizer = OptimizerConfig(**config["model"]["optimizer"])
-    seconds: dict[str, list[float]] = {}
-    flops = flops_per_token(GPT(settings))
-    reference = None
+    subjects = []
     if plan.peer:
-        seconds["nanoGPT"] = plan.seconds(
-            peer_step(plan.peer, ids, vocabulary, config, plan.device, compiled=not plan.small)
-        )
-        reference = sorted(seconds["nanoGPT"])[2] / shape
-    ways: Mapping[str, Any] = {"gptlit": plan.compiled, "gptlit, compiled as a whole": "no" if plan.small else "whole"}
-    for how, compiled in ways.items():
+        theirs = partial(peer_step, plan.peer, ids, vocabulary, config, plan.device, compiled=plan.compiled != "no")
+        subjects.append(Subject(PEER, config, vocabulary, theirs))
+
+    def ours(compiled: Compiled) -> Step:
         network = GPT(settings).to(plan.device)
-        seconds[how] = plan.seconds(step_of(network, chunks, optimizer, config["trainer"], compiled, plan.graphs))
-    rows = [row_of(name, values, shape, flops, peak, reference) for name, values in seconds.items()]
-    print(table(HEADER, rows))
-    return seconds
+        return step_of(network, chunks, optimizer, config["trainer"], compiled, plan.graphs)
 
-
-def row_of(
-    label: str, seconds: list[float], tokens: int, flops: float, peak: float, reference: float | None
-) -> tuple[Any, ...]:
-    """A row of the table; `reference` is nanoGPT's time for one token."""
-    median = sorted(seconds)[len(seconds) // 2]
-    ratio = "" if reference is None else f"{reference * tokens / median:.2f}"
-    return (label, *spread(seconds, 1e3, 2), f"{tokens / median:,.0f}", f"{flops * tokens / median / peak:.1%}", ratio)
+    ways: Mapping[str, Compiled] = {
+        "gptlit": plan.compiled,
+        "gptlit, compiled as a whole": "no" if plan.small else "whole",
+    }
+    for label, compiled in ways.items():
+        subjects.append(Subject(label, config, vocabulary, partial(ours, compiled)))
+    return measure(plan, peak, subjects)

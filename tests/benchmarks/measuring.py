@@ -69,8 +69,13 @@ class Finished:
     err: str
 
 
-def run_process(command: Sequence[object], environment: Mapping[str, str] | None = None, cwd: Any = None) -> Finished:
-    """Runs a command to its end; ours run from this checkout.
+def run_process(
+    command: Sequence[object],
+    environment: Mapping[str, str] | None = None,
+    cwd: Any = None,
+    limit: float | None = None,
+) -> Finished:
+    """Runs a command to its end, or for `limit` seconds; ours run from this checkout.
 
     Raises:
         RuntimeError: with the end of what it wrote, when it fails.
@@ -88,15 +93,20 @@ def run_process(command: Sequence[object], environment: Mapping[str, str] | None
             stderr=errors,
         )
         assert process.stdout is not None
+        cut = threading.Timer(limit or threading.TIMEOUT_MAX, process.kill)
+        cut.daemon = True
+        cut.start()
         watch = PeakMemory(process.pid)
         first = process.stdout.read(1)
         first_byte = time.perf_counter() - started if first else None
         out = first + process.stdout.read()
         process.wait()
         seconds = time.perf_counter() - started
+        was_cut = cut.finished.is_set()
+        cut.cancel()
         errors.seek(0)
         err = errors.read().decode(errors="replace")
-    if process.returncode:
+    if process.returncode and not was_cut:
         raise RuntimeError(
             f"{' '.join(map(str, command))} failed ({process.returncode}):\n{out[-2000:].decode()}{err[-2000:]}"
         )
