@@ -468,7 +468,7 @@ def test_a_run_on_a_gpu_resumes_bit_for_bit(compiled: bool | str, tmp_path: Path
     if not torch.cuda.is_available():
         pytest.skip("there is no GPU")
     settings = {"trainer__accelerator": "gpu", "trainer__deterministic": True, "model__compile": compiled}
-    config = write_config(tmp_path, **settings, model__schedule__shape="constant")
+    config = write_config(tmp_path, **settings, model__schedule__shape="constant", sample_text__max_new_tokens=8)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for command in (
         ("fit", "--config", config, "--run_dir", whole),
