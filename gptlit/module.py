@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -44,8 +45,8 @@ class LitGPT(pl.LightningModule):
         schedule: the learning rate over the run.
         tokenizer: JSON of the tokenizer; null takes it from the data.
         init_from: where the first weights come from: a GPT-2 or NanoChat folder or id of Hugging Face, another run of
-            gptlit, or nanoGPT's ckpt.pt. Architecture and tokenizer come with them; of `gpt`, `block_size` and the
-            dropouts count. The optimizer starts afresh.
+            gptlit, or nanoGPT's ckpt.pt. Architecture and tokenizer come with them; of `gpt`, `block_size`, the
+            dropouts and `token_noise` count. The optimizer starts afresh.
         seed: fixes the first weights and the dropout; the command takes it from `seed_everything`.
         compile: run blocks, head and loss through torch.compile while training; falls back to eager, with a line that
             says why. `auto` does so where the run is long enough for it to pay (`gptlit.compiling.compiling_pays`).
@@ -321,7 +322,12 @@ class LitGPT(pl.LightningModule):
         checkpoint["gptlit"] = {"version": __version__, "config": self.run_config, "corpus": corpus}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Sets Lightning's loops to the boundary after the last whole step, whatever moment the file was written at."""
+        """Sets Lightning's loops to the boundary after the last whole step, whatever moment the file was written at; a
+        run that keeps no average any more goes on from the weights that were trained.
+        """
+        fits = self._trainer is not None and self.trainer.state.fn == "fit"
+        if fits and not any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):
+            checkpoint["state_dict"] = checkpoint.get("current_model_state", checkpoint["state_dict"])
         step_boundary(checkpoint, self.trainer.accumulate_grad_batches if self._trainer is not None else 1)
 
     # ---------------------------------------------------------------- validation

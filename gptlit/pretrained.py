@@ -87,7 +87,7 @@ def fit_to(pretrained: Pretrained, **wanted: Any) -> Pretrained:
     - `block_size`: a smaller one crops the table of positions; a larger one needs `position` rope or none.
     - `vocab_size`: the source's, or the one that it is the padding of, to a multiple of 64; the padding is cropped.
     - `tie_weights` false gives the head a copy of the table of a tied source.
-    - dropout and `init` are free; everything else must be as it is.
+    - dropout, `token_noise` and `init` are free; everything else must be as it is.
 
     Raises:
         UserError: when a setting contradicts the weights; names it.

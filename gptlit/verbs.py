@@ -4,7 +4,7 @@ VERBS = {
     "fit": "train a model, or go on with a run: gptlit fit --config configs/base.yaml",
     "predict": "draw text from a trained model: gptlit predict --ckpt_path checkpoints/base --prompt ROMEO:",
     "validate": "exact loss over the validation part: gptlit validate --ckpt_path checkpoints/base",
-    "test": "the same, logged as test/…",
+    "test": "the same, printed as test/…",
     "ladder": "the lecture, rung by rung, as a table: gptlit ladder --seeds 3",
     "export": "a folder for transformers: gptlit export --ckpt_path checkpoints/base --output my-model",
     "completion": "a script for bash or zsh that completes all this: gptlit completion bash",

@@ -56,6 +56,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tokenizer.json": "{}",
         "notes.json": "no json",
         "prompts.txt": "",
+        "half.jsonl": '{"prompt": "a\\ud800b"}\n',
         "prompts.jsonl": json.dumps({"text": "To be"}) + "\n",
         "latin1.prompt": "Où".encode("latin1"),
         "file": "a file, no folder",
@@ -115,6 +116,8 @@ FIT --trainer.profiler clock                                  | profiler
 FIT --trainer.gradient_clip_algorithm value2                  | gradient_clip_algorithm
 FIT --trainer.limit_val_batches 1.5                           | limit_val_batches
 FIT --trainer.max_epochs 0                                    | trainer.max_epochs is 0
+FIT --trainer.min_epochs 2                                    | trainer.min_epochs is 2
+FIT --trainer.default_root_dir somewhere                      | trainer.default_root_dir is somewhere
 FIT --trainer.min_steps 50                                    | trainer.min_steps is 50
 FIT --trainer.check_val_every_n_epoch 2                       | trainer.check_val_every_n_epoch is 2
 FIT --trainer.num_nodes 0                                     | num_nodes
@@ -205,6 +208,8 @@ FIT --data.tokenizer words                                    | data.tokenizer i
 FIT --data.tokenizer {}/tokenizer.json                        | {}/tokenizer.json
 FIT --data.tokenizer {}/notes.json                            | {}/notes.json
 FIT --data.tokenizer bpe --data.vocab_size 100                | 100
+FIT --run_dir /                                               | --run_dir /: give the folder a name
+FIT --run_dir {}/p/q --trainer.devices 0                      | devices
 FIT --run_dir {}/LONG                                         | File name too long
 FIT --run_dir {}/file                                         | --run_dir {}/file
 FIT --run_dir {}/file/below                                   | --run_dir {}/file/below
@@ -223,12 +228,15 @@ validate --ckpt_path {}/missing                               | {}/missing
 validate --ckpt_path {}/run --run_dir {}/new                  | --run_dir is not an option
 validate --ckpt_path {}/run --data.corpus {}/accent.txt       | U+00E8
 validate --ckpt_path {}/run --data.corpus {}/missing.txt      | missing.txt
+validate --ckpt_path {}/run --trainer.limit_val_batches 0     | trainer.limit_val_batches is 0
+test --ckpt_path {}/run --trainer.limit_test_batches 0        | trainer.limit_test_batches is 0
 validate --ckpt_path {}/run --model.gpt.n_head 1              | model.gpt.n_head is 1
 test --ckpt_path {}/file                                      | {}/file
 export --ckpt_path {}/run                                     | --output
 export --output {}/new                                        | --ckpt_path
 export --ckpt_path {}/run --output {}/full                    | {}/full
 export --ckpt_path {}/run --output {}/file/below              | {}/file/below
+export --ckpt_path {}/run --output .                          | --output .
 export --ckpt_path {}/run --outputt {}/new                    | did you mean --output?
 predict                                                       | --ckpt_path
 predict --ckpt_path {}/missing                                | {}/missing
@@ -239,6 +247,7 @@ PREDICT --trainer.strategy nope                               | nope
 PREDICT --config {}/missing.yaml                              | {}/missing.yaml
 PREDICT --config {}/list.yaml                                 | {}/list.yaml
 PREDICT --config {}/typo.yaml                                 | {}/typo.yaml: model.gpt.n_layers
+PREDICT -c {}/typo.yaml                                       | {}/typo.yaml: model.gpt.n_layers
 PREDICT --config {}/code.yaml                                 | {}/code.yaml, line 1
 PREDICT --prompt FILE:{}/nothing                              | {}/nothing
 PREDICT --output {}/nothing                                   | --output {}/nothing
@@ -265,6 +274,7 @@ PREDICT --prompt FILE:{}/missing                              | {}/missing
 PREDICT --prompt FILE:{}/latin1.prompt                        | {}/latin1.prompt
 PREDICT --prompts {}/missing                                  | {}/missing
 PREDICT --prompts {}/prompts.txt                              | {}/prompts.txt
+PREDICT --prompts {}/half.jsonl --unknown skip                | is half of one
 PREDICT --prompts {}/prompts.jsonl                            | line 1
 PREDICT --output {}/file                                      | --output {}/file
 PREDICT --output {}/nowhere/drawn.txt                         | --output {}/nowhere/drawn.txt
@@ -274,6 +284,9 @@ PREDICT stray                                                 | 'stray'
 completion                                                    | arguments are required: shell
 completion fish                                               | invalid choice: 'fish'
 ladder --rungs 99                                             | --rungs 99
+ladder --config                                               | --config needs a value
+ladder --trainer.logger false                                 | --trainer.logger is false
+ladder --trainer.limit_val_batches 0                          | has no --trainer.limit_val_batches
 ladder --seeds 0                                              | --seeds is 0
 """
 CASES = [tuple(part.strip() for part in line.rsplit("|", 1)) for line in WRONG_USES.strip().splitlines()]

@@ -109,6 +109,16 @@ def test_prompts_from_stdin_file_and_lines_meet_in_the_output(run: Path) -> None
     assert [len(row["log_probabilities"]) for row in rows] == [12, 12]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_under_the_text_costs_one_line(run: Path) -> None:
+    """Guards against a traceback, and against a second failure when Python ends."""
+    command = [SCRIPT, "predict", "--ckpt_path", "checkpoints/small", "--prompt", "OSWIN:", "--max_new_tokens", "5"]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(command, cwd=run, stdout=full, stderr=subprocess.PIPE, text=True, timeout=240)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "stdout cannot be written: No space left on device" in done.stderr
+
+
 def test_an_empty_prompt_begins_with_a_new_line_and_says_so(run: Path) -> None:
     """Guards against a crash, and against silence."""
     drawn = set()

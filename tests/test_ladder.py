@@ -105,9 +105,10 @@ def test_a_signal_at_the_end_of_a_rung_does_not_start_the_next_one(text: Path) -
 
 def test_a_finished_ladder_only_reads(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against hours of training again what is there; more seeds or rungs are added to it."""
-    first = climb(text, rungs="1")
+    rate = ("--model.optimizer.lr", "1e-3")
+    first = climb(text, *rate, rungs="1")
     monkeypatch.setattr(ladder, "train_rung", lambda *arguments: pytest.fail("nothing was left to train"))
-    assert climb(text, rungs="1").out == first.out
+    assert climb(text, *rate, rungs="1").out == first.out
 
 
 def test_a_folder_that_a_crash_left_without_a_checkpoint_is_begun_anew(text: Path) -> None:
@@ -118,6 +119,24 @@ def test_a_folder_that_a_crash_left_without_a_checkpoint_is_begun_anew(text: Pat
     assert climb(text, rungs="1").code == 0
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["1_bigram"]
     assert (folder / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "expected"),
+    [
+        (0.001, "1e-3", True),
+        ("2024", 2024, True),
+        ([0.9, 0.95], ["9e-1", 0.95], True),
+        (None, None, True),
+        (0.001, 0.002, False),
+        ("a", "b", False),
+        ([0.9], [0.9, 0.95], False),
+        (True, False, False),
+    ],
+)
+def test_a_setting_is_the_same_however_it_is_written(stored: Any, wanted: Any, expected: bool) -> None:
+    """Guards against a ladder that refuses its own runs: to YAML, 1e-3 is a text."""
+    assert ladder.same(stored, wanted) is expected
 
 
 def test_runs_with_other_settings_are_not_taken_for_these(text: Path) -> None:

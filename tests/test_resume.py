@@ -16,6 +16,7 @@ from command import At, digest, extra_callbacks, gptlit, load, report, tensors, 
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gptlit.cli.resume import is_plain
 from gptlit.cli.runs import RunDir
 from gptlit.optim import MuonAdamW
 
@@ -256,6 +257,45 @@ def test_our_own_average_comes_back_exactly(tmp_path) -> None:
     assert gptlit("fit", "--config", config, "--run_dir", short, *constant, "--trainer.max_steps", 12).code == 0
     assert gptlit("fit", "--ckpt_path", short, "--trainer.max_steps", 20).code == 0
     assert digest(short / "last.ckpt") == digest(whole / "last.ckpt")
+
+
+def test_without_its_average_a_run_goes_on_from_the_weights_that_were_trained(tmp_path) -> None:
+    """Guards against weights and optimizer state that do not belong together."""
+    config, run, plain = write_config(tmp_path, average__decay=0.9), tmp_path / "run", tmp_path / "plain"
+    steps = ("--model.schedule.shape", "constant", "--trainer.max_steps")
+    for folder, decay in ((run, 0.9), (plain, 0.0)):
+        fit = ("fit", "--config", config, "--run_dir", folder, "--average.decay", decay)
+        assert gptlit(*fit, *steps, 10).code == 0
+        assert gptlit("fit", "--ckpt_path", folder, "--average.decay", 0.0, "--trainer.max_steps", 14).code == 0
+    assert digest(run / "last.ckpt") == digest(plain / "last.ckpt")
+
+
+def test_a_callback_that_monitors_the_validation_loss_comes_back() -> None:
+    """Its slash is no path; an argument that is one stays outside, since a checkpoint may come from anywhere."""
+    early = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
+    assert is_plain([early])
+    assert not is_plain({**early, "init_args": {"dirpath": "../elsewhere"}})
+
+
+def test_a_text_that_is_no_longer_where_the_run_found_it_is_asked_for(tmp_path, monkeypatch) -> None:
+    """A relative name in a checkpoint means nothing in another folder: guards against a riddle."""
+    config = write_config(tmp_path, trainer__max_steps=2)
+    monkeypatch.chdir(tmp_path)
+    assert gptlit("fit", "--config", config, "--run_dir", "run", "--data.corpus", "text.txt").code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    answer = gptlit("fit", "--ckpt_path", tmp_path / "run", "--trainer.max_steps", 4)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.endswith("(the name is the checkpoint's: give --data.corpus another)\n")
+
+
+def test_a_run_in_the_folder_where_one_is_gets_a_name(tmp_path, monkeypatch) -> None:
+    """`--run_dir .` has none to put a number behind."""
+    (tmp_path / "here").mkdir()
+    config = write_config(tmp_path / "here", trainer__max_steps=2)
+    monkeypatch.chdir(tmp_path / "here")
+    assert gptlit("fit", "--config", config, "--run_dir", ".").code == 0
+    assert (tmp_path / "here-2" / "last.ckpt").is_file()
 
 
 def test_the_best_checkpoint_holds_the_average_that_was_validated(tmp_path) -> None:

@@ -49,8 +49,19 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
         return 2
     except BrokenPipeError:
         # The reader of a pipe (`gptlit predict | head`) has gone; that is not an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_the_rest(sys.stdout)
         return 0
+
+
+def drop_the_rest(stream: Any) -> None:
+    """What is still in the buffer of a stream that takes no more goes nowhere.
+
+    Else it would fail again when Python ends (exit code 120).
+    """
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 class LastingStream:
@@ -67,7 +78,7 @@ class LastingStream:
         try:
             return int(self._stream.write(text))
         except OSError:
-            self._drop()
+            drop_the_rest(self._stream)
             return len(text)
 
     def flush(self) -> None:
@@ -75,14 +86,7 @@ class LastingStream:
         try:
             self._stream.flush()
         except OSError:
-            self._drop()
-
-    def _drop(self) -> None:
-        """What is still in the buffer goes nowhere too; else it would fail again when Python ends (exit code 120)."""
-        with suppress(OSError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            drop_the_rest(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -1,6 +1,7 @@
 """The table that a training run ends with."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from gptlit.callbacks.checkpoints import RunCheckpoints
 from gptlit.callbacks.curves import Curves
 from gptlit.callbacks.tensorboard import tensorboard_command
 from gptlit.cli.messages import duration
+from gptlit.errors import UserError
+from gptlit.tokenizer import Tokenizer
 
 
 def closing_rows(
@@ -29,7 +32,17 @@ def closing_rows(
     if run_dir is not None:
         rows.append(("run folder", str(run_dir)))
         if checkpoints is not None:
-            rows.append(("sample", f'gptlit predict --ckpt_path {run_dir} --prompt "ROMEO:"'))
+            rows.append(("sample", sample_command(run_dir, trainer.lightning_module.tokenizer)))
         if command := tensorboard_command(trainer, run_dir):
             rows.append(("curves", command))
     return rows
+
+
+def sample_command(run_dir: Path, tokenizer: Tokenizer) -> str:
+    """Draws from the run; with a prompt, where its text has the characters."""
+    command = f"gptlit predict --ckpt_path {shlex.quote(str(run_dir))}"
+    try:
+        tokenizer.encode("ROMEO:")
+    except UserError:
+        return command
+    return f'{command} --prompt "ROMEO:"'

@@ -35,6 +35,8 @@ def export(verb: str, arguments: list[str]) -> int:
         raise UserError(f"gptlit {verb} needs --ckpt_path: a run folder or a checkpoint file")
     if not options.output:
         raise UserError(f"gptlit {verb} needs --output: the folder to make")
+    if Path(options.output).name in ("", ".."):
+        raise UserError(f"--output {options.output}: give the folder a name of its own")
     path = find_checkpoint(options.ckpt_path, "best")
     checkpoint = read_checkpoint(path)
     command = shlex.join(["gptlit", verb, *arguments])

@@ -72,9 +72,12 @@ def ladder(verb: str, arguments: list[str]) -> int:
         raise UserError(f"--seeds is {options.seeds}: it must be 1 or more")
     if option(fit_arguments, "--trainer.devices") not in (None, "1"):
         raise UserError("gptlit ladder trains on one device: drop --trainer.devices, or use gptlit fit for one rung")
-    for name in ("--ckpt_path", "--trainer.fast_dev_run"):
+    for name in ("--ckpt_path", "--trainer.fast_dev_run", "--trainer.limit_val_batches"):
         if option(fit_arguments, name) is not None:
             raise UserError(f"gptlit ladder has no {name}: use gptlit fit --config configs/lecture/3_heads.yaml")
+    for name in ("--trainer.logger", "--trainer.enable_checkpointing"):
+        if option(fit_arguments, name) == "false":
+            raise UserError(f"{name} is false, but the table is made from what the runs leave behind: drop it")
     root = Path(options.run_dir)
     runs = plan(choose(all_rungs(), options.rungs), options.seeds, root, fit_arguments)
     states = {run.folder: state_of(run) for run in runs}  # all of them first: a mistake should not come after hours
@@ -104,8 +107,8 @@ def ladder(verb: str, arguments: list[str]) -> int:
                 text = write_report(root, results)
                 bar.advance(rungs_task)
                 console.print(f"{run.folder.name:<20} val {result.val_loss:.4f} · {duration(result.seconds)}")
-    except SystemExit:  # a signal between two runs, where no training listens
-        code = -1
+    except SystemExit as leaving:  # a signal between two runs, where no training listens; or --print_config
+        code = -1 if leaving.code else 0
         raise
     finally:
         if code:
@@ -134,7 +137,7 @@ def plan(rungs: Sequence[Rung], seeds: int, root: Path, fit_arguments: list[str]
             except ValueError as error:
                 raise UserError(f"--seed_everything {first}: it must be a whole number") from error
             folder = root / (rung.name if number == 0 else f"{rung.name}-seed{number + 1}")
-            runs.append(Run(rung, seed, folder, (*rest, "--seed_everything", str(seed))))
+            runs.append(Run(rung, seed, folder, ("--seed_everything", str(seed), *rest)))
     return runs
 
 
@@ -143,13 +146,27 @@ def wanted_settings(run: Run) -> dict[str, Any]:
     settings = flat(yaml.safe_load(run.rung.path.read_text(encoding="utf-8")))
     words = iter(run.arguments)
     for word in words:
-        name, equals, value = word.partition("=")
-        value = value if equals else next(words, "")
+        name, equals, rest = word.partition("=")
+        value = rest if equals else next(words, None)
+        if value is None:
+            if name.startswith("--print_config"):
+                continue
+            raise UserError(f"{name} needs a value")
         if name in ("--config", "-c"):
             settings.update(flat(yaml.safe_load(Path(find_config(value)).read_text(encoding="utf-8"))))
         else:
-            settings[name.removeprefix("--")] = yaml.safe_load(value)
+            settings.update(flat(yaml.safe_load(value), name.removeprefix("--")))
     return settings
+
+
+def same(stored: Any, wanted: Any) -> bool:
+    """Whether a setting of a run is the one that is wanted, which YAML alone has read: to it, 1e-3 is a text."""
+    if isinstance(stored, list) and isinstance(wanted, list):
+        return len(stored) == len(wanted) and all(map(same, stored, wanted))
+    try:
+        return bool(stored == wanted) or float(str(stored)) == float(str(wanted))
+    except ValueError:
+        return str(stored) == str(wanted)
 
 
 def state_of(run: Run) -> Literal["new", "begun", "finished"]:
@@ -163,9 +180,9 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
     path, checkpoint = find_start(str(run.folder))
     stored, wanted = flat(stored_config(checkpoint)), wanted_settings(run)
     for key, value in wanted.items():
-        if key.startswith(COMPARED) and key in stored and stored[key] != value:
+        if key.startswith(COMPARED) and key in stored and not same(stored[key], value):
             raise UserError(f"{run.folder} holds a run with {key} {stored[key]}, not {value}: choose another --run_dir")
-    return "finished" if is_finished(checkpoint, path, int(wanted["trainer.max_steps"])) else "begun"
+    return "finished" if is_finished(checkpoint, path, int(float(wanted["trainer.max_steps"]))) else "begun"
 
 
 # ---------------------------------------------------------------- one run

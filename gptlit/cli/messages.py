@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -117,7 +118,7 @@ def table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows:
-        grid.add_row(name, value)
+        grid.add_row(name, Text(value))  # as it is: a name such as run[2] is no markup
     Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 1000).print(grid)
 
 

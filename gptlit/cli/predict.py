@@ -16,11 +16,12 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from gptlit.cli import drop_the_rest
 from gptlit.cli.memory import keep_freed_memory
 from gptlit.cli.messages import parser_error_line, say
 from gptlit.cli.prompts import Prompt, Prompts, begin, is_jsonl, read_prompts
 from gptlit.cli.runs import find_checkpoint, first_process, load_model, read_checkpoint
-from gptlit.cli.settings import check_config, option
+from gptlit.cli.settings import check_config, values_of
 from gptlit.devices import leave_process_group
 from gptlit.drawing import Drawing
 from gptlit.errors import UserError
@@ -75,7 +76,7 @@ def predict(verb: str, arguments: list[str]) -> int:
     """Draws the texts; returns the exit code."""
     keep_freed_memory()
     parser = make_parser()
-    if config := option(arguments, "--config"):
+    for config in values_of(arguments, "--config", "-c"):
         check_config(config, [action.dest for action in parser._actions])
     try:
         options = parser.parse_args(arguments)
@@ -113,7 +114,16 @@ def predict(verb: str, arguments: list[str]) -> int:
         for prompt, text in zip(prompts, texts, strict=True):
             if not prompt.text:
                 say_how_it_begins(prompt, text is not None, model.tokenizer.decode(prompt.ids))
-        trainer.predict(model, datamodule=Prompts(prompts, options.num_samples), return_predictions=False)
+        try:
+            trainer.predict(model, datamodule=Prompts(prompts, options.num_samples), return_predictions=False)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if error.strerror is None:
+                raise
+            say(f"gptlit: {options.output or 'stdout'} cannot be written: {error.strerror}")
+            drop_the_rest(writer.file)
+            return 1
     leave_process_group()
     return 0
 
@@ -153,6 +163,8 @@ def open_output(path: str | None) -> Iterator[TextIO]:
         UserError: when the file exists or cannot be made.
     """
     if path is None:
+        if sys.stdout is None:
+            raise UserError("stdout is closed: give --output FILE")
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")
         yield sys.stdout

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,20 @@ def read_prompts(prompt: str | None, prompts: str | None) -> list[str | None]:
         raise UserError("--prompt and --prompts exclude each other: give one of them")
     if prompts is None:
         if prompt == "-":
-            return [sys.stdin.read()]
+            return [read_stdin("--prompt")]
         if prompt is not None and prompt.startswith("FILE:"):
             return [read_text(prompt.removeprefix("FILE:"), "--prompt")]
         return [prompt]
-    lines = (sys.stdin.read() if prompts == "-" else read_text(prompts, "--prompts")).splitlines()
-    if not lines:
+    text = read_stdin("--prompts") if prompts == "-" else read_text(prompts, "--prompts")
+    if not text:
         raise UserError(f"--prompts {prompts}: there is no line in it")
+    lines = text.removesuffix("\n").split("\n")  # not splitlines: form feeds and the like belong to a prompt
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if is_jsonl(prompts):
-        return [prompt_of(line, f"--prompts {prompts}, line {number}") for number, line in enumerate(lines, 1)]
+        return [prompt_of(line, f"--prompts {prompts}, line {number}") for number, line in numbered]
     if prompts == "-":  # has no name that would tell
         with suppress(UserError):
-            return [prompt_of(line, "") for line in lines]
+            return [prompt_of(line, "") for _, line in numbered]
     return list(lines)
 
 
@@ -63,6 +66,18 @@ def prompt_of(line: str, where: str) -> str:
     return text
 
 
+def read_stdin(flag: str) -> str:
+    """All of stdin, UTF-8 whatever the terminal is set to, byte order mark dropped."""
+    if sys.stdin is None:
+        raise UserError(f"{flag} -: stdin is closed")
+    try:
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{flag} -: not UTF-8 at byte {error.start}: convert it first") from error
+
+
 def read_text(path: str, flag: str) -> str:
     """A UTF-8 file, byte order mark dropped."""
     try:
@@ -75,6 +90,11 @@ def read_text(path: str, flag: str) -> str:
 
 def begin(index: int, text: str | None, tokenizer: Tokenizer, unknown: str) -> Prompt:
     """Encodes a prompt; an empty one begins with a new line, or with the first symbol of a vocabulary without it."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        half, place = error.object[error.start], error.start + 1
+        raise UserError(f"prompt {index + 1} is no text: {half!r} at character {place} is half of one") from error
     ids = tokenizer.encode(text or "", unknown=unknown)
     if ids:
         return Prompt(index, text or "", ids)

@@ -62,11 +62,14 @@ def settings_to_take_over(
 def is_plain(value: Any) -> bool:
     """Whether a Trainer's setting is made of numbers, switches and bare words, which name no class and no function.
 
-    Lightning's own strategies and callbacks are as good, with arguments that are plain.
+    Lightning's own strategies and callbacks are as good, with arguments that are plain; what a callback monitors may be
+    `val/loss`.
     """
     if isinstance(value, Mapping):
-        inside = {key: item for key, item in value.items() if key != "class_path"}
-        return bool(LIGHTNING.fullmatch(str(value.get("class_path", "")))) and all(map(is_plain, inside.values()))
+        inside = {key: item for key, item in value.items() if key not in ("class_path", "monitor")}
+        monitored = bool(re.fullmatch(r"[\w/]*", str(value.get("monitor", ""))))
+        known = bool(LIGHTNING.fullmatch(str(value.get("class_path", ""))))
+        return known and monitored and all(map(is_plain, inside.values()))
     if isinstance(value, list):
         return all(map(is_plain, value))
     return value is None or isinstance(value, bool | int | float) or bool(re.fullmatch(r"[\w:+, -]*", str(value)))

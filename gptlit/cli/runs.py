@@ -4,6 +4,7 @@ import os
 import pickle
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,11 @@ class RunDir:
         UserError: when the folder cannot be made or written to, or another process holds it.
     """
 
-    def __init__(self, path: Path, fresh: bool, lock: int | None = None) -> None:
+    def __init__(self, path: Path, fresh: bool, lock: int | None = None, parents: Sequence[Path] = ()) -> None:
         self.path = path
         self.fresh = fresh  # made by this process
         self._lock = lock
+        self._parents = parents  # made with it, the innermost first
 
     @classmethod
     def make(cls, wanted: str | None, name: str) -> "RunDir":
@@ -49,9 +51,14 @@ class RunDir:
         Only the first process makes it; the others are told.
         """
         base = Path(wanted) if wanted else RUNS / name
+        if base.name in ("", ".."):  # `.` has no name to put a number behind
+            base = base.resolve()
+        if not base.name:
+            raise UserError(f"--run_dir {wanted}: give the folder a name of its own")
         if not first_process():
             return cls(Path(os.environ.get(CLAIMED, base)), fresh=False)
         try:
+            parents = [parent for parent in base.parents if not parent.exists()]
             for number in range(1, 10_000):
                 folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
                 folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +68,7 @@ class RunDir:
                 if lock is None or any(folder.iterdir()):  # another process was faster
                     continue
                 os.environ[CLAIMED] = str(folder)
-                return cls(folder, fresh=True, lock=lock)
+                return cls(folder, fresh=True, lock=lock, parents=parents)
         except OSError as error:
             raise UserError(
                 f"--run_dir {base}: the folder cannot be used ({error.strerror}): choose another"
@@ -91,11 +98,14 @@ class RunDir:
         return cls(folder, fresh=False, lock=lock)
 
     def give_back(self) -> None:
-        """Removes a folder of our own that holds no checkpoint."""
+        """Removes a folder of our own that holds no checkpoint, and those around it that were made for it."""
         if self.fresh and self.path.is_dir() and not any(self.path.glob("*.ckpt")):
             for path in sorted(self.path.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
             self.path.rmdir()
+            with suppress(OSError):  # another run has come to lie there
+                for parent in self._parents:
+                    parent.rmdir()
 
     def close(self) -> None:
         """Lets other processes have it."""
@@ -188,7 +198,7 @@ def find_place(path: str) -> Path:
     """A file or a folder that is there.
 
     Raises:
-        UserError: when it is not; names the runs that are.
+        UserError: when it is not; names the runs in `checkpoints` that are.
     """
     place = Path(path)
     try:

@@ -105,13 +105,19 @@ def stored_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def option(arguments: list[str], name: str) -> str | None:
     """The last value given for an option, as `--name value` or `--name=value`."""
-    value = None
+    return next(reversed(values_of(arguments, name)), None)
+
+
+def values_of(arguments: list[str], *names: str) -> list[str]:
+    """All values given for an option of these names, in order."""
+    values = []
     for index, argument in enumerate(arguments):
-        if argument == name and index + 1 < len(arguments):
-            value = arguments[index + 1]
-        elif argument.startswith(f"{name}="):
-            value = argument.partition("=")[2]
-    return value
+        name, equals, value = argument.partition("=")
+        if argument in names and index + 1 < len(arguments):
+            values.append(arguments[index + 1])
+        elif equals and name in names:
+            values.append(value)
+    return values
 
 
 def without_option(arguments: list[str], name: str) -> list[str]:

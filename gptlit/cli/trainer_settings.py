@@ -42,10 +42,15 @@ def check_trainer_settings(settings: Mapping[str, Any], fit: bool) -> None:
         )
     for name, harmless, instead in (
         ("max_epochs", (None, 1, -1), "trainer.max_steps"),
+        ("min_epochs", (None, 0, 1), "trainer.max_steps"),
         ("check_val_every_n_epoch", (None, 1), "trainer.val_check_interval, in steps"),
     ):
         if trainer[name] not in harmless:
             raise UserError(f"trainer.{name} is {trainer[name]}: a run is one pass, set {instead}")
+    if trainer["default_root_dir"] is not None:
+        raise UserError(
+            f"trainer.default_root_dir is {trainer['default_root_dir']}: what a run leaves lies in --run_dir, set that"
+        )
     if trainer["min_steps"] is not None and trainer["min_steps"] > trainer["max_steps"]:
         raise UserError(
             f"trainer.min_steps is {trainer['min_steps']}, more than trainer.max_steps ({trainer['max_steps']})"

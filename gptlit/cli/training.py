@@ -211,9 +211,12 @@ class GptlitCLI(LightningCLI):
         try:
             self.datamodule.prepare_data()
         except UserError as error:  # a message of the tokenizer does not know where the text came from
-            if self.checkpoint is None or "data." in str(error):
+            if self.checkpoint is None:
                 raise
-            raise UserError(f"data.corpus: {error}") from error
+            place = "" if "data." in str(error) else "data.corpus: "
+            if not place and option(self.arguments, "--data.corpus") is None:
+                raise UserError(f"{error} (the name is the checkpoint's: give --data.corpus another)") from error
+            raise UserError(f"{place}{error}") from error
         if fit and self.checkpoint is not None:
             refuse_another_text(self.checkpoint, self.datamodule)
         self.datamodule.setup(self.subcommand)
@@ -336,7 +339,11 @@ class GptlitCLI(LightningCLI):
         self._evaluate(self.trainer.test, model, datamodule, ckpt_path)
 
     def _evaluate(self, run: Any, model: LitGPT, datamodule: TextDataModule, ckpt_path: str | None) -> None:
-        metrics = run(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)[0]
+        found = run(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+        if not found:
+            limit = "val" if self.verb == "validate" else "test"
+            raise UserError(f"trainer.limit_{limit}_batches is 0: nothing is left to {self.verb} on")
+        metrics = found[0]
         if rank_zero_only.rank == 0:
             for name, value in metrics.items():
                 print(f"{name} {value:.6f}")
