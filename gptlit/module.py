@@ -324,10 +324,19 @@ class LitGPT(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sets Lightning's loops to the boundary after the last whole step, whatever moment the file was written at; a
         run that keeps no average any more goes on from the weights that were trained.
+
+        Raises:
+            UserError: where those cannot be had, because the strategy reads its shards from the file itself.
         """
         fits = self._trainer is not None and self.trainer.state.fn == "fit"
-        if fits and not any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):
-            checkpoint["state_dict"] = checkpoint.get("current_model_state", checkpoint["state_dict"])
+        averages = fits and any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)
+        if fits and not averages and "current_model_state" in checkpoint:
+            if "state_dict" not in checkpoint:
+                raise UserError(
+                    "the checkpoint holds an average of the weights (average.decay), which trainer.strategy would take "
+                    "for the weights: make a step without the average on one device first, or choose ddp"
+                )
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
         step_boundary(checkpoint, self.trainer.accumulate_grad_batches if self._trainer is not None else 1)
 
     # ---------------------------------------------------------------- validation

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -197,6 +198,15 @@ def test_the_average_is_what_its_formula_says(corpus: Path, tmp_path: Path) -> N
     trainer.fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
     for weight, average in zip(module.parameters(), formula.average, strict=True):
         torch.testing.assert_close(weight.double(), average, rtol=1e-5, atol=1e-6)
+
+
+def test_shards_are_not_filled_with_an_average() -> None:
+    """A strategy that spreads weights reads the file by itself, and would take the average for the weights."""
+    module = LitGPT(GPTConfig(**TINY))
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), callbacks=[], accumulate_grad_batches=1)
+    module._trainer = trainer  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"average\.decay"):
+        module.on_load_checkpoint({"current_model_state": {}})
 
 
 def test_predict_step_draws_what_generate_draws(corpus: Path, tmp_path: Path) -> None:
