@@ -329,8 +329,8 @@ class LitGPT(pl.LightningModule):
             UserError: where those cannot be had, because the strategy reads its shards from the file itself.
         """
         fits = self._trainer is not None and self.trainer.state.fn == "fit"
-        averages = fits and any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)
-        if fits and not averages and "current_model_state" in checkpoint:
+        averaged = fits and "current_model_state" in checkpoint
+        if averaged and not any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):
             if "state_dict" not in checkpoint:
                 raise UserError(
                     "the checkpoint holds an average of the weights (average.decay), which trainer.strategy would take "

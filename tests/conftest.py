@@ -83,6 +83,13 @@ def signals_that_arrive() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)
 
 
+@pytest.fixture
+def in_any_order_again() -> Iterator[None]:
+    """Switches deterministic kernels off in the end; Lightning leaves them on."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(params=list(DIALECTS.values()), ids=list(DIALECTS))
 def dialect(request: pytest.FixtureRequest) -> GPTConfig:
     """Every rung of the lecture and every dialect, small."""

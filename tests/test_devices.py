@@ -309,17 +309,22 @@ SHARDS = (
 )
 
 
+def fit_in_shards(config: Path, run: Path) -> Path:
+    """Folder of a run whose weights are spread over two processes."""
+    flags = ["--trainer.devices", 2, *SHARDS]
+    process = start("fit", "--config", config, "--run_dir", run, *flags, start_new_session=True)
+    err = finish(process)
+    assert process.returncode == 0, err
+    return run
+
+
 @pytest.mark.slow
 def test_sharded_training_clips_in_mixed_precision_too(tmp_path: Path) -> None:
     """As `--config gpt2 --config fsdp` does; Lightning refuses to clip there, and the norm would not be known."""
     mixed = {"model__optimizer__name": "adamw", "trainer__precision": "bf16-mixed", "trainer__gradient_clip_val": 0.1}
     config = write_config(tmp_path, **CONFIG | mixed | {"trainer__max_steps": 10})
     assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "one").code == 0
-    run = tmp_path / "run"
-    flags = ["--trainer.devices", 2, *SHARDS]
-    process = start("fit", "--config", config, "--run_dir", run, *flags, start_new_session=True)
-    err = finish(process)
-    assert process.returncode == 0, err
+    run = fit_in_shards(config, tmp_path / "run")
     assert difference(run, tmp_path / "one", "train/loss") < 1e-2
     assert difference(run, tmp_path / "one", "train/grad_norm") < 5e-2
 
@@ -335,11 +340,7 @@ def test_sharded_training_gives_the_same_losses(tmp_path: Path) -> None:
     """FSDP2 in two processes; its checkpoint is a whole one, which one process can go on from."""
     config = write_config(tmp_path, **CONFIG, model__optimizer__name="adamw")
     assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "one").code == 0
-    run = tmp_path / "run"
-    flags = ["--trainer.devices", 2, *SHARDS]
-    process = start("fit", "--config", config, "--run_dir", run, *flags, start_new_session=True)
-    err = finish(process)
-    assert process.returncode == 0, err
+    run = fit_in_shards(config, tmp_path / "run")
     assert_close("2 processes (FSDP2, AdamW)", run, tmp_path / "one")
     assert gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", STEPS + 2, *ONE).code == 0
 
@@ -434,18 +435,16 @@ class AsOnAGpu(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("in_any_order_again")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_deterministic_run_needs_nothing_that_a_gpu_refuses(tmp_path: Path, optimizer: str) -> None:
     """Guards against a run with samples, histograms and pictures that ends by torch's refusal, on a GPU alone."""
     watching = {"sample_text__max_new_tokens": 8, "pictures__when": "validation"}
     deterministic = {"trainer__deterministic": True, "model__optimizer__name": optimizer}
     config = write_config(tmp_path, **watching, **deterministic, trainer__max_steps=8, model__gpt__token_noise=0.1)
-    try:
-        with AsOnAGpu():
-            assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "run").code == 0
-            assert torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.use_deterministic_algorithms(False)  # Lightning leaves it on
+    with AsOnAGpu():
+        assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "run").code == 0
+        assert torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.gpu

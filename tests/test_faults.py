@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gptlit import __main__
 from gptlit.callbacks import signals
-from gptlit.cli import lasting_stderr
+from gptlit.cli.streams import lasting_stderr
 from gptlit.model import GPT
 from gptlit.optim import MuonAdamW
 

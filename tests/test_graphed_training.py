@@ -295,17 +295,14 @@ def ids_on_gpu(seed: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture
-def recordings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The steps that were recorded on a GPU, without compiling, and not kept alive by it; puts back what deterministic
-    kernels have changed.
-    """
+def recordings(monkeypatch: pytest.MonkeyPatch, in_any_order_again: None) -> Iterator[list[Any]]:
+    """The steps that were recorded on a GPU, without compiling, and not kept alive by it."""
     made: list[Any] = []
     record = RecordedStep.record
     monkeypatch.setattr(RecordedStep, "record", lambda self: record(self) or made.append(weakref.ref(self)))
     monkeypatch.setattr("gptlit.module.compile_training", lambda network, forward: "compiled in 0 s")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     yield made
-    torch.use_deterministic_algorithms(False)
     gc.collect()
 
 
@@ -361,13 +358,6 @@ def test_every_recorded_step_drops_what_its_seed_says(compiled: bool) -> None:
     for parameter, gradient, once_more in zip(recorded.parameters, gradients, same, strict=True):
         torch.testing.assert_close(gradient, parameter.grad)
         torch.testing.assert_close(gradient, once_more)
-
-
-@pytest.fixture
-def in_any_order_again() -> Iterator[None]:
-    """Lightning leaves deterministic kernels switched on."""
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @gpu

@@ -16,12 +16,12 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from gptlit.cli import drop_the_rest
 from gptlit.cli.memory import keep_freed_memory
 from gptlit.cli.messages import parser_error_line, say
 from gptlit.cli.prompts import Prompt, Prompts, begin, is_jsonl, read_prompts
 from gptlit.cli.runs import find_checkpoint, first_process, load_model, read_checkpoint
 from gptlit.cli.settings import check_config, values_of
+from gptlit.cli.streams import drop_the_rest
 from gptlit.devices import leave_process_group
 from gptlit.drawing import Drawing
 from gptlit.errors import UserError

@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="text whose last tenth --loss is measured on")
     parser.add_argument("--targets", type=int, default=4096, help="characters that --loss looks at")
     options = parser.parse_args()
-    keep_freed_memory()  # as `gptlit predict` does; both sides gain by it
+    keep_freed_memory()  # as `gptlit predict` does
     if options.threads:
         torch.set_num_threads(options.threads)
     result: dict[str, Any] = {
