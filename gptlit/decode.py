@@ -19,15 +19,29 @@ from gptlit.errors import UserError
 from gptlit.kv_cache import KVCache
 from gptlit.model import GPT, activate, rms_norm, shift_tokens
 
+Norm = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """Layer normalisation of x (N, C)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """The weights of one block; `fc` and `out` are the MLP's, None without one."""
 
-    norm_1: Callable[[Tensor], Tensor]
+    norm_1: Norm
     qkv: Affine
     proj: Affine
-    norm_2: Callable[[Tensor], Tensor]
+    norm_2: Norm
     fc: Affine | None
     out: Affine | None
 
@@ -209,12 +223,10 @@ class Decoder:
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def norm(module: nn.Module | None) -> Callable[[Tensor], Tensor]:
+def norm(module: nn.Module | None) -> Norm:
     """The function that a norm module computes, without the cost of calling a module."""
     if isinstance(module, nn.LayerNorm):
-        weight, shape, eps = module.weight.detach(), module.weight.shape, module.eps
-        bias = None if module.bias is None else module.bias.detach()
-        return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+        return LayerNorm(module.weight.detach(), None if module.bias is None else module.bias.detach(), module.eps)
     return (lambda x: x) if module is None or isinstance(module, nn.Identity) else rms_norm
 
 

@@ -23,9 +23,9 @@ class KVCache:
     ) -> None:
         self.capacity = config.block_size if capacity is None else min(capacity, config.block_size)
         self.batch_size = batch_size
-        shape = (config.n_layer, batch_size, config.n_head, self.capacity, config.head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)  # (n_layer, B, H, T, D)
-        self.values = torch.empty_like(self.keys)
+        shape = (2, config.n_layer, batch_size, config.n_head, self.capacity, config.head_dim)
+        self.both = torch.empty(shape, device=device, dtype=dtype)
+        self.keys, self.values = self.both.unbind()  # (n_layer, B, H, T, D) each
         # What the MLPs read from earlier positions; position p in row token_shift + p, behind rows of zeros.
         earlier = (config.n_layer, batch_size, config.token_shift + self.capacity, config.shifted_channels)
         self.earlier = torch.zeros(earlier, device=device, dtype=dtype) if config.token_shift else None
@@ -44,14 +44,17 @@ class KVCache:
             # What a shorter row has not reached is masked by a weight of 0; but 0 times garbage may be NaN.
             self.keys[:, :, :, longest:] = self.values[:, :, :, longest:] = 0
 
+    def clear(self) -> None:
+        """Forgets every position, of all rows."""
+        self.length, self.row_lengths, self._slots = 0, None, None
+
     def expand(self, rows: Tensor) -> "KVCache":
         """A cache whose row i is a copy of row `rows[i]` of this one: one prefilled prompt, many samples."""
         copy = object.__new__(KVCache)
         copy.batch_size, copy.capacity, copy.length, copy._slots = len(rows), self.capacity, self.length, None
-        shape = (self.keys.size(0), len(rows), *self.keys.shape[2:])
-        copy.keys, copy.values = self.keys.new_empty(shape), self.keys.new_empty(shape)
-        copy.keys[:, :, :, : self.length] = self.keys[:, rows, :, : self.length]
-        copy.values[:, :, :, : self.length] = self.values[:, rows, :, : self.length]
+        copy.both = self.both.new_empty((*self.both.shape[:2], len(rows), *self.both.shape[3:]))
+        copy.both[:, :, :, :, : self.length] = self.both[:, :, rows, :, : self.length]
+        copy.keys, copy.values = copy.both.unbind()
         copy.earlier = None if self.earlier is None else self.earlier[:, rows]
         copy.row_lengths = None
         if self.row_lengths is not None:

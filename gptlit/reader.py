@@ -81,11 +81,17 @@ class Reader:
     def roll(self, cache: KVCache, full: list[int]) -> None:
         """Leaves the newest half of the window, without the id that is read next, in the cache of the `full` rows."""
         keep = max(self.block_size // 2 - 1, 0)
-        rows = torch.tensor(full, device=self.decoder.tokens.device)
-        half = self.decoder.new_cache(len(full), keep)
-        if keep:
-            self.decoder(self.window(keep + 1)[rows, :-1], cache=half)
-        cache.replace(rows, half)
+        half = self.window(keep + 1)[:, :-1]  # (B, keep)
+        if len(full) == len(half):
+            cache.clear()
+            if keep:
+                self.decoder(half, cache=cache)
+        else:
+            rows = torch.tensor(full, device=half.device)
+            kept = self.decoder.new_cache(len(full), keep)
+            if keep:
+                self.decoder(half[rows], cache=kept)
+            cache.replace(rows, kept)
         for row in full:
             self.lengths[row] = keep
 

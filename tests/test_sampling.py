@@ -4,7 +4,7 @@ import gc
 import math
 import random
 import resource
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from unittest import mock
@@ -21,6 +21,7 @@ from gptlit.affine import Affine
 from gptlit.config import GPTConfig
 from gptlit.decode import Decoder
 from gptlit.errors import UserError
+from gptlit.folding import fold
 from gptlit.kv_cache import KVCache
 from gptlit.lean import UNSHARED, LeanStep, unshared_pieces
 from gptlit.model import GPT
@@ -212,6 +213,65 @@ def test_the_decoder_is_the_model_with_packed_weights_too(
                 torch.testing.assert_close(step(ids[:, t], cache), expected[:, t], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_drawing_text_leaves_the_model_as_it_was(dialect: GPTConfig, rows: int) -> None:
+    """Sampling lays weights out anew, and folds norms into them: done in place, the training would go on from those."""
+    model = random_gpt(dialect)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    list(generate(model, [[1, 2]], 3 * dialect.block_size, num_samples=rows))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_folded_layer_norm_has_no_mean_left_to_take_off() -> None:
+    """All that adds to the residual stream must be centred: with one product forgotten, x / √(mean of x²) is another
+    norm, and the text another text.
+    """
+    config = GPTConfig(**{**DIALECTS["nanogpt"], "bias": True})
+    decoder = Decoder(random_gpt(config))
+    folded = fold(decoder, gelu=True)
+    assert folded.eps == decoder.last_norm.eps  # type: ignore[attr-defined]
+    assert (folded.scaled, folded.halved) == (True, True)
+    adding = [folded.tokens, folded.places]
+    adding += [part for layer in folded.layers for product in (layer.proj, layer.out) for part in product_of(product)]
+    for part in adding:
+        torch.testing.assert_close(part.mean(-1), torch.zeros_like(part[..., 0]), rtol=0, atol=1e-12)
+
+
+def product_of(affine: Affine | None) -> list[Tensor]:
+    assert affine is not None
+    assert affine.bias is not None
+    return [affine.weight, affine.bias]
+
+
+@pytest.mark.parametrize(
+    ("changes", "eps", "scaled", "halved"),
+    [
+        ({"norm": "rmsnorm"}, 1e-6, True, True),  # its gain is 1: nothing to fold
+        ({"norm": "none"}, None, True, True),
+        ({"token_shift": 1}, None, True, True),  # the zeros before a text are not what a norm makes of anything
+        ({"qk_norm": True}, 1e-5, False, True),  # a norm takes a factor of its input out again
+        ({"activation": "relu2"}, 1e-5, True, False),
+    ],
+)
+def test_what_cannot_be_folded_is_left_alone(
+    changes: dict[str, object], eps: float | None, scaled: bool, halved: bool
+) -> None:
+    folded = fold(Decoder(random_gpt(GPTConfig(**{**DIALECTS["nanogpt"], **changes}))), gelu=True)
+    assert (folded.eps, folded.scaled, folded.halved) == (eps, scaled, halved)
+
+
+def test_packed_weights_are_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are large: copied for a few small operations, GPT-2's would take half a gigabyte more and a second."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    monkeypatch.setattr("gptlit.affine.LARGE", 1)
+    decoder = Decoder(random_gpt(GPTConfig(**DIALECTS["nanogpt"])).float(), rows=1)
+    folded = fold(decoder, gelu=True)
+    assert folded.layers is decoder.layers
+    assert folded.lm_head is decoder.lm_head
+    assert (folded.eps, folded.scaled, folded.halved) == (None, False, False)
+
+
 def test_weights_are_packed_where_that_pays_and_only_there() -> None:
     """A small product is done before oneDNN has begun; large weights read by MKL take more than twice the time."""
     if not torch.backends.mkldnn.is_available():
@@ -235,18 +295,24 @@ def test_numpy_is_left_no_product_that_its_threads_would_share(
     The weights are larger than a product may be, and so are the keys of a head from position 128 on.
     """
     model = random_gpt(GPTConfig(**{**DIALECTS[name], "block_size": 160, "n_embd": 128}), std=0.05)
-    matmul, sizes = np.matmul, []
+    sizes = []
 
-    def spy(a: np.ndarray, b: np.ndarray, **options: np.ndarray) -> np.ndarray:
-        sizes.append(max(math.prod(operand.shape[-2:]) for operand in (a, b)))
-        return matmul(a, b, **options)
+    def spied(product: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        def spy(a: np.ndarray, b: np.ndarray, **options: np.ndarray) -> np.ndarray:
+            matrix = a if product is matvec else b
+            sizes.append(math.prod(matrix.shape[-2:]))
+            return product(a, b, **options)
+
+        return spy
 
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("a product that nobody has measured")
 
-    monkeypatch.setattr(np, "matmul", spy)
-    for product in ("dot", "vdot", "inner", "outer", "tensordot", "einsum", "matvec", "vecmat"):
-        monkeypatch.setattr(np, product, fail, raising=False)
+    matvec = np.matvec
+    monkeypatch.setattr(np, "matvec", spied(np.matvec))
+    monkeypatch.setattr(np, "vecmat", spied(np.vecmat))
+    for product in ("matmul", "dot", "vdot", "inner", "outer", "tensordot", "einsum"):
+        monkeypatch.setattr(np, product, fail)
     list(generate(model, [[1]], 159, num_samples=num_samples))
     assert 0 < max(sizes) <= UNSHARED
 
