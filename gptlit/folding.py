@@ -10,7 +10,7 @@ Shapes as in `gptlit.decode`.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,77 +45,49 @@ def fold(decoder: Decoder, gelu: bool) -> Folded:
 
     Where weights are packed, nothing is: they are large, and small operations beside them do not matter.
     """
-    config = decoder.config
+    config, norm = decoder.config, decoder.last_norm
+    tokens, places, layers, lm_head = decoder.tokens, decoder.places, decoder.layers, decoder.lm_head
     eps = RMS_NORM_EPS if config.norm == "rmsnorm" else None
-    weights = Folded(
-        decoder.tokens, decoder.places, decoder.layers, decoder.last_norm, decoder.lm_head, eps, False, False
-    )
-    products = [decoder.lm_head, *(product for layer in decoder.layers for product in products_of(layer))]
-    if any(product.packed is not None for product in products):
-        return weights
-    if not config.qk_norm:  # a norm would take the factor out again
-        weights = with_scaled_queries(weights, config.head_dim**-0.5)
-    if gelu and config.activation == "gelu":
-        weights = with_halved_gelu(weights)
-    # Before the text begins, an MLP that looks back sees zeros, not β.
-    if isinstance(decoder.last_norm, LayerNorm) and not config.token_shift:
-        weights = without_layer_norms(weights, decoder.last_norm.eps)
-    return weights
+    products = [lm_head, *(product for layer in layers for product in (layer.qkv, layer.proj, layer.fc, layer.out))]
+    if any(product is not None and product.packed is not None for product in products):
+        return Folded(tokens, places, layers, norm, lm_head, eps, scaled=False, halved=False)
+    scaled = not config.qk_norm  # a norm would take the factor out again
+    halved = gelu and config.activation == "gelu"
+    # Before the text begins, an MLP that looks back sees zeros, not what a norm makes of anything.
+    norms = isinstance(norm, LayerNorm) and not config.token_shift
+    if isinstance(norm, LayerNorm) and norms:
+        eps, lm_head, tokens = norm.eps, behind(norm, lm_head), without_mean(tokens)
+        places = None if places is None else without_mean(places)
+    if norms or scaled or halved:
+        scale, root = config.head_dim**-0.5 if scaled else 1.0, math.sqrt(0.5) if halved else 1.0
+        layers = [folded_layer(layer, norms, scale, root) for layer in layers]
+    return Folded(tokens, places, layers, norm, lm_head, eps, scaled, halved)
 
 
-def products_of(layer: Layer) -> list[Affine]:
-    return [product for product in (layer.qkv, layer.proj, layer.fc, layer.out) if product is not None]
+def folded_layer(layer: Layer, norms: bool, scale: float, root: float) -> Layer:
+    """A block whose queries come out `scale` times as large, whose MLP expects `root` before and behind its
+    non-linearity, and of whose `norms` only x / √(mean of x²) is left to do.
+    """
+    qkv, fc, out = behind(layer.norm_1 if norms else None, layer.qkv), layer.fc, layer.out
+    for part in (qkv.weight, qkv.bias):
+        if part is not None:
+            part[..., : part.size(-1) // 3] *= scale
+    if fc is not None and out is not None:
+        fc = behind(layer.norm_2 if norms else None, fc, root)
+        out = centred(out) if norms else out
+        out = Affine(out.weight * root, out.bias, None)
+    return Layer(layer.norm_1, qkv, centred(layer.proj) if norms else layer.proj, layer.norm_2, fc, out)
 
 
-def with_scaled_queries(weights: Folded, scale: float) -> Folded:
-    def scaled(qkv: Affine) -> Affine:
-        factors = torch.ones_like(qkv.weight[0])  # (3C,)
-        factors[: len(factors) // 3] = scale
-        return Affine(qkv.weight * factors, None if qkv.bias is None else qkv.bias * factors, None)
-
-    return replace(weights, layers=[replace(layer, qkv=scaled(layer.qkv)) for layer in weights.layers], scaled=True)
-
-
-def with_halved_gelu(weights: Folded) -> Folded:
-    root = math.sqrt(0.5)
-
-    def halved(layer: Layer) -> Layer:
-        if layer.fc is None or layer.out is None:
-            return layer
-        fc = Affine(layer.fc.weight * root, None if layer.fc.bias is None else layer.fc.bias * root, None)
-        return replace(layer, fc=fc, out=Affine(layer.out.weight * root, layer.out.bias, None))
-
-    return replace(weights, layers=[halved(layer) for layer in weights.layers], halved=True)
-
-
-def without_layer_norms(weights: Folded, eps: float) -> Folded:
-    layers = [
-        replace(
-            layer,
-            qkv=behind_norm(layer.norm_1, layer.qkv),
-            proj=centred(layer.proj),
-            fc=None if layer.fc is None else behind_norm(layer.norm_2, layer.fc),
-            out=None if layer.out is None else centred(layer.out),
-        )
-        for layer in weights.layers
-    ]
-    return replace(
-        weights,
-        tokens=without_mean(weights.tokens),
-        places=None if weights.places is None else without_mean(weights.places),
-        layers=layers,
-        lm_head=behind_norm(weights.last_norm, weights.lm_head),
-        eps=eps,
-    )
-
-
-def behind_norm(norm: Norm, affine: Affine) -> Affine:
-    """W and b of the product that takes what is left of the norm: x̂ (g W) + (β W + b)."""
-    assert isinstance(norm, LayerNorm)
-    bias = affine.bias
-    if norm.bias is not None:
-        bias = norm.bias @ affine.weight if bias is None else torch.addmv(bias, affine.weight.t(), norm.bias)
-    return Affine(affine.weight * norm.weight[:, None], bias, None)
+def behind(norm: Norm | None, affine: Affine, factor: float = 1.0) -> Affine:
+    """`factor` times W x + b, in memory of its own; x is what is left of the norm: x̂ (g W) + (β W + b)."""
+    weight, bias = affine.weight, affine.bias
+    gain = torch.full_like(weight[:, 0], factor)  # (in,)
+    if isinstance(norm, LayerNorm):
+        gain *= norm.weight
+        if norm.bias is not None:
+            bias = norm.bias @ weight if bias is None else torch.addmv(bias, weight.t(), norm.bias)
+    return Affine(weight * gain[:, None], None if bias is None else bias * factor, None)
 
 
 def centred(affine: Affine) -> Affine:

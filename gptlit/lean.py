@@ -1,8 +1,11 @@
 """One token on a CPU, in numpy where that is cheaper: what `Decoder.step` computes, from the same weights and cache.
 
 A small model's token is over in the time of a hundred small operations, and each costs numpy half of what it costs
-torch. What torch does in one operation (norms, softmax, the error function) stays torch's, on the same memory. So do
-the products, but for the smallest: numpy's BLAS has threads of its own, and where torch's wait for work on the same
+torch; finding out which comes next costs as much again. So the operations of a token are put down once, as a list of
+calls that work on memory which stays where it is, and a token is one walk through the list.
+
+What torch does in one operation (softmax, the error function, large layer norms) stays torch's, on the same memory. So
+do the products, but for the smallest: numpy's BLAS has threads of its own, and where torch's wait for work on the same
 cores, a product that it shares out to them takes milliseconds.
 
 Shapes as in `gptlit.model`: B sequences, C channels, H heads of D channels, F = mlp_ratio · C, V symbols.
@@ -10,7 +13,8 @@ Shapes as in `gptlit.model`: B sequences, C channels, H heads of D channels, F =
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +25,98 @@ from gptlit.affine import Affine, packed_product
 from gptlit.decode import Decoder, Layer, Norm
 from gptlit.folding import fold
 from gptlit.kv_cache import KVCache
-from gptlit.model import RMS_NORM_EPS, activate
+from gptlit.model import RMS_NORM_EPS
 
 Array = NDArray[np.floating[Any]]
+Operation = Callable[[], object]
 UNSHARED = 8192  # numbers in a matrix: of a smaller one, no OpenBLAS shares out the product with a vector
 FEW_ROWS = 4  # a product with each of them in turn is faster than one with all; a matrix of more is torch's
 FEW_HEADS = 32  # of all rows: numpy takes one after the other, and so long only is that the faster way
 ERF_PAYS_BELOW = 4096  # numbers: torch's GELU takes 4 µs to begin and is then three times as fast as its erf
+
+
+class Memory(NamedTuple):
+    """The same numbers for torch and for numpy: each view costs as much as an operation."""
+
+    tensor: Tensor
+    array: Array
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Memory":
+        return cls(tensor, tensor.numpy())
+
+
+class Position:
+    """What the operations of a token find in the cache at its position n: views that are made once for all layers."""
+
+    def __init__(self, decoder: Decoder, rows: int) -> None:
+        self.heads, self.head_dim, self.dtype = (
+            rows * decoder.config.n_head,
+            decoder.config.head_dim,
+            decoder.tokens.dtype,
+        )
+        self.cache: KVCache | None = None
+        self.rotations: Array | None = None
+        if decoder.cos is not None and decoder.sin is not None:
+            # (block_size, 2, 2, D / 2): cos and sin; channel i of a head turns with channel i + D/2
+            both = torch.stack((decoder.cos, decoder.sin), 1)
+            self.rotations = both.numpy().reshape(-1, 2, 2, self.head_dim // 2)
+
+    def look_at(self, cache: KVCache) -> None:
+        """Moves to the position behind what the cache holds."""
+        if cache is not self.cache:
+            self.cache, self.both = cache, cache.both.numpy().swapaxes(0, 1)  # (n_layer, 2, B, H, T, D)
+            self.both_heads = cache.both.numpy().reshape(
+                *cache.both.shape[:2], self.heads, cache.capacity, self.head_dim
+            )
+        self.n = cache.length
+        length = self.n + 1
+        self.new = self.both[..., self.n, :]  # (n_layer, 2, B, H, D)
+        if self.rotations is not None:
+            self.cos, self.sin = self.rotations[self.n]  # (2, D / 2) each
+        self.weights = Memory.of(torch.empty((self.heads, length), dtype=self.dtype))
+        self.few = self.heads <= FEW_HEADS and length * self.head_dim <= UNSHARED
+        if self.few:
+            self.keys, self.values = self.both_heads[:, :, :, :length]  # (n_layer, B · H, length, D) each
+        else:
+            keys, values = (kept.flatten(1, 2).narrow(2, 0, length) for kept in (cache.keys, cache.values))
+            self.key_views, self.value_views = keys.transpose(2, 3).unbind(), values.unbind()
+
+    def gather(self, layer: int, queries: Memory, out: Memory) -> None:
+        """Attention's values for queries (B · H, D), to `out` (B · H, D)."""
+        tensor, array = self.weights
+        if self.few:
+            np.matvec(self.keys[layer], queries.array, out=array)
+            torch.softmax(tensor, -1, out=tensor)
+            np.vecmat(array, self.values[layer], out=out.array)
+        else:
+            tensor = tensor[:, None]  # (B · H, 1, length)
+            torch.bmm(queries.tensor[:, None], self.key_views[layer], out=tensor)
+            torch.softmax(tensor, -1, out=tensor)
+            torch.bmm(tensor, self.value_views[layer], out=out.tensor[:, None])
+
+    def rotated(self, qk: Array) -> Array:
+        """Queries and keys (B, 2, H, D) as position n has them."""
+        if self.rotations is None:
+            return qk
+        halves = qk.reshape(*qk.shape[:3], 2, -1)  # (B, 2, H, 2, D / 2)
+        turned = halves * self.cos
+        turned += halves[..., ::-1, :] * self.sin
+        return turned.reshape(qk.shape)
+
+    def shift(self, layer: int, reach: int, h: Array, out: Array) -> None:
+        """`gptlit.model.shift_tokens` of h (B, C), to `out`, which may be h."""
+        assert self.cache is not None
+        assert self.cache.earlier is not None
+        earlier = self.cache.earlier[layer].numpy()  # (B, reach + capacity, S)
+        channels = earlier.shape[2]
+        width = channels // reach
+        earlier[:, reach + self.n] = h[:, :channels]
+        if out is not h:
+            np.copyto(out, h)
+        for k in range(reach):
+            group = slice(k * width, (k + 1) * width)
+            out[:, group] = earlier[:, reach + self.n - 1 - k, group]
 
 
 class LeanStep:
@@ -37,37 +126,32 @@ class LeanStep:
     """
 
     def __init__(self, decoder: Decoder, rows: int) -> None:
-        self.decoder, self.config = decoder, decoder.config
+        self.decoder, self.config, self.dtype, self.rows = decoder, decoder.config, decoder.tokens.dtype, rows
         config = decoder.config
         B, C, H, D, F = rows, config.n_embd, config.n_head, config.head_dim, config.mlp_ratio * config.n_embd
         weights = fold(decoder, gelu=B * F <= ERF_PAYS_BELOW)
         self.eps, self.halved = weights.eps, weights.halved
-
-        def buffer(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=decoder.tokens.dtype)
-
-        # The same memory for torch and for numpy: each view costs as much as an operation.
-        self.x_tensor, self.inner_tensor = buffer(B, C), buffer(B, F)
-        self.queries_tensor, self.gathered_tensor = buffer(B * H, D), buffer(B * H, D)
-        self.x, self.inner, self.normed = self.x_tensor.numpy(), self.inner_tensor.numpy(), buffer(B, C).numpy()
-        self.queries, self.gathered = self.queries_tensor.numpy(), self.gathered_tensor.numpy()
-        self.gathered_rows = self.gathered.reshape(B, C)
-        # As arrays: a Python number would be turned into one at every use.
-        self.scale, self.sqrt_half, self.half, self.one, self.zero = (
-            np.asarray(number, self.x.dtype) for number in (1 if weights.scaled else D**-0.5, math.sqrt(0.5), 0.5, 1, 0)
-        )
-
         self.tokens = weights.tokens.numpy()  # (V, C)
         self.places = None if weights.places is None else weights.places.numpy()  # (block_size, C)
-        qkv, branch, hidden = buffer(B, 3 * C), buffer(B, C), buffer(B, F)
-        self.layers = [LeanLayer(layer, qkv, branch, hidden) for layer in weights.layers]
-        self.last_norm = weights.last_norm
-        self.lm_head = LeanAffine(weights.lm_head, buffer(B, config.vocab_size))
-        self.rotations: tuple[Array, Array] | None = None
-        if decoder.cos is not None and decoder.sin is not None:
-            # (block_size, 2, D / 2) each: channel i of a head turns with channel i + D/2
-            cos, sin = decoder.cos.numpy(), decoder.sin.numpy()
-            self.rotations = cos.reshape(-1, 2, D // 2), sin.reshape(-1, 2, D // 2)
+        self.position = Position(decoder, rows)
+
+        self.x, self.normed, self.branch = self.buffer(B, C), self.buffer(B, C), self.buffer(B, C)
+        self.hidden, self.inner = self.buffer(B, F), self.buffer(B, F)
+        self.qkv, self.logits = self.buffer(B, 3 * C), self.buffer(B, config.vocab_size)
+        # Where neither has to be changed behind the product, one row's queries are read from where it put them.
+        self.scale = 1.0 if weights.scaled else D**-0.5
+        self.raw = weights.scaled and decoder.cos is None
+        self.queries = Memory.of(self.qkv.tensor[:, :C].view(H, D)) if self.raw and B == 1 else self.buffer(B * H, D)
+        self.gathered = self.buffer(B * H, D)
+
+        # None of them may know of this object: it would be freed only when the garbage collector comes by.
+        self.program: list[Operation] = []
+        if config.norm == "rmsnorm":
+            self.program += [self.unit(self.x, RMS_NORM_EPS, self.x)]
+        for number, layer in enumerate(weights.layers):
+            self.program += [*self.attention(number, layer), *self.mlp(number, layer)]
+        normalise, x = self.normalised(weights.last_norm)
+        self.program += [*normalise, *self.product(weights.lm_head, x, self.logits)]
 
     @staticmethod
     def serves(decoder: Decoder) -> bool:
@@ -76,151 +160,146 @@ class LeanStep:
         return type(tokens) is Tensor and tokens.device.type == "cpu" and tokens.dtype in (torch.float32, torch.float64)
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
-        n, B, H, config = cache.length, len(ids), self.config.n_head, self.config
-        if cache.row_lengths is not None or not 0 < n < cache.capacity:
+        if cache.row_lengths is not None or not 0 < cache.length < cache.capacity:
             return self.decoder(ids[:, None], cache=cache)
-        remembered = cache.both.numpy()[..., n, :].swapaxes(0, 1)  # (n_layer, 2, B, H, D)
-        attend, x = self.attention(cache, n + 1), self.x
+        self.position.look_at(cache)
+        x = self.x.array
         np.take(self.tokens, ids.numpy(), axis=0, out=x, mode="clip")  # the only mode that writes to `out` at once
         if self.places is not None:
-            np.add(x, self.places[n], out=x)
-        if config.norm == "rmsnorm":
-            unit(x, RMS_NORM_EPS, out=x)
-        for i, layer in enumerate(self.layers):
-            qkv = layer.qkv(self.norm(layer.norm_1)).reshape(B, 3, H, -1)
-            self.remember(qkv, n, remembered[i])
-            attend(i)
-            self.join(layer.proj, self.gathered_rows)
-            if layer.fc is not None and layer.out is not None:
-                h = self.norm(layer.norm_2)  # (B, C)
-                if cache.earlier is not None:
-                    h = self.shifted(h, cache.earlier[i].numpy(), n)
-                self.join(layer.out, self.activated(layer.fc, h))
+            np.add(x, self.places[cache.length], out=x)
+        for operation in self.program:
+            operation()
         cache.advance(1)
-        logits = torch.from_numpy(self.lm_head(self.norm(self.last_norm)))
-        cap = config.logit_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        cap = self.config.logit_softcap
+        return self.logits.tensor if cap is None else cap * torch.tanh(self.logits.tensor / cap)
 
-    def attention(self, cache: KVCache, length: int) -> Callable[[int], None]:
-        """What, told a layer, gathers from its first `length` values (B · H, length, D) by `queries` (B · H, D)."""
-        heads, D = self.queries.shape
-        weights_tensor = torch.empty((heads, length), dtype=self.x_tensor.dtype)
-        if heads <= FEW_HEADS and length * D <= UNSHARED:
-            both = cache.both.numpy().reshape(2, len(self.layers), heads, cache.capacity, D)[:, :, :, :length]
-            keys, values, weights = both[0], both[1], weights_tensor.numpy()
+    def buffer(self, *shape: int) -> Memory:
+        return Memory.of(torch.empty(shape, dtype=self.dtype))
 
-            def in_numpy(layer: int) -> None:
-                np.matvec(keys[layer], self.queries, out=weights)
-                torch.softmax(weights_tensor, -1, out=weights_tensor)
-                np.vecmat(weights, values[layer], out=self.gathered)
+    def number(self, value: float) -> Array:
+        """As an array: a Python number would be turned into one at every use."""
+        return np.asarray(value, self.x.array.dtype)
 
-            return in_numpy
-        # All layers' views at once: each by itself costs as much as a product.
-        kept_keys, kept_values = (kept.flatten(1, 2).narrow(2, 0, length) for kept in (cache.keys, cache.values))
-        key_views, value_views = kept_keys.transpose(2, 3).unbind(), kept_values.unbind()
-        queries, gathered = self.queries_tensor[:, None], self.gathered_tensor[:, None]  # (B · H, 1, D)
-        weights_tensor = weights_tensor[:, None]  # (B · H, 1, length)
+    def attention(self, number: int, layer: Layer) -> list[Operation]:
+        """Adds what attention of layer `number` gathers to x."""
+        normalise, x = self.normalised(layer.norm_1)
+        return [
+            *normalise,
+            *self.product(layer.qkv, x, self.qkv),
+            *self.remember(number),
+            partial(self.position.gather, number, self.queries, self.gathered),
+            *self.join(layer.proj, Memory.of(self.gathered.tensor.view(self.rows, -1))),
+        ]
 
-        def in_torch(layer: int) -> None:
-            torch.bmm(queries, key_views[layer], out=weights_tensor)
-            torch.softmax(weights_tensor, -1, out=weights_tensor)
-            torch.bmm(weights_tensor, value_views[layer], out=gathered)
-
-        return in_torch
-
-    def norm(self, norm: Norm) -> Array:
-        """What a norm makes of x, (B, C)."""
-        return norm(self.x_tensor).numpy() if self.eps is None else unit(self.x, self.eps, out=self.normed)
-
-    def remember(self, qkv: Array, n: int, kept: Array) -> None:
-        """Puts keys and values of position n into the cache, `kept` (2, B, H, D), and the queries into `queries`,
-        divided by √D. Rotated and normalised where the model does. qkv (B, 3, H, D).
+    def remember(self, number: int) -> list[Operation]:
+        """Puts the keys and values of `qkv` into the cache, and the queries, divided by √D, into `queries`; rotated and
+        normalised where the model does.
         """
-        kept[1] = qkv[:, 2]
-        qk = qkv[:, :2]  # (B, 2, H, D)
-        if self.rotations is not None:
-            cos, sin = self.rotations[0][n], self.rotations[1][n]  # (2, D / 2)
-            halves = qk.reshape(*qk.shape[:3], 2, -1)  # (B, 2, H, 2, D / 2)
-            turned = halves * cos
-            turned += halves[..., ::-1, :] * sin
-            qk = turned.reshape(qk.shape)
-        if self.config.qk_norm:
-            qk = unit(qk, RMS_NORM_EPS)
-        kept[0] = qk[:, 1]
-        np.multiply(qk[:, 0], self.scale, out=self.queries.reshape(qk[:, 0].shape))
+        position, qk_norm, scale = self.position, self.config.qk_norm, self.number(self.scale)
+        qkv = self.qkv.array.reshape(self.rows, 3, self.config.n_head, -1)  # (B, 3, H, D)
+        qk, keys_and_values = qkv[:, :2], qkv[:, 1:].swapaxes(0, 1)  # (B, 2, H, D), (2, B, H, D)
+        queries = self.queries.array.reshape(qk[:, 0].shape)  # (B, H, D)
 
-    def activated(self, fc: "LeanAffine", h: Array) -> Array:
-        """The MLP's non-linearity of h W + b, (B, F)."""
-        hidden, inner = fc(h), self.inner
+        def remember_raw() -> None:
+            position.new[number] = keys_and_values
+
+        def remember() -> None:
+            turned = position.rotated(qk)
+            if qk_norm:
+                turned = rms_norm(turned)
+            new = position.new[number]
+            new[0], new[1] = turned[:, 1], keys_and_values[1]
+            np.multiply(turned[:, 0], scale, out=queries)
+
+        if not self.raw:
+            return [remember]
+        return [remember_raw] if self.rows == 1 else [remember_raw, partial(np.copyto, queries, qk[:, 0])]
+
+    def mlp(self, number: int, layer: Layer) -> list[Operation]:
+        """Adds what the MLP of layer `number` makes of x to x."""
+        if layer.fc is None or layer.out is None:
+            return []
+        operations, h = self.normalised(layer.norm_2)
+        if reach := self.config.token_shift:
+            operations.append(partial(self.position.shift, number, reach, h.array, self.normed.array))
+            h = self.normed
+        return [
+            *operations,
+            *self.product(layer.fc, h, self.hidden),
+            *self.activated(),
+            *self.join(layer.out, self.hidden),
+        ]
+
+    def activated(self) -> list[Operation]:
+        """The MLP's non-linearity of `hidden`."""
+        hidden, inner, activation = self.hidden, self.inner, self.config.activation
+        h, i = hidden.array, inner.array
         if self.halved:
-            torch.erf(fc.out_tensor, out=self.inner_tensor)
-            np.add(inner, self.one, out=inner)
-            return np.multiply(hidden, inner, out=hidden)
-        if self.config.activation == "relu2":
-            np.maximum(hidden, self.zero, out=hidden)
-            return np.multiply(hidden, hidden, out=hidden)
-        if self.config.activation != "gelu" or hidden.size > ERF_PAYS_BELOW:
-            return activate(torch.from_numpy(hidden), self.config.activation).numpy()
-        np.multiply(hidden, self.sqrt_half, out=inner)
-        torch.erf(self.inner_tensor, out=self.inner_tensor)
-        np.add(inner, self.one, out=inner)
-        np.multiply(hidden, self.half, out=hidden)
-        return np.multiply(hidden, inner, out=hidden)  # ½ h (1 + erf(h / √2))
+            return [
+                partial(torch.erf, hidden.tensor, out=inner.tensor),
+                partial(np.add, i, self.number(1), out=i),
+                partial(np.multiply, h, i, out=h),
+            ]
+        if activation in ("relu", "relu2"):
+            squares: list[Operation] = [partial(np.multiply, h, h, out=h)] if activation == "relu2" else []
+            return [partial(np.maximum, h, self.number(0), out=h), *squares]
+        if activation == "gelu" and h.size <= ERF_PAYS_BELOW:
+            return [  # ½ h (1 + erf(h / √2))
+                partial(np.multiply, h, self.number(math.sqrt(0.5)), out=i),
+                partial(torch.erf, inner.tensor, out=inner.tensor),
+                partial(np.add, i, self.number(1), out=i),
+                partial(np.multiply, h, self.number(0.5), out=h),
+                partial(np.multiply, h, i, out=h),
+            ]
+        approximate = "none" if activation == "gelu" else "tanh"
+        return [partial(torch.ops.aten.gelu.out, hidden.tensor, approximate=approximate, out=hidden.tensor)]
 
-    def shifted(self, h: Array, earlier: Array, n: int) -> Array:
-        """`gptlit.model.shift_tokens` of position n: h (B, C), earlier (B, reach + capacity, S)."""
-        reach = self.config.token_shift
-        channels = self.config.shifted_channels
-        width = channels // reach
-        earlier[:, reach + n] = h[:, :channels]
-        h = h.copy()  # without a norm it is the residual stream itself
-        for k in range(reach):
-            group = slice(k * width, (k + 1) * width)
-            h[:, group] = earlier[:, reach + n - 1 - k, group]
-        return h
+    def normalised(self, norm: Norm) -> tuple[list[Operation], Memory]:
+        """What a norm makes of x, and where that is then."""
+        x, normed = self.x, self.normed
+        if self.eps is not None:
+            return [self.unit(x, self.eps, normed)], normed
+        if self.config.norm == "none":
+            return [], x
+        return [lambda: np.copyto(normed.array, norm(x.tensor).numpy())], normed
 
-    def join(self, affine: "LeanAffine", h: Array) -> None:
+    def unit(self, x: Memory, eps: float, out: Memory) -> Operation:
+        """Puts x / √(mean of x² + eps) to `out`."""
+        if self.rows > 1:
+            return partial(rms_norm, x.array, eps, out.array)
+        row, target = x.array[0], out.array[0]
+        size, sqrt, multiply = row.size, math.sqrt, np.multiply  # Python's arithmetic is the fastest for one number
+        return lambda: multiply(row, 1 / sqrt(row.dot(row) / size + eps), out=target)
+
+    def join(self, affine: Affine, h: Memory) -> list[Operation]:
         """Adds h W + b to x, or puts it in the place of x in a model without residual connections."""
-        if self.config.residual:
-            np.add(self.x, affine(h), out=self.x)
+        if not self.config.residual:
+            return self.product(affine, h, self.x)
+        x, branch = self.x.array, self.branch
+        return [*self.product(affine, h, branch), partial(np.add, x, branch.array, out=x)]
+
+    def product(self, affine: Affine, x: Memory, out: Memory) -> list[Operation]:
+        """Puts x W + b of x (B, in) to `out` (B, out)."""
+        packed, bias = affine.packed_for(self.rows), affine.bias
+        if packed is not None:
+            return [lambda: np.copyto(out.array, packed_product(x.tensor, packed, bias).numpy())]
+        if self.rows <= FEW_ROWS and len(affine.weight) <= UNSHARED:
+            pieces = unshared_pieces(affine.weight.numpy().T)
+            target = out.array.reshape(-1, *pieces.shape[:2])  # (B, count, out / count)
+            operations: list[Operation] = [partial(np.matvec, pieces, x.array[:, None], out=target)]
         else:
-            self.x[:] = affine(h)
+            operations = [partial(torch.mm, x.tensor, affine.weight, out=out.tensor)]
+        if bias is not None:
+            operations.append(partial(np.add, out.array, bias.numpy(), out=out.array))
+        return operations
 
 
-def unit(x: Array, eps: float, out: Array | None = None) -> Array:
+def rms_norm(x: Array, eps: float = RMS_NORM_EPS, out: Array | None = None) -> Array:
     """RMS normalisation, x / √(mean of x² + eps), over the last axis."""
-    if x.shape[:-1] == (1,):  # Python's arithmetic is the fastest for one number
-        row = x[0]
-        return np.multiply(x, 1 / math.sqrt(row.dot(row) / row.size + eps), out=out)
     size = np.vecdot(x, x)
     size *= 1 / x.shape[-1]
     size += eps
     return np.divide(x, np.sqrt(size, out=size)[..., None], out=out)
-
-
-class LeanAffine:
-    """x W + b (B, out) of x (B, in), which is overwritten by the next product; `out` is memory for it."""
-
-    __slots__ = ("bias", "out", "out_pieces", "out_tensor", "packed", "pieces", "weight")
-
-    def __init__(self, affine: Affine, out: Tensor) -> None:
-        self.weight, self.packed = affine.weight, affine.packed_for(len(out))
-        self.bias = None if affine.bias is None else affine.bias.numpy()
-        self.out, self.out_tensor = out.numpy(), out
-        self.pieces: Array | None = None
-        if len(out) <= FEW_ROWS and self.packed is None and len(affine.weight) <= UNSHARED:
-            self.pieces = unshared_pieces(affine.weight.numpy().T)
-            self.out_pieces = self.out.reshape(-1, *self.pieces.shape[:2])
-
-    def __call__(self, x: Array) -> Array:
-        out = self.out
-        if self.packed is not None:
-            out = packed_product(torch.from_numpy(x), self.packed, None).numpy()
-        elif self.pieces is not None:
-            np.matvec(self.pieces, x[:, None], out=self.out_pieces)
-        else:
-            torch.mm(torch.from_numpy(x), self.weight, out=self.out_tensor)
-        return out if self.bias is None else np.add(out, self.bias, out=out)
 
 
 def unshared_pieces(weight: Array) -> Array:
@@ -228,15 +307,3 @@ def unshared_pieces(weight: Array) -> Array:
     rows, columns = weight.shape
     count = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n * columns <= UNSHARED)
     return weight.reshape(count, rows // count, columns)
-
-
-class LeanLayer:
-    """A block's norms and products, with the memory for what the products give."""
-
-    __slots__ = ("fc", "norm_1", "norm_2", "out", "proj", "qkv")
-
-    def __init__(self, layer: Layer, qkv: Tensor, branch: Tensor, hidden: Tensor) -> None:
-        self.norm_1, self.norm_2 = layer.norm_1, layer.norm_2
-        self.qkv, self.proj = LeanAffine(layer.qkv, qkv), LeanAffine(layer.proj, branch)
-        self.fc = None if layer.fc is None else LeanAffine(layer.fc, hidden)
-        self.out = None if layer.out is None else LeanAffine(layer.out, branch)
