@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptlit.affine import Affine
+from gptlit.affine import Affine, packing_pays
 from gptlit.decode import Decoder, Layer, LayerNorm, Norm
 from gptlit.model import RMS_NORM_EPS
 
@@ -40,16 +40,16 @@ class Folded:
     halved: bool
 
 
-def fold(decoder: Decoder, gelu: bool) -> Folded:
+def fold(decoder: Decoder, rows: int, gelu: bool) -> Folded:
     """Folds what can be folded: with `gelu` the non-linearity too. The decoder stays as it is.
 
-    Where weights are packed, nothing is: they are large, and small operations beside them do not matter.
+    Where products are so large, or of so many rows, that small operations beside them do not matter, nothing is.
     """
     config, norm = decoder.config, decoder.last_norm
     tokens, places, layers, lm_head = decoder.tokens, decoder.places, decoder.layers, decoder.lm_head
     eps = RMS_NORM_EPS if config.norm == "rmsnorm" else None
     products = [lm_head, *(product for layer in layers for product in (layer.qkv, layer.proj, layer.fc, layer.out))]
-    if any(product is not None and product.packed is not None for product in products):
+    if any(product is not None and packing_pays(rows, product.weight) for product in products):
         return Folded(tokens, places, layers, norm, lm_head, eps, scaled=False, halved=False)
     scaled = not config.qk_norm  # a norm would take the factor out again
     halved = gelu and config.activation == "gelu"
@@ -58,9 +58,8 @@ def fold(decoder: Decoder, gelu: bool) -> Folded:
     if isinstance(norm, LayerNorm) and norms:
         eps, lm_head, tokens = norm.eps, behind(norm, lm_head), without_mean(tokens)
         places = None if places is None else without_mean(places)
-    if norms or scaled or halved:
-        scale, root = config.head_dim**-0.5 if scaled else 1.0, math.sqrt(0.5) if halved else 1.0
-        layers = [folded_layer(layer, norms, scale, root) for layer in layers]
+    scale, root = config.head_dim**-0.5 if scaled else 1.0, math.sqrt(0.5) if halved else 1.0
+    layers = [folded_layer(layer, norms, scale, root) for layer in layers]
     return Folded(tokens, places, layers, norm, lm_head, eps, scaled, halved)
 
 
@@ -68,15 +67,19 @@ def folded_layer(layer: Layer, norms: bool, scale: float, root: float) -> Layer:
     """A block whose queries come out `scale` times as large, whose MLP expects `root` before and behind its
     non-linearity, and of whose `norms` only x / √(mean of x²) is left to do.
     """
-    qkv, fc, out = behind(layer.norm_1 if norms else None, layer.qkv), layer.fc, layer.out
-    for part in (qkv.weight, qkv.bias):
-        if part is not None:
-            part[..., : part.size(-1) // 3] *= scale
-    if fc is not None and out is not None:
+    qkv, proj, fc, out = layer.qkv, layer.proj, layer.fc, layer.out
+    if norms or scale != 1:
+        qkv = behind(layer.norm_1 if norms else None, qkv)
+        for part in (qkv.weight, qkv.bias):
+            if part is not None:
+                part[..., : part.size(-1) // 3] *= scale
+    if norms:
+        proj, out = centred(proj), None if out is None else centred(out)
+    if fc is not None and (norms or root != 1):
         fc = behind(layer.norm_2 if norms else None, fc, root)
-        out = centred(out) if norms else out
+    if out is not None and root != 1:
         out = Affine(out.weight * root, out.bias, None)
-    return Layer(layer.norm_1, qkv, centred(layer.proj) if norms else layer.proj, layer.norm_2, fc, out)
+    return Layer(layer.norm_1, qkv, proj, layer.norm_2, fc, out)
 
 
 def behind(norm: Norm | None, affine: Affine, factor: float = 1.0) -> Affine:

@@ -25,7 +25,8 @@ class KVCache:
         self.batch_size = batch_size
         shape = (2, config.n_layer, batch_size, config.n_head, self.capacity, config.head_dim)
         self.both = torch.empty(shape, device=device, dtype=dtype)
-        self.keys, self.values = self.both.unbind()  # (n_layer, B, H, T, D) each
+        # Views one by one: autograd lets nobody write to those that `unbind` gives.
+        self.keys, self.values = self.both[0], self.both[1]  # (n_layer, B, H, T, D) each
         # What the MLPs read from earlier positions; position p in row token_shift + p, behind rows of zeros.
         earlier = (config.n_layer, batch_size, config.token_shift + self.capacity, config.shifted_channels)
         self.earlier = torch.zeros(earlier, device=device, dtype=dtype) if config.token_shift else None
@@ -54,7 +55,7 @@ class KVCache:
         copy.batch_size, copy.capacity, copy.length, copy._slots = len(rows), self.capacity, self.length, None
         copy.both = self.both.new_empty((*self.both.shape[:2], len(rows), *self.both.shape[3:]))
         copy.both[:, :, :, :, : self.length] = self.both[:, :, rows, :, : self.length]
-        copy.keys, copy.values = copy.both.unbind()
+        copy.keys, copy.values = copy.both[0], copy.both[1]
         copy.earlier = None if self.earlier is None else self.earlier[:, rows]
         copy.row_lengths = None
         if self.row_lengths is not None:

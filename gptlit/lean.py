@@ -4,9 +4,9 @@ A small model's token is over in the time of a hundred small operations, and eac
 torch; finding out which comes next costs as much again. So the operations of a token are put down once, as a list of
 calls that work on memory which stays where it is, and a token is one walk through the list.
 
-What torch does in one operation (softmax, the error function, large layer norms) stays torch's, on the same memory. So
-do the products, but for the smallest: numpy's BLAS has threads of its own, and where torch's wait for work on the same
-cores, a product that it shares out to them takes milliseconds.
+What torch does in one operation (softmax, the error function, a layer norm that cannot be folded) stays torch's, on the
+same memory. So do the products, but for the smallest: numpy's BLAS has threads of its own, and where torch's wait for
+work on the same cores, a product that it shares out to them takes milliseconds.
 
 Shapes as in `gptlit.model`: B sequences, C channels, H heads of D channels, F = mlp_ratio · C, V symbols.
 """
@@ -49,12 +49,18 @@ class Memory(NamedTuple):
 class Position:
     """What the operations of a token find in the cache at its position n: views that are made once for all layers."""
 
+    n: int
+    cos: Array  # (2, D / 2), as sin
+    sin: Array
+    new: Array  # what the cache has at n, (n_layer, 2, B, H, D)
+    weights: Memory  # of attention, (B · H, n + 1); the tensor (B · H, 1, n + 1) for torch's products
+    few: bool  # so few that numpy multiplies
+    keys: Any  # by layer, (B · H, n + 1, D) for numpy, and (B · H, D, n + 1) for torch
+    values: Any  # by layer, (B · H, n + 1, D)
+
     def __init__(self, decoder: Decoder, rows: int) -> None:
-        self.heads, self.head_dim, self.dtype = (
-            rows * decoder.config.n_head,
-            decoder.config.head_dim,
-            decoder.tokens.dtype,
-        )
+        self.heads, self.head_dim = rows * decoder.config.n_head, decoder.config.head_dim
+        self.dtype = decoder.tokens.dtype
         self.cache: KVCache | None = None
         self.rotations: Array | None = None
         if decoder.cos is not None and decoder.sin is not None:
@@ -65,35 +71,35 @@ class Position:
     def look_at(self, cache: KVCache) -> None:
         """Moves to the position behind what the cache holds."""
         if cache is not self.cache:
-            self.cache, self.both = cache, cache.both.numpy().swapaxes(0, 1)  # (n_layer, 2, B, H, T, D)
-            self.both_heads = cache.both.numpy().reshape(
-                *cache.both.shape[:2], self.heads, cache.capacity, self.head_dim
-            )
-        self.n = cache.length
-        length = self.n + 1
-        self.new = self.both[..., self.n, :]  # (n_layer, 2, B, H, D)
+            both = cache.both.numpy()  # (2, n_layer, B, H, T, D)
+            self.cache, self.by_layer = cache, both.swapaxes(0, 1)
+            self.by_head = both.reshape(2, len(self.by_layer), self.heads, cache.capacity, self.head_dim)
+        n = self.n = cache.length
+        self.new = self.by_layer[..., n, :]
         if self.rotations is not None:
-            self.cos, self.sin = self.rotations[self.n]  # (2, D / 2) each
-        self.weights = Memory.of(torch.empty((self.heads, length), dtype=self.dtype))
-        self.few = self.heads <= FEW_HEADS and length * self.head_dim <= UNSHARED
+            self.cos, self.sin = self.rotations[n]
+        weights = torch.empty((self.heads, n + 1), dtype=self.dtype)
+        self.few = self.heads <= FEW_HEADS and (n + 1) * self.head_dim <= UNSHARED
         if self.few:
-            self.keys, self.values = self.both_heads[:, :, :, :length]  # (n_layer, B · H, length, D) each
+            self.weights = Memory(weights, weights.numpy())
+            self.keys, self.values = self.by_head[:, :, :, : n + 1]
         else:
-            keys, values = (kept.flatten(1, 2).narrow(2, 0, length) for kept in (cache.keys, cache.values))
-            self.key_views, self.value_views = keys.transpose(2, 3).unbind(), values.unbind()
+            self.weights = Memory(weights[:, None], weights.numpy())
+            # All layers' views at once: each by itself costs as much as a product.
+            keys, values = (kept.flatten(1, 2).narrow(2, 0, n + 1) for kept in (cache.keys, cache.values))
+            self.keys, self.values = keys.transpose(2, 3).unbind(), values.unbind()
 
     def gather(self, layer: int, queries: Memory, out: Memory) -> None:
-        """Attention's values for queries (B · H, D), to `out` (B · H, D)."""
+        """Attention's values for queries (B · H, D), to `out` (B · H, D); both tensors are (B · H, 1, D)."""
         tensor, array = self.weights
         if self.few:
             np.matvec(self.keys[layer], queries.array, out=array)
             torch.softmax(tensor, -1, out=tensor)
             np.vecmat(array, self.values[layer], out=out.array)
         else:
-            tensor = tensor[:, None]  # (B · H, 1, length)
-            torch.bmm(queries.tensor[:, None], self.key_views[layer], out=tensor)
+            torch.bmm(queries.tensor, self.keys[layer], out=tensor)
             torch.softmax(tensor, -1, out=tensor)
-            torch.bmm(tensor, self.value_views[layer], out=out.tensor[:, None])
+            torch.bmm(tensor, self.values[layer], out=out.tensor)
 
     def rotated(self, qk: Array) -> Array:
         """Queries and keys (B, 2, H, D) as position n has them."""
@@ -126,32 +132,8 @@ class LeanStep:
     """
 
     def __init__(self, decoder: Decoder, rows: int) -> None:
-        self.decoder, self.config, self.dtype, self.rows = decoder, decoder.config, decoder.tokens.dtype, rows
-        config = decoder.config
-        B, C, H, D, F = rows, config.n_embd, config.n_head, config.head_dim, config.mlp_ratio * config.n_embd
-        weights = fold(decoder, gelu=B * F <= ERF_PAYS_BELOW)
-        self.eps, self.halved = weights.eps, weights.halved
-        self.tokens = weights.tokens.numpy()  # (V, C)
-        self.places = None if weights.places is None else weights.places.numpy()  # (block_size, C)
-        self.position = Position(decoder, rows)
-
-        self.x, self.normed, self.branch = self.buffer(B, C), self.buffer(B, C), self.buffer(B, C)
-        self.hidden, self.inner = self.buffer(B, F), self.buffer(B, F)
-        self.qkv, self.logits = self.buffer(B, 3 * C), self.buffer(B, config.vocab_size)
-        # Where neither has to be changed behind the product, one row's queries are read from where it put them.
-        self.scale = 1.0 if weights.scaled else D**-0.5
-        self.raw = weights.scaled and decoder.cos is None
-        self.queries = Memory.of(self.qkv.tensor[:, :C].view(H, D)) if self.raw and B == 1 else self.buffer(B * H, D)
-        self.gathered = self.buffer(B * H, D)
-
-        # None of them may know of this object: it would be freed only when the garbage collector comes by.
-        self.program: list[Operation] = []
-        if config.norm == "rmsnorm":
-            self.program += [self.unit(self.x, RMS_NORM_EPS, self.x)]
-        for number, layer in enumerate(weights.layers):
-            self.program += [*self.attention(number, layer), *self.mlp(number, layer)]
-        normalise, x = self.normalised(weights.last_norm)
-        self.program += [*normalise, *self.product(weights.lm_head, x, self.logits)]
+        self.decoder, self.rows = decoder, rows
+        self.program: Program | None = None  # written down when it is needed: that takes the time of some ten tokens
 
     @staticmethod
     def serves(decoder: Decoder) -> bool:
@@ -162,14 +144,56 @@ class LeanStep:
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         if cache.row_lengths is not None or not 0 < cache.length < cache.capacity:
             return self.decoder(ids[:, None], cache=cache)
+        if self.program is None:
+            self.program = Program(self.decoder, self.rows)
+        logits = self.program.run(ids, cache)
+        cache.advance(1)
+        return logits
+
+
+class Program:
+    """The operations of a token in B rows.
+
+    The methods from `attention` on write down operations, in the order in which they are done. None of these may know
+    of this object: it, and the weights with it, would be freed only when the garbage collector comes by.
+    """
+
+    def __init__(self, decoder: Decoder, rows: int) -> None:
+        self.config, self.dtype, self.rows = decoder.config, decoder.tokens.dtype, rows
+        config = decoder.config
+        B, C, H, D, F = rows, config.n_embd, config.n_head, config.head_dim, config.mlp_ratio * config.n_embd
+        weights = fold(decoder, rows, gelu=B * F <= ERF_PAYS_BELOW)
+        self.eps, self.halved = weights.eps, weights.halved
+        self.tokens = weights.tokens.numpy()  # (V, C)
+        self.places = None if weights.places is None else weights.places.numpy()  # (block_size, C)
+        self.position = Position(decoder, rows)
+
+        self.x, self.normed, self.branch = self.buffer(B, C), self.buffer(B, C), self.buffer(B, C)
+        self.hidden, self.inner = self.buffer(B, F), self.buffer(B, F)
+        self.qkv, self.logits = self.buffer(B, 3 * C), self.buffer(B, config.vocab_size)
+        # Where nothing is done to them behind the product, one row's queries are read from where it puts them.
+        self.scale = 1.0 if weights.scaled else D**-0.5
+        self.raw = weights.scaled and decoder.cos is None
+        queries = self.qkv.tensor[:, :C].view(H, D) if self.raw and B == 1 else self.buffer(B * H, D).tensor
+        self.queries, self.gathered = Memory(queries[:, None], queries.numpy()), self.buffer(B, C)
+
+        self.operations: list[Operation] = []
+        if config.norm == "rmsnorm":
+            self.operations += [self.unit(self.x, RMS_NORM_EPS, self.x)]
+        for number, layer in enumerate(weights.layers):
+            self.operations += [*self.attention(number, layer), *self.mlp(number, layer)]
+        normalise, x = self.normalised(weights.last_norm)
+        self.operations += [*normalise, *self.product(weights.lm_head, x, self.logits)]
+
+    def run(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, V) behind ids (B,), whose keys and values go into the cache."""
         self.position.look_at(cache)
         x = self.x.array
         np.take(self.tokens, ids.numpy(), axis=0, out=x, mode="clip")  # the only mode that writes to `out` at once
         if self.places is not None:
-            np.add(x, self.places[cache.length], out=x)
-        for operation in self.program:
+            np.add(x, self.places[self.position.n], out=x)
+        for operation in self.operations:
             operation()
-        cache.advance(1)
         cap = self.config.logit_softcap
         return self.logits.tensor if cap is None else cap * torch.tanh(self.logits.tensor / cap)
 
@@ -183,15 +207,16 @@ class LeanStep:
     def attention(self, number: int, layer: Layer) -> list[Operation]:
         """Adds what attention of layer `number` gathers to x."""
         normalise, x = self.normalised(layer.norm_1)
+        heads = self.gathered.tensor.view(-1, self.config.head_dim)  # (B · H, D)
         return [
             *normalise,
             *self.product(layer.qkv, x, self.qkv),
-            *self.remember(number),
-            partial(self.position.gather, number, self.queries, self.gathered),
-            *self.join(layer.proj, Memory.of(self.gathered.tensor.view(self.rows, -1))),
+            *self.spread(number),
+            partial(self.position.gather, number, self.queries, Memory(heads[:, None], heads.numpy())),
+            *self.join(layer.proj, self.gathered),
         ]
 
-    def remember(self, number: int) -> list[Operation]:
+    def spread(self, number: int) -> list[Operation]:
         """Puts the keys and values of `qkv` into the cache, and the queries, divided by √D, into `queries`; rotated and
         normalised where the model does.
         """
@@ -200,10 +225,10 @@ class LeanStep:
         qk, keys_and_values = qkv[:, :2], qkv[:, 1:].swapaxes(0, 1)  # (B, 2, H, D), (2, B, H, D)
         queries = self.queries.array.reshape(qk[:, 0].shape)  # (B, H, D)
 
-        def remember_raw() -> None:
+        def as_they_are() -> None:
             position.new[number] = keys_and_values
 
-        def remember() -> None:
+        def turned_and_normalised() -> None:
             turned = position.rotated(qk)
             if qk_norm:
                 turned = rms_norm(turned)
@@ -212,8 +237,8 @@ class LeanStep:
             np.multiply(turned[:, 0], scale, out=queries)
 
         if not self.raw:
-            return [remember]
-        return [remember_raw] if self.rows == 1 else [remember_raw, partial(np.copyto, queries, qk[:, 0])]
+            return [turned_and_normalised]
+        return [as_they_are] if self.rows == 1 else [as_they_are, partial(np.copyto, queries, qk[:, 0])]
 
     def mlp(self, number: int, layer: Layer) -> list[Operation]:
         """Adds what the MLP of layer `number` makes of x to x."""
@@ -283,12 +308,11 @@ class LeanStep:
         packed, bias = affine.packed_for(self.rows), affine.bias
         if packed is not None:
             return [lambda: np.copyto(out.array, packed_product(x.tensor, packed, bias).numpy())]
-        if self.rows <= FEW_ROWS and len(affine.weight) <= UNSHARED:
-            pieces = unshared_pieces(affine.weight.numpy().T)
+        operations: list[Operation] = [partial(torch.mm, x.tensor, affine.weight, out=out.tensor)]
+        pieces = unshared_pieces(affine.weight.numpy().T) if self.rows <= FEW_ROWS else None
+        if pieces is not None:
             target = out.array.reshape(-1, *pieces.shape[:2])  # (B, count, out / count)
-            operations: list[Operation] = [partial(np.matvec, pieces, x.array[:, None], out=target)]
-        else:
-            operations = [partial(torch.mm, x.tensor, affine.weight, out=out.tensor)]
+            operations = [partial(np.matvec, pieces, x.array[:, None], out=target)]
         if bias is not None:
             operations.append(partial(np.add, out.array, bias.numpy(), out=out.array))
         return operations
@@ -302,8 +326,12 @@ def rms_norm(x: Array, eps: float = RMS_NORM_EPS, out: Array | None = None) -> A
     return np.divide(x, np.sqrt(size, out=size)[..., None], out=out)
 
 
-def unshared_pieces(weight: Array) -> Array:
-    """The rows of a weight (out, in) in the fewest equal pieces (count, out / count, in) that are small enough."""
+def unshared_pieces(weight: Array) -> Array | None:
+    """The rows of a weight (out, in) in the fewest equal pieces (count, out / count, in) that are small enough.
+
+    None where those would be many more than unequal ones: each costs something to begin, and 97 rows make 97 pieces.
+    """
     rows, columns = weight.shape
-    count = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n * columns <= UNSHARED)
-    return weight.reshape(count, rows // count, columns)
+    fewest = -(-rows * columns // UNSHARED)
+    count = next((n for n in range(fewest, fewest + 8) if rows % n == 0 and rows // n * columns <= UNSHARED), None)
+    return None if count is None else weight.reshape(count, rows // count, columns)

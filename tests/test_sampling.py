@@ -6,6 +6,7 @@ import random
 import resource
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from unittest import mock
@@ -168,29 +169,45 @@ CONFIGS = st.builds(
 @given(
     config=CONFIGS,
     shift=st.integers(0, 3),
-    rows=st.sampled_from([0, 2, 3]),
-    erf_pays_below=st.sampled_from([0, 4096]),
+    rows=st.sampled_from([1, 2, 5]),
+    laid_out=st.sampled_from([0, 1, 6]),
+    limits=st.fixed_dictionaries(
+        {
+            "ERF_PAYS_BELOW": st.sampled_from([0, 4096]),
+            "UNSHARED": st.sampled_from([8, 32, 8192]),
+            "FEW_ROWS": st.sampled_from([0, 4]),
+            "FEW_HEADS": st.sampled_from([0, 32]),
+        }
+    ),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=300)
 def test_the_decoder_knows_every_switch_of_the_model(
-    config: GPTConfig, shift: int, rows: int, erf_pays_below: int, seed: int
+    config: GPTConfig, shift: int, rows: int, laid_out: int, limits: dict[str, int], seed: int
 ) -> None:
-    """Combinations that no dialect has, such as GELU without residual connections."""
+    """Combinations that no dialect has, such as GELU without residual connections, and every way to compute them.
+
+    Two texts in turn by the same step, which must not look into the other's cache; and each of them twice.
+    """
     config = replace(config, token_shift=shift if config.mlp_ratio else 0)
     model = random_gpt(config, seed)
-    decoder, T = Decoder(model, rows), config.block_size
-    ids = torch.randint(11, (2, T), generator=torch.Generator().manual_seed(seed))
-    lengths = torch.tensor([T, T - 1])
-    with torch.no_grad():
-        expected = model(ids)
-        torch.testing.assert_close(decoder(ids, lengths), expected[[0, 1], lengths - 1])
-        for step in (decoder.step, LeanStep(decoder, 2)):
-            cache = decoder.new_cache(2, T)
-            torch.testing.assert_close(decoder(ids[:, :1], cache=cache), expected[:, 0])
-            for t in range(1, T):
-                with mock.patch("gptlit.lean.ERF_PAYS_BELOW", erf_pays_below):
-                    torch.testing.assert_close(step(ids[:, t], cache), expected[:, t])
+    decoder, T = Decoder(model, laid_out * rows), config.block_size
+    texts = torch.randint(11, (2, rows, T), generator=torch.Generator().manual_seed(seed))
+    lengths = torch.tensor([T, *[T - 1] * (rows - 1)])
+    with torch.no_grad(), ExitStack() as patches:
+        for name, value in limits.items():
+            patches.enter_context(mock.patch(f"gptlit.lean.{name}", value))
+        expected = [model(ids) for ids in texts]
+        torch.testing.assert_close(decoder(texts[0], lengths), expected[0][torch.arange(rows), lengths - 1])
+        for step in (decoder.step, LeanStep(decoder, rows)):
+            caches = [decoder.new_cache(rows, T) for _ in texts]
+            for _ in range(2):
+                for cache, ids, logits in zip(caches, texts, expected, strict=True):
+                    cache.clear()
+                    torch.testing.assert_close(decoder(ids[:, :1], cache=cache), logits[:, 0])
+                for t in range(1, T):
+                    for cache, ids, logits in zip(caches, texts, expected, strict=True):
+                        torch.testing.assert_close(step(ids[:, t], cache), logits[:, t])
 
 
 @pytest.mark.parametrize("rows", [1, 2, 40])
@@ -229,7 +246,7 @@ def test_a_folded_layer_norm_has_no_mean_left_to_take_off() -> None:
     """
     config = GPTConfig(**{**DIALECTS["nanogpt"], "bias": True})
     decoder = Decoder(random_gpt(config))
-    folded = fold(decoder, gelu=True)
+    folded = fold(decoder, 1, gelu=True)
     assert folded.eps == decoder.last_norm.eps  # type: ignore[attr-defined]
     assert (folded.scaled, folded.halved) == (True, True)
     adding = [folded.tokens, folded.places]
@@ -257,20 +274,27 @@ def product_of(affine: Affine | None) -> list[Tensor]:
 def test_what_cannot_be_folded_is_left_alone(
     changes: dict[str, object], eps: float | None, scaled: bool, halved: bool
 ) -> None:
-    folded = fold(Decoder(random_gpt(GPTConfig(**{**DIALECTS["nanogpt"], **changes}))), gelu=True)
+    folded = fold(Decoder(random_gpt(GPTConfig(**{**DIALECTS["nanogpt"], **changes}))), 1, gelu=True)
     assert (folded.eps, folded.scaled, folded.halved) == (eps, scaled, halved)
 
 
-def test_packed_weights_are_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are large: copied for a few small operations, GPT-2's would take half a gigabyte more and a second."""
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("torch was built without oneDNN")
+def test_large_weights_are_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copied for a few small operations, GPT-2's would take half a gigabyte more and a second."""
     monkeypatch.setattr("gptlit.affine.LARGE", 1)
-    decoder = Decoder(random_gpt(GPTConfig(**DIALECTS["nanogpt"])).float(), rows=1)
-    folded = fold(decoder, gelu=True)
+    decoder = Decoder(random_gpt(GPTConfig(**DIALECTS["nanogpt"])), rows=1)
+    folded = fold(decoder, 1, gelu=True)
     assert folded.layers is decoder.layers
     assert folded.lm_head is decoder.lm_head
     assert (folded.eps, folded.scaled, folded.halved) == (None, False, False)
+
+
+def test_only_what_is_folded_is_copied() -> None:
+    """A modern dialect has nothing to fold: its weights are read where they are."""
+    for changes in ({}, {"norm": "none", "qk_norm": False}):
+        decoder = Decoder(random_gpt(GPTConfig(**{**DIALECTS["modern"], **changes})))
+        for kept, layer in zip(decoder.layers, fold(decoder, 1, gelu=True).layers, strict=True):
+            assert (layer.proj, layer.fc, layer.out) == (kept.proj, kept.fc, kept.out)
+            assert (layer.qkv is kept.qkv) is not bool(changes)
 
 
 def test_weights_are_packed_where_that_pays_and_only_there() -> None:
@@ -286,12 +310,16 @@ def test_weights_are_packed_where_that_pays_and_only_there() -> None:
     assert Affine.of(large.double(), 1).packed is None
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_the_memory_of_a_text_goes_with_it(dialect: GPTConfig, rows: int) -> None:
-    """The operations of a token are kept in a list. If one knew of the step that keeps it, the weights laid out for
+@pytest.mark.parametrize("large", [1, 2**17])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_the_memory_of_a_text_goes_with_it(
+    dialect: GPTConfig, rows: int, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operations of a token are kept in a list. If one knew of the object that keeps it, the weights laid out for
     each text would stay until the garbage collector comes by: 43 MB a text at the size of `scaled`.
     """
-    decoder = Decoder(random_gpt(dialect), rows)
+    monkeypatch.setattr("gptlit.affine.LARGE", large)
+    decoder = Decoder(random_gpt(dialect).float(), rows)
     gc.collect()
     gc.disable()
     try:
@@ -299,7 +327,7 @@ def test_the_memory_of_a_text_goes_with_it(dialect: GPTConfig, rows: int) -> Non
         cache = decoder.new_cache(rows, 3)
         decoder(torch.zeros(rows, 1, dtype=torch.long), cache=cache)
         step(torch.zeros(rows, dtype=torch.long), cache)
-        gone = weakref.ref(step)
+        gone = weakref.ref(step.program)
         del step
         assert gone() is None
     finally:
@@ -340,12 +368,15 @@ def test_numpy_is_left_no_product_that_its_threads_would_share(
 
 @given(rows=st.integers(1, 300), columns=st.integers(1, UNSHARED))
 @settings(deadline=None)
-def test_pieces_of_a_weight_are_small_and_lose_nothing(rows: int, columns: int) -> None:
+def test_pieces_of_a_weight_are_small_and_few_and_lose_nothing(rows: int, columns: int) -> None:
     weight = np.zeros(rows * columns).reshape(rows, columns)
     pieces = unshared_pieces(weight)  # (count, out / count, in)
-    assert pieces.size == weight.size
-    assert pieces.shape[1] * columns <= UNSHARED
-    assert np.shares_memory(pieces, weight)
+    fewest = math.ceil(rows * columns / UNSHARED)
+    counts = [n for n in range(fewest, fewest + 8) if rows % n == 0 and rows // n * columns <= UNSHARED]
+    assert (pieces is None) == (not counts)  # 97 symbols would be 97 products
+    if pieces is not None:
+        assert pieces.shape == (counts[0], rows // counts[0], columns)
+        assert np.shares_memory(pieces, weight)
 
 
 def test_a_cache_that_holds_tokens_takes_one_at_a_time(nanogpt: GPT) -> None:
