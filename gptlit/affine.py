@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-PACKED_PAYS_FROM = 3 * 2**19  # products of two numbers, in one of matrices: fewer are done before oneDNN has begun
+PACKED_PAYS_FROM = 3 * 2**18  # products of two numbers, in one of matrices: fewer are done before oneDNN has begun
 LARGE = 2**17  # numbers in a weight that must be fetched from afar: reading them takes longer, whatever the rows
 COPY_PAYS_FROM = 5  # rows: numpy multiplies fewer, one after the other, and reads the weight as `nn.Linear` keeps it
 PACKED_FOR = 64  # rows: packed for one, it would be laid out otherwise, and slow for all other numbers of rows

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptlit.affine import Affine, packed_product
-from gptlit.decode import Decoder, Layer, Norm
+from gptlit.decode import ERF_PAYS_BELOW, Decoder, Layer, Norm
 from gptlit.folding import fold
 from gptlit.kv_cache import KVCache
 from gptlit.model import RMS_NORM_EPS
@@ -32,7 +32,6 @@ Operation = Callable[[], object]
 UNSHARED = 8192  # numbers in a matrix: of a smaller one, no OpenBLAS shares out the product with a vector
 FEW_ROWS = 4  # a product with each of them in turn is faster than one with all; a matrix of more is torch's
 FEW_HEADS = 32  # of all rows: numpy takes one after the other, and so long only is that the faster way
-ERF_PAYS_BELOW = 4096  # numbers: torch's GELU takes 4 µs to begin and is then three times as fast as its erf
 
 
 class Memory(NamedTuple):
@@ -334,4 +333,4 @@ def unshared_pieces(weight: Array) -> Array | None:
     rows, columns = weight.shape
     fewest = -(-rows * columns // UNSHARED)
     count = next((n for n in range(fewest, fewest + 8) if rows % n == 0 and rows // n * columns <= UNSHARED), None)
-    return None if count is None else weight.reshape(count, rows // count, columns)
+    return None if count is None else np.ascontiguousarray(weight).reshape(count, rows // count, columns)

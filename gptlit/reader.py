@@ -15,6 +15,7 @@ from gptlit.kv_cache import KVCache
 from gptlit.lean import LeanStep
 from gptlit.model import GPT
 
+LAYING_OUT_PAYS_FROM = 4  # times that a row rolls: weights laid out for rolling are read faster then, but not before
 Step = Callable[[Tensor, KVCache], Tensor]  # ids (B,), and the cache they go into; logits (B, V)
 
 
@@ -33,9 +34,15 @@ class Reader:
         lengths = [min(len(prompt), self.block_size) for prompt in prompts]
         longest = max(lengths)
         capacity = longest + max_new_tokens - 1  # the last id drawn is never read
-        recomputes = capacity > self.block_size and not rolling
+        beyond = max(capacity - self.block_size, 0)  # ids drawn when the longest row is full
+        self.half = max(self.block_size // 2 - 1, 0)  # ids that `roll` leaves in the cache
         B = len(prompts) * num_samples
-        self.decoder = Decoder(model, rows=B * self.block_size if recomputes else B)
+        tokens = 1  # of each row, that are read at once again and again
+        if beyond and not rolling:
+            tokens = self.block_size
+        elif beyond > LAYING_OUT_PAYS_FROM * (self.block_size - self.half):
+            tokens = max(self.half, 1)
+        self.decoder = Decoder(model, rows=B * tokens)
         self.step: Step = self.decoder.step
         if LeanStep.serves(self.decoder):
             self.step = LeanStep(self.decoder, B)
@@ -80,7 +87,7 @@ class Reader:
 
     def roll(self, cache: KVCache, full: list[int]) -> None:
         """Leaves the newest half of the window, without the id that is read next, in the cache of the `full` rows."""
-        keep = max(self.block_size // 2 - 1, 0)
+        keep = self.half
         half = self.window(keep + 1)[:, :-1]  # (B, keep)
         if len(full) == len(half):
             cache.clear()
