@@ -61,6 +61,7 @@ class Position:
         self.heads, self.head_dim = rows * decoder.config.n_head, decoder.config.head_dim
         self.dtype = decoder.tokens.dtype
         self.cache: KVCache | None = None
+        self.few_weights: dict[int, Memory] = {}  # by n: a row that rolls is there again
         self.rotations: Array | None = None
         if decoder.cos is not None and decoder.sin is not None:
             # (block_size, 2, 2, D / 2): cos and sin; channel i of a head turns with channel i + D/2
@@ -77,13 +78,15 @@ class Position:
         self.new = self.by_layer[..., n, :]
         if self.rotations is not None:
             self.cos, self.sin = self.rotations[n]
-        weights = torch.empty((self.heads, n + 1), dtype=self.dtype)
         self.few = self.heads <= FEW_HEADS and (n + 1) * self.head_dim <= UNSHARED
         if self.few:
-            self.weights = Memory(weights, weights.numpy())
+            if n not in self.few_weights:
+                self.few_weights[n] = Memory.of(torch.empty((self.heads, n + 1), dtype=self.dtype))
+            self.weights = self.few_weights[n]
             self.keys, self.values = self.by_head[:, :, :, : n + 1]
         else:
-            self.weights = Memory(weights[:, None], weights.numpy())
+            weights = torch.empty((self.heads, 1, n + 1), dtype=self.dtype)
+            self.weights = Memory(weights, weights[:, 0].numpy())
             # All layers' views at once: each by itself costs as much as a product.
             keys, values = (kept.flatten(1, 2).narrow(2, 0, n + 1) for kept in (cache.keys, cache.values))
             self.keys, self.values = keys.transpose(2, 3).unbind(), values.unbind()

@@ -35,13 +35,13 @@ class Reader:
         longest = max(lengths)
         capacity = longest + max_new_tokens - 1  # the last id drawn is never read
         beyond = max(capacity - self.block_size, 0)  # ids drawn when the longest row is full
-        self.half = max(self.block_size // 2 - 1, 0)  # ids that `roll` leaves in the cache
+        self.half = max(self.block_size // 2, 1)  # ids that are seen when a full row has begun anew
         B = len(prompts) * num_samples
         tokens = 1  # of each row, that are read at once again and again
         if beyond and not rolling:
             tokens = self.block_size
         elif beyond > LAYING_OUT_PAYS_FROM * (self.block_size - self.half):
-            tokens = max(self.half, 1)
+            tokens = self.half
         self.decoder = Decoder(model, rows=B * tokens)
         self.step: Step = self.decoder.step
         if LeanStep.serves(self.decoder):
@@ -75,6 +75,10 @@ class Reader:
         full = [row for row, length in enumerate(self.lengths) if length == self.block_size]
         if full and not self.rolling:
             self.cache, self.step = None, self.decoder.step  # rows never get shorter, so their memory may go
+        elif self.cache is not None and len(full) == len(self.lengths):
+            self.cache.clear()
+            self.lengths = [self.half] * len(full)
+            return self.decoder(self.window(self.half), cache=self.cache)
         elif full and self.cache is not None:
             self.roll(self.cache, full)
         self.lengths = [min(length + 1, self.block_size) for length in self.lengths]
@@ -87,20 +91,13 @@ class Reader:
 
     def roll(self, cache: KVCache, full: list[int]) -> None:
         """Leaves the newest half of the window, without the id that is read next, in the cache of the `full` rows."""
-        keep = self.half
-        half = self.window(keep + 1)[:, :-1]  # (B, keep)
-        if len(full) == len(half):
-            cache.clear()
-            if keep:
-                self.decoder(half, cache=cache)
-        else:
-            rows = torch.tensor(full, device=half.device)
-            kept = self.decoder.new_cache(len(full), keep)
-            if keep:
-                self.decoder(half[rows], cache=kept)
-            cache.replace(rows, kept)
+        rows = torch.tensor(full, device=self.decoder.tokens.device)
+        kept = self.decoder.new_cache(len(full), self.half - 1)
+        if self.half > 1:
+            self.decoder(self.window(self.half)[rows, :-1], cache=kept)
+        cache.replace(rows, kept)
         for row in full:
-            self.lengths[row] = keep
+            self.lengths[row] = self.half - 1
 
     def window(self, size: int) -> Tensor:
         """The newest `size` ids of each row, (B, size)."""
