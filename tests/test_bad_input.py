@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from command import PLAY, REPOSITORY, gptlit, load, report, write_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptlit.cli.settings import flat
+from gptlit.cli.settings import as_yaml, flat
 from gptlit.cli.training import GptlitCLI
 from gptlit.verbs import VERBS
 
@@ -447,11 +446,27 @@ def nested(leaves: dict[str, Any]) -> dict[str, Any]:
 def test_a_configuration_comes_back_from_its_own_dump(tmp_path: Path, leaves: dict[str, Any]) -> None:
     """What is written to config.yaml and into checkpoints, read again, is the same: numbers, texts, null and all."""
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-    first.write_text(yaml.safe_dump(nested(leaves), allow_unicode=True), encoding="utf-8")
+    first.write_text(as_yaml(nested(leaves)), encoding="utf-8")
     once = parsed(first)
     assert {name: value for name, value in flat(once).items() if name in leaves} == leaves
-    second.write_text(yaml.safe_dump(once, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    second.write_text(as_yaml(once), encoding="utf-8")
     assert parsed(second) == once
+
+
+@pytest.mark.parametrize(
+    "text", ["a\x85b", "дом\u2028家", "1e5", "-1_0.5E+3", "1.5", "null", "yes", "2024-01-01", "'", " "]
+)
+def test_every_text_comes_back_from_a_configuration(tmp_path: Path, text: str) -> None:
+    """PyYAML reads 1e5 as a text and the parser as a number, and a next line is written as it is and read as a space: a
+    run with such a prompt could not be resumed, or went on with another one.
+    """
+    path = tmp_path / "config.yaml"
+    path.write_text(as_yaml({"sample_text": {"prompt": text}}), encoding="utf-8")
+    assert flat(parsed(path))["sample_text.prompt"] == text
+
+
+def test_other_alphabets_can_be_read_in_a_configuration() -> None:
+    assert as_yaml({"prompt": "дом"}) == "prompt: дом\n"
 
 
 def test_the_configuration_of_a_run_repeats_it(prepared: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Settings before the parser sees them: configuration files, what a checkpoint stored, options among arguments."""
 
+import re
 from collections.abc import Collection, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +10,30 @@ import yaml
 
 from gptlit.cli.messages import unknown_option
 from gptlit.errors import UserError
+
+NUMBER_TO_THE_PARSER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+")  # 1e5, a text to PyYAML
+
+
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """The settings in YAML that reads as them again, other alphabets as they are."""
+    text: str = yaml.dump(dict(settings), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
+class Dumper(yaml.SafeDumper):
+    """PyYAML's, which leaves two kinds of text bare that are then read as something else."""
+
+
+def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = None
+    if NUMBER_TO_THE_PARSER.fullmatch(text):
+        style = "'"
+    elif "\x85" in text:  # next line: written as it is, it would be read as a space
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+Dumper.add_representer(str, represent_text)
 
 
 def find_config(name: str) -> str:

@@ -1,6 +1,7 @@
 """`gptlit fit`, `validate` and `test`: the LightningCLI, with run folders, trusted checkpoints and one-line errors."""
 
 import dataclasses
+import json
 import shlex
 import signal
 from argparse import ArgumentError
@@ -8,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -33,7 +33,16 @@ from gptlit.cli.resume import (
 )
 from gptlit.cli.run_parts import as_list, run_parts
 from gptlit.cli.runs import RunDir, find_checkpoint, find_start, home_of, read_checkpoint, started_by_first_process
-from gptlit.cli.settings import check_config, find_config, flat, leaves_of, option, stored_config, without_option
+from gptlit.cli.settings import (
+    as_yaml,
+    check_config,
+    find_config,
+    flat,
+    leaves_of,
+    option,
+    stored_config,
+    without_option,
+)
 from gptlit.cli.trainer_settings import NoProfiler, check_devices, check_trainer_settings
 from gptlit.data import TextDataModule
 from gptlit.devices import leave_process_group
@@ -114,7 +123,7 @@ class GptlitCLI(LightningCLI):
                 self.checkpoint_path = find_checkpoint(given, "best")
                 self.checkpoint = read_checkpoint(self.checkpoint_path)
             settings, left_out = settings_to_take_over(stored_config(self.checkpoint), self.verb, known)
-            before = ["--config", yaml.safe_dump(settings)]
+            before = ["--config", as_yaml(settings)]
             arguments = [*without_option(arguments, "--ckpt_path"), "--ckpt_path", str(self.checkpoint_path)]
             for key, reason in left_out.items():
                 self._say(f"{key} of the checkpoint is left out: {reason}", style="yellow")
@@ -128,7 +137,7 @@ class GptlitCLI(LightningCLI):
             raise UserError(parser_error_line(error, known)) from error
         if given is None and self.config[self.verb].ckpt_path:
             raise UserError("ckpt_path stands in a configuration: give it as --ckpt_path")
-        self.settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.verb]
+        self.settings = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))[self.verb]
         if self.checkpoint is not None:
             if self.settings["model"]["init_from"] is not None:
                 raise UserError("--model.init_from begins a run and --ckpt_path goes on with one: give one of them")
@@ -224,11 +233,7 @@ class GptlitCLI(LightningCLI):
             check_vocabulary(self.model.gpt, self.datamodule.tokenizer.vocab_size)
         if self.datamodule.corpus.notice:
             self._say(self.datamodule.corpus.notice, style="bold red")
-        self.model.run_config = yaml.safe_dump(
-            {key: value for key, value in self.settings.items() if key != "ckpt_path"},
-            sort_keys=False,
-            allow_unicode=True,
-        )
+        self.model.run_config = as_yaml({key: value for key, value in self.settings.items() if key != "ckpt_path"})
         trainer_config = self._get(self.config_init, "trainer")
         if fit and not trainer_config.fast_dev_run:
             self._open_run_dir(config.run_dir)
