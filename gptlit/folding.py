@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptlit.affine import Affine, packing_pays
-from gptlit.decode import Decoder, Layer, LayerNorm, Norm
+from gptlit.decode import ERF_PAYS_BELOW, Decoder, Layer, LayerNorm, Norm
 from gptlit.model import RMS_NORM_EPS
 
 
@@ -40,8 +40,8 @@ class Folded:
     halved: bool
 
 
-def fold(decoder: Decoder, rows: int, gelu: bool) -> Folded:
-    """Folds what can be folded: with `gelu` the non-linearity too. The decoder stays as it is.
+def fold(decoder: Decoder, rows: int) -> Folded:
+    """Folds what can be folded, for tokens of so many rows. The decoder stays as it is.
 
     Where products are so large, or of so many rows, that small operations beside them do not matter, nothing is.
     """
@@ -52,7 +52,7 @@ def fold(decoder: Decoder, rows: int, gelu: bool) -> Folded:
     if any(product is not None and packing_pays(rows, product.weight) for product in products):
         return Folded(tokens, places, layers, norm, lm_head, eps, scaled=False, halved=False)
     scaled = not config.qk_norm  # a norm would take the factor out again
-    halved = gelu and config.activation == "gelu"
+    halved = config.activation == "gelu" and rows * config.mlp_ratio * config.n_embd <= ERF_PAYS_BELOW
     # Before the text begins, an MLP that looks back sees zeros, not what a norm makes of anything.
     norms = isinstance(norm, LayerNorm) and not config.token_shift
     if isinstance(norm, LayerNorm) and norms:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptlit.affine import Affine, packed_product
-from gptlit.decode import ERF_PAYS_BELOW, Decoder, Layer, Norm
+from gptlit.decode import Decoder, Layer, Norm
 from gptlit.folding import fold
 from gptlit.kv_cache import KVCache
 from gptlit.model import RMS_NORM_EPS
@@ -52,7 +52,7 @@ class Position:
     cos: Array  # (2, D / 2), as sin
     sin: Array
     new: Array  # what the cache has at n, (n_layer, 2, B, H, D)
-    weights: Memory  # of attention, (B · H, n + 1); the tensor (B · H, 1, n + 1) for torch's products
+    weights: Memory  # of attention, (B · H, n + 1), and (B · H, 1, n + 1) for torch's products
     few: bool  # so few that numpy multiplies
     keys: Any  # by layer, (B · H, n + 1, D) for numpy, and (B · H, D, n + 1) for torch
     values: Any  # by layer, (B · H, n + 1, D)
@@ -85,8 +85,7 @@ class Position:
             self.weights = self.few_weights[n]
             self.keys, self.values = self.by_head[:, :, :, : n + 1]
         else:
-            weights = torch.empty((self.heads, 1, n + 1), dtype=self.dtype)
-            self.weights = Memory(weights, weights[:, 0].numpy())
+            self.weights = Memory.of(torch.empty((self.heads, 1, n + 1), dtype=self.dtype))
             # All layers' views at once: each by itself costs as much as a product.
             keys, values = (kept.flatten(1, 2).narrow(2, 0, n + 1) for kept in (cache.keys, cache.values))
             self.keys, self.values = keys.transpose(2, 3).unbind(), values.unbind()
@@ -164,7 +163,7 @@ class Program:
         self.config, self.dtype, self.rows = decoder.config, decoder.tokens.dtype, rows
         config = decoder.config
         B, C, H, D, F = rows, config.n_embd, config.n_head, config.head_dim, config.mlp_ratio * config.n_embd
-        weights = fold(decoder, rows, gelu=B * F <= ERF_PAYS_BELOW)
+        weights = fold(decoder, rows)
         self.eps, self.halved = weights.eps, weights.halved
         self.tokens = weights.tokens.numpy()  # (V, C)
         self.places = None if weights.places is None else weights.places.numpy()  # (block_size, C)
@@ -270,14 +269,6 @@ class Program:
         if activation in ("relu", "relu2"):
             squares: list[Operation] = [partial(np.multiply, h, h, out=h)] if activation == "relu2" else []
             return [partial(np.maximum, h, self.number(0), out=h), *squares]
-        if activation == "gelu" and h.size <= ERF_PAYS_BELOW:
-            return [  # ½ h (1 + erf(h / √2))
-                partial(np.multiply, h, self.number(math.sqrt(0.5)), out=i),
-                partial(torch.erf, inner.tensor, out=inner.tensor),
-                partial(np.add, i, self.number(1), out=i),
-                partial(np.multiply, h, self.number(0.5), out=h),
-                partial(np.multiply, h, i, out=h),
-            ]
         approximate = "none" if activation == "gelu" else "tanh"
         return [partial(torch.ops.aten.gelu.out, hidden.tensor, approximate=approximate, out=hidden.tensor)]
 

@@ -12,10 +12,9 @@ from torch import Tensor
 from gptlit.decode import Decoder
 from gptlit.graphed import RECORDING_PAYS_FROM, GraphedStep, GraphedWindow
 from gptlit.kv_cache import KVCache
-from gptlit.lean import LeanStep
+from gptlit.lean import FEW_ROWS, LeanStep
 from gptlit.model import GPT
 
-LAYING_OUT_PAYS_FROM = 4  # times that a row rolls: weights laid out for rolling are read faster then, but not before
 Step = Callable[[Tensor, KVCache], Tensor]  # ids (B,), and the cache they go into; logits (B, V)
 
 
@@ -37,10 +36,10 @@ class Reader:
         beyond = max(capacity - self.block_size, 0)  # ids drawn when the longest row is full
         self.half = max(self.block_size // 2, 1)  # ids that are seen when a full row has begun anew
         B = len(prompts) * num_samples
-        tokens = 1  # of each row, that are read at once again and again
+        tokens = 1  # of each row, that the weights are laid out to be read for
         if beyond and not rolling:
             tokens = self.block_size
-        elif beyond > LAYING_OUT_PAYS_FROM * (self.block_size - self.half):
+        elif beyond and B > FEW_ROWS:  # of fewer rows, what halves of the window gain by it is lost in between
             tokens = self.half
         self.decoder = Decoder(model, rows=B * tokens)
         self.step: Step = self.decoder.step

@@ -174,10 +174,11 @@ CONFIGS = st.builds(
     laid_out=st.sampled_from([0, 1, 6]),
     limits=st.fixed_dictionaries(
         {
-            "ERF_PAYS_BELOW": st.sampled_from([0, 4096]),
-            "UNSHARED": st.sampled_from([8, 32, 8192]),
-            "FEW_ROWS": st.sampled_from([0, 4]),
-            "FEW_HEADS": st.sampled_from([0, 32]),
+            "decode.ERF_PAYS_BELOW": st.sampled_from([0, 4096]),
+            "folding.ERF_PAYS_BELOW": st.sampled_from([0, 4096]),
+            "lean.UNSHARED": st.sampled_from([8, 32, 8192]),
+            "lean.FEW_ROWS": st.sampled_from([0, 4]),
+            "lean.FEW_HEADS": st.sampled_from([0, 32]),
         }
     ),
     seed=st.integers(0, 99),
@@ -199,7 +200,7 @@ def test_the_decoder_knows_every_switch_of_the_model(
     lengths = torch.tensor([T, *[T - 1] * (rows - 1)])
     with torch.no_grad(), ExitStack() as patches:
         for name, value in limits.items():
-            patches.enter_context(mock.patch(f"gptlit.lean.{name}", value))
+            patches.enter_context(mock.patch(f"gptlit.{name}", value))
         expected = [model(ids) for ids in texts]
         check(decoder(texts[0], lengths), expected[0][torch.arange(rows), lengths - 1])
         for step in (decoder.step, LeanStep(decoder, rows)):
@@ -249,7 +250,7 @@ def test_a_folded_layer_norm_has_no_mean_left_to_take_off() -> None:
     """
     config = GPTConfig(**{**DIALECTS["nanogpt"], "bias": True})
     decoder = Decoder(random_gpt(config))
-    folded = fold(decoder, 1, gelu=True)
+    folded = fold(decoder, 1)
     assert folded.eps == decoder.last_norm.eps  # type: ignore[attr-defined]
     assert (folded.scaled, folded.halved) == (True, True)
     adding = [folded.tokens, folded.places]
@@ -277,7 +278,7 @@ def product_of(affine: Affine | None) -> list[Tensor]:
 def test_what_cannot_be_folded_is_left_alone(
     changes: dict[str, object], eps: float | None, scaled: bool, halved: bool
 ) -> None:
-    folded = fold(Decoder(random_gpt(GPTConfig(**{**DIALECTS["nanogpt"], **changes}))), 1, gelu=True)
+    folded = fold(Decoder(random_gpt(GPTConfig(**{**DIALECTS["nanogpt"], **changes}))), 1)
     assert (folded.eps, folded.scaled, folded.halved) == (eps, scaled, halved)
 
 
@@ -285,7 +286,7 @@ def test_large_weights_are_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copied for a few small operations, GPT-2's would take half a gigabyte more and a second."""
     monkeypatch.setattr("gptlit.affine.LARGE", 1)
     decoder = Decoder(random_gpt(GPTConfig(**DIALECTS["nanogpt"])), rows=1)
-    folded = fold(decoder, 1, gelu=True)
+    folded = fold(decoder, 1)
     assert folded.layers is decoder.layers
     assert folded.lm_head is decoder.lm_head
     assert (folded.eps, folded.scaled, folded.halved) == (None, False, False)
@@ -295,8 +296,8 @@ def test_only_what_is_folded_is_copied() -> None:
     """A modern dialect has nothing to fold: its weights are read where they are."""
     for changes in ({}, {"norm": "none", "qk_norm": False}):
         decoder = Decoder(random_gpt(GPTConfig(**{**DIALECTS["modern"], **changes})))
-        for kept, layer in zip(decoder.layers, fold(decoder, 1, gelu=True).layers, strict=True):
-            assert (layer.proj, layer.fc, layer.out) == (kept.proj, kept.fc, kept.out)
+        for kept, layer in zip(decoder.layers, fold(decoder, 1).layers, strict=True):
+            assert all(getattr(layer, name) is getattr(kept, name) for name in ("proj", "fc", "out"))
             assert (layer.qkv is kept.qkv) is not bool(changes)
 
 

@@ -1,10 +1,10 @@
-"""Settings before the parser sees them: configuration files, what a checkpoint stored, options among arguments."""
+"""Settings outside of the parser: configuration files, what a checkpoint stored, options among arguments, and YAML."""
 
 import re
 from collections.abc import Collection, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -14,17 +14,8 @@ from gptlit.errors import UserError
 NUMBER_TO_THE_PARSER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+")  # 1e5, a text to PyYAML
 
 
-def as_yaml(settings: Mapping[str, Any]) -> str:
-    """The settings in YAML that reads as them again, other alphabets as they are."""
-    text: str = yaml.dump(dict(settings), Dumper=Dumper, sort_keys=False, allow_unicode=True)
-    return text
-
-
-class Dumper(yaml.SafeDumper):
-    """PyYAML's, which leaves two kinds of text bare that are then read as something else."""
-
-
-def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+def represent_text(dumper: Any, text: str) -> Any:
+    """PyYAML leaves two kinds of text bare that are then read as something else."""
     style = None
     if NUMBER_TO_THE_PARSER.fullmatch(text):
         style = "'"
@@ -33,7 +24,16 @@ def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-Dumper.add_representer(str, represent_text)
+class Dumper(yaml.SafeDumper):
+    """PyYAML's, but for texts."""
+
+    yaml_representers: ClassVar = {**yaml.SafeDumper.yaml_representers, str: represent_text}
+
+
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """The settings in YAML that reads as them again, other alphabets as they are."""
+    text: str = yaml.dump(dict(settings), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def find_config(name: str) -> str:
