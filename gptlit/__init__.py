@@ -6,34 +6,32 @@ The public names are loaded on first use, so that `import gptlit` (and `gptlit -
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from gptlit.version import __version__
 
 if TYPE_CHECKING:
-    from gptlit.config import GPTConfig
     from gptlit.data import RandomChunks, TextDataModule
     from gptlit.errors import UserError
-    from gptlit.kv_cache import KVCache
-    from gptlit.model import GPT
-    from gptlit.module import LitGPT
+    from gptlit.generation import Sampling, generate
+    from gptlit.model import GPT, GPTConfig, KVCache
     from gptlit.optim import MuonAdamW, OptimizerConfig, ScheduleConfig
-    from gptlit.sampling import Sampling, generate
     from gptlit.tokenizer import BPETokenizer, CharTokenizer
+    from gptlit.training import LitGPT
 
 _HOMES = {
     "BPETokenizer": "tokenizer",
     "CharTokenizer": "tokenizer",
     "GPT": "model",
-    "GPTConfig": "config",
-    "KVCache": "kv_cache",
-    "LitGPT": "module",
+    "GPTConfig": "model",
+    "KVCache": "model",
+    "LitGPT": "training",
     "MuonAdamW": "optim",
     "OptimizerConfig": "optim",
     "RandomChunks": "data",
-    "Sampling": "sampling",
+    "Sampling": "generation",
     "ScheduleConfig": "optim",
     "TextDataModule": "data",
     "UserError": "errors",
-    "generate": "sampling",
+    "generate": "generation",
 }
 __all__ = [
     "GPT",
@@ -49,6 +47,7 @@ __all__ = [
     "ScheduleConfig",
     "TextDataModule",
     "UserError",
+    "__version__",
     "generate",
 ]
 
@@ -60,4 +59,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted(__all__)

@@ -2,8 +2,8 @@
 
 import sys
 
-from gptlit import __version__
-from gptlit.verbs import VERBS
+from gptlit.cli.verbs import VERBS
+from gptlit.version import __version__
 
 HELP = """usage: gptlit VERB [options]
 

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from gptlit import __main__
-from gptlit.cli.training import GptlitCLI
+from gptlit.cli.fit.command import GptlitCLI
 
 torch.set_num_threads(1)  # for models this small, threads only wait for each other
 REPOSITORY = Path(__file__).parent.parent

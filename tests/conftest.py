@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptlit.config import GPTConfig
-from gptlit.model import GPT
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
 
 LECTURE = {
     "vocab_size": 65,

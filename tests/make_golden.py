@@ -14,14 +14,14 @@ from pathlib import Path
 import yaml
 from command import PLAY, At, extra_callbacks, gptlit, load, write_config
 
-from gptlit import __version__
+from gptlit.version import __version__
 
 MAX_STEPS = 12
 
 
 def main() -> int:
     """Refuses to replace a file that is there."""
-    folder = Path(__file__).parent / "golden" / __version__
+    folder = Path(__file__).parent / "checkpoint" / "golden" / __version__
     folder.mkdir(parents=True)
     (folder / "text.txt").write_text(PLAY.read_text(encoding="utf-8")[:3000], encoding="utf-8")
     with tempfile.TemporaryDirectory() as temporary:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gptlit.cli.settings import find_config
-from gptlit.verbs import VERBS
+from gptlit.cli.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

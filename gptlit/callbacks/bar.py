@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gptlit.callbacks.curves import Curves
+from gptlit.callbacks.curves import MetricsLogger
 
 REFRESHES_PER_SECOND = 4
 
@@ -20,7 +20,7 @@ class RunBar(ProgressBar):
         console: of rich, writing to stderr.
     """
 
-    def __init__(self, curves: Curves, console: Console | None = None) -> None:
+    def __init__(self, curves: MetricsLogger, console: Console | None = None) -> None:
         super().__init__()
         self.curves = curves
         self.console = console or Console(stderr=True, soft_wrap=True, highlight=False)
@@ -85,7 +85,7 @@ class RunBar(ProgressBar):
             self.progress = None
 
 
-def numbers(curves: Curves, trainer: pl.Trainer) -> str:
+def numbers(curves: MetricsLogger, trainer: pl.Trainer) -> str:
     """`loss 1.603 · val 1.742 · 9,120 characters/s`, as far as known."""
     parts = []
     if "train/loss" in curves.latest:

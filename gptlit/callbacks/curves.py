@@ -1,4 +1,4 @@
-"""Curves: every number goes to the loggers through one function, under the number of optimizer steps done."""
+"""MetricsLogger: every number goes to the loggers through one function, under the number of optimizer steps done."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
         logger.log_metrics(dict(metrics), step=trainer.global_step)
 
 
-class Curves(pl.Callback):
+class MetricsLogger(pl.Callback):
     """`train/loss`, `train/grad_norm`, `lr/…`, `perf/…` every `log_every_n_steps` steps, `val/…` at each validation.
 
     Speed counts training alone: the clock stands still while the run validates, draws samples or writes checkpoints.
@@ -112,7 +112,7 @@ class Curves(pl.Callback):
 @contextmanager
 def clock_stopped(trainer: pl.Trainer) -> Iterator[None]:
     """What happens inside does not count as training time."""
-    stopped = [curves for curves in trainer.callbacks if isinstance(curves, Curves) and curves.stop_clock()]
+    stopped = [curves for curves in trainer.callbacks if isinstance(curves, MetricsLogger) and curves.stop_clock()]
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from gptlit.model import GPT
+from gptlit.model.gpt import GPT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

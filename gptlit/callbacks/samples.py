@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
 
-from gptlit.sampling import Sampling, generate
+from gptlit.generation.generate import Sampling, generate
 
 
 class SampleText(pl.Callback):

@@ -30,18 +30,18 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
     quiet_libraries()
     try:
         if verb in TRAINING_VERBS:
-            from gptlit.cli.training import train as command
+            from gptlit.cli.fit.command import train as command
         elif verb == "ladder":
-            from gptlit.cli.ladder import ladder as command
+            from gptlit.cli.ladder.command import ladder as command
         elif verb == "export":
             from gptlit.cli.export import export as command
         elif verb == "completion":
             from gptlit.cli.completion import completion as command
         else:
-            from gptlit.cli.predict import predict as command
+            from gptlit.cli.predict.command import predict as command
         return command(verb, list(arguments))
     except UserError as error:
-        from gptlit.cli.runs import started_by_first_process
+        from gptlit.checkpoint.run_dir import started_by_first_process
 
         if not started_by_first_process():  # which makes the same mistake, and says so
             print(f"gptlit: {' '.join(str(error).split())}", file=sys.stderr)

@@ -9,12 +9,12 @@ import shtab
 from lightning.pytorch.cli import LightningArgumentParser
 
 from gptlit.cli.export import export_parser
-from gptlit.cli.ladder import make_parser as ladder_parser
-from gptlit.cli.predict import make_parser as predict_parser
+from gptlit.cli.fit.command import GptlitCLI
+from gptlit.cli.ladder.command import make_parser as ladder_parser
+from gptlit.cli.predict.command import make_parser as predict_parser
 from gptlit.cli.settings import names_of_packaged_configs
-from gptlit.cli.training import GptlitCLI
+from gptlit.cli.verbs import VERBS
 from gptlit.errors import UserError
-from gptlit.verbs import VERBS
 
 SHELLS = ("bash", "zsh")
 PATHS = {

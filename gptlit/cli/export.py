@@ -6,10 +6,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from gptlit.checkpoint.files import find_checkpoint, read_checkpoint
 from gptlit.cli.messages import parser_error_line, table
-from gptlit.cli.runs import find_checkpoint, read_checkpoint
+from gptlit.convert.export import export_run
 from gptlit.errors import UserError
-from gptlit.export import export_run
 
 
 def export_parser() -> ArgumentParser:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from gptlit.corpus.download import cache_folder
+from gptlit.data.corpus.download import cache_folder
 from gptlit.errors import UserError
 
 FORMAT = 1  # of what is kept; a new number leaves everything older aside

@@ -17,18 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gptlit.corpus.download import NetworkError
-from gptlit.corpus.load import Corpus, read_corpus, stand_in, together
-from gptlit.corpus.sources import Source, resolve
 from gptlit.data.cache import FORMAT, building, console, hash_of, progress, read_record, token_folder, write_record
 from gptlit.data.chunks import Tokens
+from gptlit.data.corpus.download import NetworkError
+from gptlit.data.corpus.load import Corpus, read_corpus, stand_in, together
+from gptlit.data.corpus.sources import Source, resolve
 from gptlit.data.reading import facts_of, kept_text, split, text_bytes, text_of
 from gptlit.data.tokens import DamagedFileError, TokenFile, TokenWriter
 from gptlit.errors import UserError
 from gptlit.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from gptlit.tokenizer.bpe import slices
-from gptlit.tokenizer.characters import describe
-from gptlit.tokenizer.common import smallest_dtype
+from gptlit.tokenizer.characters import describe, smallest_dtype
 
 IN_MEMORY_BYTES = {"char": 2**26, "bpe": 2**23}  # a larger text goes into a token file: encoding it takes seconds
 BPE_CHARACTERS = 2**28  # of a larger text, as many spread over it are enough to learn a vocabulary from

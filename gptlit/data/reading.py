@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptlit.corpus.sources import Source
-from gptlit.corpus.text import file_document, join, recut
 from gptlit.data.cache import FORMAT, building, hash_of, progress, read_record, token_folder, write_record
+from gptlit.data.corpus.sources import Source
+from gptlit.data.corpus.text import file_document, join, recut
 from gptlit.tokenizer.bpe import slices
 
 PIECE = 2**20  # characters read and encoded at a time

@@ -8,8 +8,7 @@ import json
 
 from gptlit.errors import UserError
 from gptlit.tokenizer.bpe import BPETokenizer
-from gptlit.tokenizer.characters import CharTokenizer
-from gptlit.tokenizer.common import JSON_VERSION
+from gptlit.tokenizer.characters import JSON_VERSION, CharTokenizer
 
 __all__ = ["BPETokenizer", "CharTokenizer", "Tokenizer", "from_json"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gptlit.errors import UserError
-from gptlit.tokenizer.common import checked, dump, of, smallest_dtype
+from gptlit.tokenizer.characters import checked, dump, of, smallest_dtype
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,12 +1,13 @@
 """The tokenizer of the lecture: one id for each character."""
 
+import json
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from gptlit.errors import UserError
-from gptlit.tokenizer.common import checked, dump, of, smallest_dtype
 
+JSON_VERSION = 1
 if TYPE_CHECKING:
     import numpy as np
 
@@ -135,3 +136,23 @@ def describe(character: str) -> str:
     """A character for a one-line message on any terminal, e.g. `'\\xe9' (U+00E9, LATIN SMALL LETTER E WITH ACUTE)`."""
     name = unicodedata.name(character, "")
     return f"the character {character!a} (U+{ord(character):04X}{', ' * bool(name)}{name})"
+
+
+def of(source: str) -> str:
+    return f" of {source}" if source else ""
+
+
+def dump(**fields: object) -> str:
+    return json.dumps({"version": JSON_VERSION, **fields}, separators=(",", ":"))
+
+
+def checked(ids: Iterable[int], vocab_size: int) -> list[int]:
+    ids = list(ids)
+    for i in (min(ids), max(ids)) if ids else ():
+        if not 0 <= i < vocab_size:
+            raise UserError(f"token id {int(i)} is outside the vocabulary: ids run from 0 to {vocab_size - 1}")
+    return ids
+
+
+def smallest_dtype(vocab_size: int) -> str:
+    return "uint8" if vocab_size <= 2**8 else "uint16" if vocab_size <= 2**16 else "uint32"

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptlit.cli.memory import keep_freed_memory
-from gptlit.config import GPTConfig
-from gptlit.model import GPT
-from gptlit.sampling import generate
+from gptlit.device.memory import keep_freed_memory
+from gptlit.generation.generate import generate
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
 
 DIALECT: dict[str, Any] = {
     "vocab_size": 65,
@@ -207,7 +207,7 @@ def rolling_loss(model: GPT, tokens: Tensor, count: int) -> tuple[float, float, 
 
 
 def report_loss(checkpoint: Path, text: Path, count: int) -> dict[str, float]:
-    from gptlit.module import LitGPT
+    from gptlit.training.module import LitGPT
 
     module = LitGPT.load_from_checkpoint(checkpoint, map_location="cpu").eval()
     characters = text.read_text(encoding="utf-8")

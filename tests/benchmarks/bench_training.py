@@ -23,10 +23,10 @@ import torch
 from measuring import begin, finish, in_turn, parser, spread, table
 from subjects import Step, bare_step, build, encode, matmul_peak, peer_step, products_as, read_config, timed
 
-from gptlit.callbacks.curves import Curves, clock_stopped
-from gptlit.cli.memory import keep_freed_memory
-from gptlit.cli.training import GptlitCLI
-from gptlit.compiling import flops_per_token
+from gptlit.callbacks.curves import MetricsLogger, clock_stopped
+from gptlit.cli.fit.command import GptlitCLI
+from gptlit.device.memory import keep_freed_memory
+from gptlit.training.compiling import flops_per_token
 
 HEADER = ("step", "median, ms", "min", "max", "characters/s", "of peak", "nanoGPT's time / this")
 STEPS_OF_FIT = 400
@@ -123,7 +123,7 @@ class BareBetween(pl.Callback):
         """Takes its turn every `each` steps."""
         if batch_idx % self.each:
             return
-        curves = next(callback for callback in trainer.callbacks if isinstance(callback, Curves))
+        curves = next(callback for callback in trainer.callbacks if isinstance(callback, MetricsLogger))
         with clock_stopped(trainer), products_as(self.precision):
             self.inside.append((curves.training_seconds - self._clock) / self.each)
             self._clock = curves.training_seconds

@@ -14,7 +14,7 @@ from measuring import row, spread, table
 from subjects import Compiled, Step, bare_step, build, encode, peer_step, read_config, step_of, timed
 
 from gptlit import GPT, GPTConfig, OptimizerConfig, RandomChunks
-from gptlit.compiling import flops_per_token
+from gptlit.training.compiling import flops_per_token
 
 HEADER = ("step", "median, ms", "min", "max", "tokens/s", "of peak", "nanoGPT's time / this")
 PEER = "nanoGPT"

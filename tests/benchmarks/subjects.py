@@ -15,10 +15,10 @@ from torch import Tensor
 
 from gptlit import GPT, GPTConfig, LitGPT, OptimizerConfig, RandomChunks, ScheduleConfig, TextDataModule
 from gptlit.cli.settings import packaged_configs
-from gptlit.compiling import compile_training
-from gptlit.devices import blank_batch
-from gptlit.graphed_training import RecordedStep
+from gptlit.device.processes import blank_batch
 from gptlit.optim import build_optimizer
+from gptlit.training.compiling import compile_training
+from gptlit.training.cuda_graphs import RecordedStep
 
 Step = Callable[[], None]
 Compiled = Literal["no", "parts", "whole"]
@@ -78,14 +78,14 @@ def step_of(
     clip, bf16 = trainer.get("gradient_clip_val"), trainer.get("precision") == "bf16-mixed"
     step = 0
 
-    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss_fn(inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return network(inputs, targets=targets)
 
     network.train()
     if compiled == "parts":
-        print(compile_training(network, lambda: loss_of(*chunks[0])), file=sys.stderr)
-    run = torch.compile(loss_of) if compiled == "whole" else loss_of
+        print(compile_training(network, lambda: loss_fn(*chunks[0])), file=sys.stderr)
+    run = torch.compile(loss_fn) if compiled == "whole" else loss_fn
     played = None
     if recorded:
         played = RecordedStep(run, blank_batch(chunks.batch_size, chunks.block_size, device), optimizer)

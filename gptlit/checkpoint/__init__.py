@@ -1,0 +1,1 @@
+"""Run folders: atomic write, safe read, which file a path means, locking."""

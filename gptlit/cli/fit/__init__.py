@@ -1,0 +1,1 @@
+"""`gptlit fit`, `validate` and `test`."""

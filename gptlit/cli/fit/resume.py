@@ -1,0 +1,130 @@
+"""What a checkpoint brings along for a verb that starts from it, and what it does not let change."""
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from gptlit.checkpoint.files import home_of
+from gptlit.cli.settings import flat, leaves_of
+from gptlit.data import TextDataModule
+from gptlit.errors import UserError
+
+# Settings that the weights, or the state of the optimizer, would not fit any more.
+FIXED = (
+    "model.gpt",
+    "model.optimizer.name",
+    "model.optimizer.decay",
+    "data.tokenizer",
+    "data.vocab_size",
+)
+FREE = tuple(f"model.gpt.{name}" for name in ("dropout", "attention_dropout", "embedding_dropout", "token_noise"))
+LIGHTNING = re.compile(r"(lightning\.pytorch\.(callbacks|strategies)\.\w+)?")
+OF_ONE_START = ("ckpt_path", "run_dir", "trainer.default_root_dir", "model.init_from")  # not settings of the run
+
+
+def settings_to_take_over(
+    stored: Mapping[str, Any], verb: str, known: Collection[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The stored settings that lie under the flags of this verb, and why others were left out.
+
+    A checkpoint may come from anywhere, and nothing in it may choose what code is run: a setting that names a class, or
+    could, is left out, and so is what this version does not know.
+
+    Args:
+        stored: from `stored_config`.
+        verb: fit takes over everything, the other verbs what the loss depends on.
+        known: names of all options of the verb.
+
+    Returns:
+        Nested settings, and reasons by name.
+    """
+    kept: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for key, value in flat(stored, stop_at=leaves_of(known)).items():
+        part = key.partition(".")[0]
+        needed = verb == "fit" or part in ("seed_everything", "model", "data") or key == "trainer.precision"
+        if key in OF_ONE_START or not needed:
+            continue
+        if key not in known:
+            left_out[key] = "this version does not know it"
+        elif part == "trainer" and not is_plain(value):
+            left_out[key] = "it may name code: give it again, if you trust it"
+        else:
+            group = kept
+            *groups, name = key.split(".")
+            for step in groups:
+                group = group.setdefault(step, {})
+            group[name] = value
+    return kept, left_out
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a Trainer's setting is made of numbers, switches and bare words, which name no class and no function.
+
+    Lightning's own strategies and callbacks are as good, with arguments that are plain; what a callback monitors may be
+    `val/loss`.
+    """
+    if isinstance(value, Mapping):
+        inside = {key: item for key, item in value.items() if key not in ("class_path", "monitor")}
+        monitored = bool(re.fullmatch(r"[\w/]*", str(value.get("monitor", ""))))
+        known = bool(LIGHTNING.fullmatch(str(value.get("class_path", ""))))
+        return known and monitored and all(map(is_plain, inside.values()))
+    if isinstance(value, list):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, bool | int | float) or bool(re.fullmatch(r"[\w:+, -]*", str(value)))
+
+
+def refuse_what_is_fixed(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ from the checkpoint's, as (then, now).
+
+    Args:
+        now: flat settings of this start.
+        then: flat settings of the checkpoint.
+
+    Raises:
+        UserError: for the first one that a checkpoint fixes.
+    """
+    changes = {key: (then[key], now[key]) for key in sorted(then.keys() & now.keys()) if then[key] != now[key]}
+    for key, (old, new) in changes.items():
+        if key not in FREE and any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED):
+            raise UserError(
+                f"{key} is {new!r}, but the checkpoint was trained with {old!r}: "
+                "drop the flag to go on with it, or start a new run without --ckpt_path"
+            )
+    return changes
+
+
+def refuse_another_text(checkpoint: dict[str, Any], datamodule: TextDataModule) -> None:
+    """A run goes on with the text it began with, wherever that lies now.
+
+    Raises:
+        UserError: when the text, or the place where it is split, is another.
+    """
+    trained_on = checkpoint.get("gptlit", {}).get("corpus")
+    if not trained_on:
+        return
+    now = datamodule.fingerprint()
+    before, after = str(trained_on["sha256"]), str(now["sha256"])
+    if before != after:
+        raise UserError(
+            f"data.corpus {datamodule.corpus_spec!r} is not the text that the checkpoint was trained on "
+            f"({trained_on['name']}, SHA-256 {before[:12]}…, now {after[:12]}…): give that text, or start a new run "
+            "without --ckpt_path"
+        )
+    first, now_first = trained_on["train_characters"], now["train_characters"]
+    if first != now_first:
+        raise UserError(
+            "data.val_fraction or data.val_corpus has changed: the run was trained on the first "
+            f"{first:,} characters of its text, and now it would be {now_first:,}: drop the flag"
+        )
+
+
+def is_finished(checkpoint: dict[str, Any], path: Path, max_steps: int) -> bool:
+    """Whether a run has nothing left to do: all steps, the validation that ends it, and last.ckpt after that."""
+    steps = checkpoint["global_step"]
+    if steps != max_steps:
+        return steps > max_steps
+    state = checkpoint.get("callbacks", {}).get("RunCheckpoints")
+    validated = state is None or state["validated_step"] == steps
+    return validated and (path.name != "best.ckpt" or home_of(path, steps) is None)

@@ -1,0 +1,1 @@
+"""`gptlit ladder`."""

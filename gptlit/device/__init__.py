@@ -1,0 +1,1 @@
+"""What differs between CPU, GPU and several processes: seeds, memory, CUDA graphs, process groups."""

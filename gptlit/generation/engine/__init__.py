@@ -1,0 +1,1 @@
+"""One token as fast as the device allows."""

@@ -1,0 +1,5 @@
+"""LitGPT, the LightningModule, and what it needs of Lightning and torch.compile."""
+
+from gptlit.training.module import LitGPT
+
+__all__ = ["LitGPT"]

@@ -1,0 +1,73 @@
+"""What the benchmarks make of others' output; the times themselves are never tested."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _beside_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_evaluation_is_told_apart_from_the_training_of_the_peer() -> None:
+    """Its line of a step counts the evaluation before it: guards against a peer that looks slower than it is."""
+    from peer import read_output
+
+    lines = ["step 0: train loss 4.2, val loss 4.3", "iter 0: loss 4.2, time 900.00ms, mfu -100.00%"]
+    lines += [f"iter {step}: loss 3.0, time 20.00ms, mfu 1.00%" for step in (1, 2, 3)]
+    lines += ["step 4: train loss 2.9, val loss 3.1", "saving checkpoint to out"]
+    lines += ["iter 4: loss 2.9, time 520.00ms, mfu 1.00%"]
+    run = read_output("\n".join(lines))
+    assert sum(run.step_seconds.values()) == pytest.approx(5 * 0.020)
+    assert run.other_seconds == pytest.approx(0.88 + 0.5)
+    assert run.val_losses == {0: 4.3, 4: 3.1}
+
+
+def test_time_to_a_loss_ends_with_the_first_validation_under_it() -> None:
+    """Guards against a time that misses the steps between two logs, or counts those after the target."""
+    from measuring import Finished
+    from runs import read
+
+    def row(step: int, milliseconds: float, loss: str = "") -> dict[str, str]:
+        speed = {"perf/step_milliseconds": str(milliseconds), "perf/characters_per_second": "7"}
+        return {"step": str(step), "val/loss": loss, **speed}
+
+    rows = [row(10, 20.0), row(20, 40.0, "2.0"), row(30, 10.0, "1.8"), row(40, 10.0, "1.7")]
+    done = Finished(9.0, None, 1, "", "compiled in 13 s\n")
+    run = read(rows, 1.85, done)
+    assert (run.met, run.loss, run.steps, run.best, run.compiling) == (True, 1.8, 30, 1.7, 13.0)
+    assert run.seconds == pytest.approx(0.2 + 0.4 + 0.1)
+    assert run.training == pytest.approx(0.8)
+    missed = read(rows, 1.0, done)
+    assert (missed.met, missed.steps, missed.loss) == (False, 40, 1.7)
+
+
+def test_a_process_that_is_cut_leaves_what_it_said() -> None:
+    """Guards against a peer's minutes on a GPU that are lost because its last one did not fit."""
+    import sys
+
+    from measuring import run_process
+
+    program = "import time; print('step 1', flush=True); time.sleep(600)"
+    assert run_process([sys.executable, "-c", program], limit=2.0).out == "step 1\n"
+    with pytest.raises(RuntimeError, match="failed"):
+        run_process([sys.executable, "-c", "raise SystemExit(3)"], limit=60.0)
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_through_at_a_small_size(tmp_path: Path, tinyshakespeare: Path) -> None:
+    """Guards against finding its mistakes when a GPU is there for minutes; without a peer to run beside."""
+    import json
+    import sys
+
+    from measuring import run_process
+
+    command: list[Any] = [sys.executable, BENCHMARKS / "bench_gpu.py", "--small", "--out", tmp_path]
+    run_process([*command, "--text", tinyshakespeare])
+    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert not [title for title, result in found.items() if isinstance(result, dict) and "failed" in result]
+    assert [run["config"] for run in found["Whole runs"]] == ["scaled", "best"]

@@ -1,0 +1,190 @@
+"""MetricsLogger: what is logged, under which step, how fast it says that training is, and metrics.csv."""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+from command import gptlit, write_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gptlit.callbacks.curves import MetricsFile, MetricsLogger, clock_stopped
+from gptlit.optim import ScheduleConfig, learning_rate_factor
+
+STEPS, EVERY, VALIDATE = 14, 4, 6  # none divides another: nothing is right by accident
+TRAIN = {"train/loss", "train/grad_norm", "perf/step_milliseconds", "perf/characters_per_second"}
+RATES = {"lr/matrix", "lr/decay"}
+VAL = {"val/loss", "val/bpc", "val/perplexity", "val/loss_estimate", "train/loss_estimate"}
+TRAIN_STEPS, VAL_STEPS = [4, 8, 12, 14], [6, 12, 14]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run with two micro-batches a step."""
+    folder = tmp_path_factory.mktemp("curves")
+    config = write_config(
+        folder,
+        trainer__max_steps=STEPS,
+        trainer__log_every_n_steps=EVERY,
+        trainer__val_check_interval=VALIDATE,
+        trainer__accumulate_grad_batches=2,
+        data__estimate_batches=2,
+    )
+    assert gptlit("fit", "--config", config, "--run_dir", folder / "run").code == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def scalars(run: Path) -> dict[str, dict[int, float]]:
+    """TensorBoard's curves: tag -> step -> value."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_point_stands_at_the_number_of_optimizer_steps_done(scalars: dict[str, dict[int, float]]) -> None:
+    """Guards against Lightning's own count, which is one less, and against counting micro-batches."""
+    found = {tag: list(points) for tag, points in scalars.items() if tag != "val/best_loss"}
+    assert found == {
+        **dict.fromkeys(TRAIN | RATES, TRAIN_STEPS),
+        **dict.fromkeys(VAL, VAL_STEPS),
+    }
+
+
+def test_a_point_of_lr_is_the_rate_that_its_step_was_made_with(scalars: dict[str, dict[int, float]]) -> None:
+    """Guards against the rate of the step that follows."""
+    schedule = ScheduleConfig(shape="cosine", warmup_steps=3)
+    expected = {step: 0.02 * learning_rate_factor(step - 1, STEPS, schedule) for step in TRAIN_STEPS}
+    assert scalars["lr/matrix"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_csv_holds_the_numbers_of_tensorboard_in_one_row_a_step(
+    run: Path, scalars: dict[str, dict[int, float]]
+) -> None:
+    """Guards against rows that are held back, doubled, or split in two."""
+    rows = table(run / "metrics.csv")
+    assert [int(row["step"]) for row in rows] == sorted({*TRAIN_STEPS, *VAL_STEPS})
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        for name, value in row.items():
+            if value and name != "step":
+                found[name][int(row["step"])] = float(value)
+    for name in TRAIN | RATES | VAL:
+        assert found[name] == pytest.approx(scalars[name], rel=1e-5)
+
+
+def test_speed_is_characters_of_the_whole_batch_over_the_time_of_a_step(scalars: dict[str, dict[int, float]]) -> None:
+    """Guards against leaving out the accumulated micro-batches, or counting them twice."""
+    for step, milliseconds in scalars["perf/step_milliseconds"].items():
+        assert scalars["perf/characters_per_second"][step] == pytest.approx(8 * 16 / (milliseconds / 1e3), rel=1e-4)
+
+
+class Clock:
+    """Stands in for time.perf_counter."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Any:
+    clock = Clock()
+    with mock.patch("gptlit.callbacks.curves.time.perf_counter", clock):
+        yield clock
+
+
+def one_step(curves: MetricsLogger, clock: Clock, trainer: Any, seconds: float) -> None:
+    curves.on_train_batch_start(trainer, None, None, 0)
+    clock.now += seconds
+    trainer.global_step += 1
+    module = SimpleNamespace(train_loss=SimpleNamespace(item=lambda: 1.0), grad_norm=None)
+    curves.on_train_batch_end(trainer, module, None, None, 0)
+
+
+def make_trainer(curves: MetricsLogger) -> Any:
+    return SimpleNamespace(
+        callbacks=[curves],
+        loggers=[],
+        global_step=0,
+        max_steps=100,
+        log_every_n_steps=2,
+        accumulate_grad_batches=1,
+        optimizers=[SimpleNamespace(param_groups=[])],
+        datamodule=SimpleNamespace(batch_size=4, block_size=25, chars_per_train_token=2.0),
+    )
+
+
+def test_the_clock_stands_still_while_the_run_validates_or_writes(clock: Clock) -> None:
+    """Guards against a speed that falls when checkpoints are written often."""
+    curves = MetricsLogger()
+    trainer = make_trainer(curves)
+    one_step(curves, clock, trainer, 1.0)
+    curves.on_validation_start(trainer, None)
+    clock.now += 50.0
+    one_step(curves, clock, trainer, 3.0)
+    assert curves.latest["perf/step_milliseconds"] == 2000.0
+    assert curves.latest["perf/characters_per_second"] == 4 * 25 * 2.0 / 2.0
+
+    with clock_stopped(trainer):
+        clock.now += 50.0
+    one_step(curves, clock, trainer, 5.0)
+    one_step(curves, clock, trainer, 5.0)
+    assert curves.latest["perf/step_milliseconds"] == 5000.0
+    curves.on_train_end(trainer, None)
+    assert curves.training_seconds == 14.0
+
+
+def test_a_checkpoint_written_while_the_clock_runs_holds_the_time_so_far(clock: Clock) -> None:
+    """Guards against a closing table of a resumed run that lacks the time since the last validation."""
+    curves = MetricsLogger()
+    one_step(curves, clock, make_trainer(curves), 7.0)
+    resumed = MetricsLogger()
+    resumed.load_state_dict(curves.state_dict())
+    assert (resumed.training_seconds, resumed.steps_timed) == (7.0, 1)
+
+    trainer = make_trainer(resumed)
+    trainer.global_step = 1
+    one_step(resumed, clock, trainer, 3.0)
+    assert resumed.latest["perf/step_milliseconds"] == 3000.0
+
+
+def test_a_row_is_on_the_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    """Guards against a table that a killed run leaves empty."""
+    metrics = MetricsFile(tmp_path)
+    metrics.log_metrics({"train/loss": 4.0}, step=10)
+    assert (tmp_path / "metrics.csv").read_text() == "step,train/loss\n10,4\n"
+    metrics.log_metrics({"val/loss": 3.5}, step=10)
+    metrics.log_metrics({"train/loss": 3.25}, step=20)
+    assert (tmp_path / "metrics.csv").read_text() == "step,train/loss,val/loss\n10,4,3.5\n20,3.25,\n"
+
+
+def test_a_resumed_run_takes_back_the_rows_that_come_again(tmp_path: Path) -> None:
+    """Guards against doubled rows, against a lost beginning, and against a last line that a crash cut short."""
+    metrics = MetricsFile(tmp_path)
+    for step in (10, 20, 30):
+        metrics.log_metrics({"train/loss": float(step), "lr/decay": 0.5}, step=step)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("40,0.")
+
+    resumed = MetricsFile(tmp_path, resume_step=20)
+    resumed.log_metrics({"val/loss": 2.0}, step=20)
+    resumed.log_metrics({"train/loss": 31.0, "lr/decay": 0.5}, step=30)
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines == ["step,lr/decay,train/loss,val/loss", "10,0.5,10,", "20,0.5,20,2", "30,0.5,31,"]
+
+
+def test_a_fresh_run_does_not_carry_on_a_table_that_lies_there(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n10,4\n")
+    MetricsFile(tmp_path).log_metrics({"train/loss": 1.0}, step=5)
+    assert (tmp_path / "metrics.csv").read_text() == "step,train/loss\n5,1\n"

@@ -1,0 +1,260 @@
+"""A checkpoint is data: nothing in it is executed, and a file that is not whole is refused in one line."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from command import Answer, digest, gptlit, load, report, write_config
+
+from gptlit.checkpoint.files import read_checkpoint
+from gptlit.errors import UserError
+
+HEADER = ("file", "verb", "answer (exit code 2)")
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("files")
+    assert gptlit("fit", "--config", write_config(folder, trainer__max_steps=4), "--run_dir", folder / "run").code == 0
+    return folder / "run"
+
+
+def use(verb: str, checkpoint: Path, tmp_path: Path) -> Answer:
+    """Hands a checkpoint to a verb."""
+    more = {
+        "fit": ["--trainer.max_steps", 8],
+        "predict": ["--max_new_tokens", 5, "--output", tmp_path / "drawn.txt"],
+        "export": ["--output", tmp_path / "exported"],
+    }
+    return gptlit(verb, "--ckpt_path", checkpoint, *more.get(verb, []))
+
+
+VERBS = ["fit", "validate", "test", "predict", "export"]
+
+
+def assert_refused(answer: Answer, place: Path) -> None:
+    """Exit 2, and one line that names the file."""
+    assert answer.code == 2, answer.err
+    assert answer.err.startswith("gptlit: ")
+    assert answer.err.count("\n") == 1
+    assert str(place) in answer.err
+    assert answer.out == ""
+
+
+# ---------------------------------------------------------------- payloads
+
+
+class Payload:
+    """What pickle would run: it makes a file."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.proof), "w")
+
+
+def whole_file(checkpoint: dict[str, Any], payload: Payload) -> Any:
+    return payload
+
+
+def beside_the_weights(checkpoint: dict[str, Any], payload: Payload) -> Any:
+    return checkpoint | {"extra": payload}
+
+
+def in_a_callback(checkpoint: dict[str, Any], payload: Payload) -> Any:
+    return checkpoint | {"callbacks": checkpoint["callbacks"] | {"Stranger": {"state": [payload]}}}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
+@pytest.mark.parametrize("hide", [whole_file, beside_the_weights, in_a_callback])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_pickle_payload_is_refused_and_not_executed(
+    run: Path, tmp_path: Path, verb: str, hide: Callable[..., Any], zipped: bool
+) -> None:
+    """On every path that reads a checkpoint."""
+    proof, place = tmp_path / "proof", tmp_path / "evil.ckpt"
+    torch.save(hide(load(run / "last.ckpt"), Payload(proof)), place, _use_new_zipfile_serialization=zipped)
+    answer = use(verb, place, tmp_path)
+    assert not proof.exists()
+    assert_refused(answer, place)
+    kind = f"pickle payload, {hide.__name__.replace('_', ' ')}, {'zip' if zipped else 'old format'}"
+    report("Files that are refused", HEADER, kind, verb, answer.err.replace(str(tmp_path), "DIR"))
+
+
+def test_the_payload_would_work_where_nobody_looks(run: Path, tmp_path: Path) -> None:
+    """Guards the tests above: loaded without care, the payload makes its file."""
+    torch.save(Payload(tmp_path / "proof"), tmp_path / "evil.ckpt")
+    torch.load(tmp_path / "evil.ckpt", weights_only=False).close()
+    assert (tmp_path / "proof").exists()
+
+
+def test_every_checkpoint_loads_as_plain_data(run: Path) -> None:
+    """weights_only=True, for ever: no dataclass, path or enum slips in."""
+    for name in ("best.ckpt", "last.ckpt"):
+        checkpoint = torch.load(run / name, weights_only=True)
+        assert yaml.safe_load(checkpoint["gptlit"]["config"])["trainer"]["max_steps"] == 4
+
+
+# ---------------------------------------------------------------- files that are not whole, or not ours
+
+
+def empty(run: Path, place: Path) -> None:
+    place.write_bytes(b"")
+
+
+def text_file(run: Path, place: Path) -> None:
+    place.write_text("To be, or not to be\n" * 100, encoding="utf-8")
+
+
+def cut_short(run: Path, place: Path) -> None:
+    place.write_bytes((run / "last.ckpt").read_bytes()[:-1000])
+
+
+def first_half(run: Path, place: Path) -> None:
+    content = (run / "last.ckpt").read_bytes()
+    place.write_bytes(content[: len(content) // 2])
+
+
+def one_bit_flipped(run: Path, place: Path) -> None:
+    content = bytearray((run / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    place.write_bytes(content)
+
+
+def zip_of_something_else(run: Path, place: Path) -> None:
+    shutil.make_archive(str(place), "zip", run / "samples" if (run / "samples").is_dir() else GOLDEN)
+    place.with_name(place.name + ".zip").rename(place)
+
+
+def nanogpt_checkpoint(run: Path, place: Path) -> None:
+    state = {"transformer.wte.weight": torch.zeros(65, 8)}
+    torch.save({"model": state, "optimizer": {}, "model_args": {}, "iter_num": 2000, "best_val_loss": 1.9}, place)
+
+
+def bare_weights(run: Path, place: Path) -> None:
+    torch.save(load(run / "last.ckpt")["state_dict"], place)
+
+
+def lightning_checkpoint_of_another_model(run: Path, place: Path) -> None:
+    torch.save({"state_dict": {}, "hyper_parameters": {"lr": 1}, "global_step": 1, "loops": {}}, place)
+
+
+def a_list(run: Path, place: Path) -> None:
+    torch.save([1, 2, 3], place)
+
+
+def newer_version(run: Path, place: Path) -> None:
+    checkpoint = load(run / "last.ckpt")
+    checkpoint["hyper_parameters"]["gpt"]["hyperspace"] = True
+    config = yaml.safe_load(checkpoint["gptlit"]["config"])
+    config["model"]["gpt"]["hyperspace"] = True
+    checkpoint["gptlit"]["config"] = yaml.safe_dump(config)
+    torch.save(checkpoint, place)
+
+
+def folder_without_checkpoints(run: Path, place: Path) -> None:
+    place.mkdir()
+
+
+def missing(run: Path, place: Path) -> None:
+    pass
+
+
+FILES = [
+    empty,
+    text_file,
+    cut_short,
+    first_half,
+    one_bit_flipped,
+    zip_of_something_else,
+    nanogpt_checkpoint,
+    bare_weights,
+    lightning_checkpoint_of_another_model,
+    a_list,
+    newer_version,
+    folder_without_checkpoints,
+    missing,
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("make", FILES)
+def test_a_file_that_is_no_whole_checkpoint_is_refused_in_one_line(
+    run: Path, tmp_path: Path, make: Callable[[Path, Path], None], verb: str
+) -> None:
+    """Exit 2, the file is named, nothing is left behind."""
+    place = tmp_path / "file.ckpt"
+    make(run, place)
+    before = set(tmp_path.rglob("*"))
+    answer = use(verb, place, tmp_path)
+    assert_refused(answer, place)
+    assert set(tmp_path.rglob("*")) == before
+    report(
+        "Files that are refused",
+        HEADER,
+        make.__name__.replace("_", " "),
+        verb,
+        answer.err.replace(str(tmp_path), "DIR"),
+    )
+
+
+def test_no_flipped_bit_goes_unnoticed(run: Path, tmp_path: Path) -> None:
+    """Anywhere in the file: either it is refused, or the bit carries nothing and what is read is the same."""
+    content, place, whole = (run / "last.ckpt").read_bytes(), tmp_path / "file.ckpt", digest(run / "last.ckpt")
+    chance, refused = random.Random(0), 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        place.write_bytes(damaged)
+        try:
+            read_checkpoint(place)
+        except UserError:
+            refused += 1
+        else:
+            assert digest(place) == whole
+    assert refused > 100
+
+
+def test_a_damaged_last_file_names_the_whole_best_file(run: Path, tmp_path: Path) -> None:
+    """The way out stands in the message, and works, in the same folder."""
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes()[:5000])
+    answer = gptlit("fit", "--ckpt_path", tmp_path / "run", "--trainer.max_steps", 6)
+    assert_refused(answer, tmp_path / "run" / "last.ckpt")
+    assert f"best.ckpt is whole: go on with --ckpt_path {tmp_path / 'run' / 'best.ckpt'}" in answer.err
+    again = gptlit("fit", "--ckpt_path", tmp_path / "run" / "best.ckpt", "--trainer.max_steps", 6)
+    assert again.code == 0, again.err
+    assert load(tmp_path / "run" / "last.ckpt")["global_step"] == 6
+
+
+# ---------------------------------------------------------------- golden files
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path for path in GOLDEN.iterdir() if path.is_dir()), ids=lambda path: path.name
+)
+def test_checkpoints_of_all_versions_load_for_ever(folder: Path, tmp_path: Path) -> None:
+    """Made by the version that names the folder: it validates to the loss it had then, draws, exports and goes on."""
+    shutil.copytree(folder, tmp_path / "run")
+    run = tmp_path / "run"
+    text = run / "text.txt"
+    then = yaml.safe_load((run / "then.yaml").read_text(encoding="utf-8"))
+    answer = gptlit("validate", "--ckpt_path", run / "last.ckpt", "--data.corpus", text, "--trainer.accelerator", "cpu")
+    assert answer.code == 0, answer.err
+    loss = float(answer.out.split("val/loss ")[1].split()[0])
+    assert loss == pytest.approx(then["val_loss"], abs=1e-4)
+    for verb in ("predict", "export"):
+        assert use(verb, run / "last.ckpt", tmp_path).code == 0
+    answer = gptlit("fit", "--ckpt_path", run, "--data.corpus", text)
+    assert answer.code == 0, answer.err
+    final = load(run / "last.ckpt")
+    assert final["global_step"] == then["max_steps"]
+    assert final["callbacks"]["RunCheckpoints"]["best_score"] == pytest.approx(then["final_val_loss"], abs=1e-3)

@@ -1,0 +1,518 @@
+"""A run that was killed, stopped or crashed at any moment ends bit for bit like one that was never disturbed."""
+
+import csv
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from command import At, digest, extra_callbacks, gptlit, load, report, tensors, write_config
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gptlit.checkpoint.run_dir import RunDir
+from gptlit.cli.fit.resume import is_plain
+from gptlit.optim import MuonAdamW
+
+FAULTS = ("what happens", "exit code", "last line", "then")
+EXACT = "resumed, bit for bit the undisturbed run"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "muon, dropout": {},
+    "adamw, accumulation": {"model__optimizer__name": "adamw", "trainer__accumulate_grad_batches": 2},
+}
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what depends on the clock."""
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's scalars as its own reader sees them, without what depends on the clock."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not tag.startswith("perf/")
+    }
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    """Equal weights, optimizer states, best file, table and curves; nothing doubled, nothing missing."""
+    assert digest(run / "last.ckpt") == digest(undisturbed / "last.ckpt")
+    assert digest(run / "best.ckpt") == digest(undisturbed / "best.ckpt")
+    assert metrics(run) == metrics(undisturbed)
+    assert curves(run) == curves(undisturbed)
+
+
+def undisturbed_run(folder: Path, **changes: Any) -> tuple[Path, Path]:
+    """Configuration and folder of an undisturbed run."""
+    config = write_config(folder, **changes)
+    assert gptlit("fit", "--config", config, "--run_dir", folder / "run").code == 0
+    return config, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The undisturbed run with Muon and dropout."""
+    return undisturbed_run(tmp_path_factory.mktemp("reference"))
+
+
+# ---------------------------------------------------------------- killed
+
+# Where in the loop, and steps done: last.ckpt is written after 5, 10, 15 and 20, validations follow 6, 12, 18 and 20.
+KILLED = ("run", "killed in (hook-step)", "after resuming, against the undisturbed run")
+MOMENTS = [
+    ("on_before_zero_grad", 5),
+    ("on_before_optimizer_step", 5),
+    ("on_train_batch_end", 6),
+    ("on_validation_start", 6),
+    ("on_validation_batch_end", 12),
+    ("on_validation_end", 12),
+    ("on_train_batch_start", 12),
+    ("on_before_zero_grad", 17),
+    ("on_validation_batch_start", 18),
+    ("on_train_batch_end", 20),
+    ("on_validation_batch_start", 20),
+    ("on_train_end", 20),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_at_any_moment_and_resumed_it_ends_bit_for_bit_the_same(variant: str, tmp_path: Path) -> None:
+    """What SIGKILL leaves on the disk is a copy of the folder at that moment; each copy is resumed."""
+    (tmp_path / "undisturbed").mkdir()
+    config, undisturbed = undisturbed_run(tmp_path / "undisturbed", **VARIANTS[variant])
+    run = tmp_path / "run"
+    copies = [tmp_path / f"{hook}-{step}" for hook, step in MOMENTS]
+    snapshots = [
+        At(hook, step, lambda copy=copy: shutil.copytree(run, copy))
+        for (hook, step), copy in zip(MOMENTS, copies, strict=True)
+    ]
+    with extra_callbacks(*snapshots):
+        assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    assert_same(run, undisturbed)
+    for copy in copies:
+        answer = gptlit("fit", "--ckpt_path", copy)
+        assert answer.code == 0, answer.err
+        assert_same(copy, undisturbed)
+        report("Killed and resumed", KILLED, variant, copy.name, "same weights, optimizer state, metrics and curves")
+
+
+def test_a_resumed_run_may_be_killed_and_resumed_again(reference, tmp_path) -> None:
+    """Guards against state that survives one resume and not two."""
+    config, undisturbed = reference
+    first, second, run = tmp_path / "first", tmp_path / "second", tmp_path / "run"
+    with extra_callbacks(At("on_train_batch_end", 7, lambda: shutil.copytree(run, first))):
+        gptlit("fit", "--config", config, "--run_dir", run)
+    with extra_callbacks(At("on_train_batch_end", 13, lambda: shutil.copytree(first, second))):
+        gptlit("fit", "--ckpt_path", first)
+    assert gptlit("fit", "--ckpt_path", second).code == 0
+    assert_same(second, undisturbed)
+
+
+# ---------------------------------------------------------------- stopped
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "stops_after"),
+    [
+        ("on_train_batch_start", 3, 4),
+        ("on_before_zero_grad", 9, 10),
+        ("on_train_batch_end", 12, 12),
+        ("on_validation_batch_start", 12, 12),
+        ("on_validation_end", 12, 13),
+        ("on_validation_batch_start", 20, 20),
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_tells_the_scheduler_the_truth(
+    reference, tmp_path, hook: str, step: int, stops_after: int, number: signal.Signals
+) -> None:
+    """In a step, before, in and after a validation, and in the last one: exit code 128 + n, then the same end."""
+    config, undisturbed = reference
+    run = tmp_path / "run"
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with extra_callbacks(At(hook, step, lambda: os.kill(os.getpid(), number))):
+        answer = gptlit("fit", "--config", config, "--run_dir", run)
+    assert answer.code == 128 + number
+    assert f"stopped by {number.name}" in answer.err
+    assert f"gptlit fit --ckpt_path {run}" in answer.err
+    assert load(run / "last.ckpt")["global_step"] == stops_after
+    assert gptlit("fit", "--ckpt_path", run).code == 0
+    assert_same(run, undisturbed)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    way_on = answer.err.strip().splitlines()[-1].replace(str(run), "RUN")
+    report("Faults", FAULTS, f"{number.name} in `{hook}` after step {step}", answer.code, way_on, EXACT)
+
+
+def test_a_signal_after_the_last_step_stops_what_would_follow(reference, tmp_path) -> None:
+    """The run is whole and says so, but `gptlit fit … && …` does not go on, as the user wanted."""
+    config, undisturbed = reference
+    run = tmp_path / "run"
+    with extra_callbacks(At("on_train_end", 20, lambda: os.kill(os.getpid(), signal.SIGINT))):
+        answer = gptlit("fit", "--config", config, "--run_dir", run)
+    assert answer.code == 130
+    assert "done" in answer.err
+    assert_same(run, undisturbed)
+
+
+def test_a_signal_that_the_shell_ignores_stays_ignored(reference, tmp_path) -> None:
+    """Guards runs that `nohup`, or `&` in a script, took out of the terminal's reach."""
+    config, undisturbed = reference
+    run = tmp_path / "run"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with extra_callbacks(At("on_train_batch_start", 3, lambda: os.kill(os.getpid(), signal.SIGINT))):
+            assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end", "on_before_optimizer_step"])
+def test_an_exception_in_a_callback_keeps_its_traceback_and_loses_nothing(reference, tmp_path, hook: str) -> None:
+    """The last whole step is saved, and the error is not swallowed."""
+    config, undisturbed = reference
+    run = tmp_path / "run"
+
+    def fail() -> None:
+        raise RuntimeError("a callback failed")
+
+    with extra_callbacks(At(hook, 8, fail)), pytest.raises(RuntimeError, match="a callback failed"):
+        gptlit("fit", "--config", config, "--run_dir", run)
+    assert load(run / "last.ckpt")["global_step"] == 8
+    assert gptlit("fit", "--ckpt_path", run).code == 0
+    assert_same(run, undisturbed)
+    report("Faults", FAULTS, f"an exception in `{hook}` of a callback after step 8", 1, "traceback", EXACT)
+
+
+def test_an_exception_at_the_end_of_a_validation_does_not_double_its_points(reference, tmp_path) -> None:
+    """Its numbers are logged by then; a checkpoint that makes up for the validation would log them again."""
+    config, undisturbed = reference
+    run = tmp_path / "run"
+
+    def fail() -> None:
+        raise RuntimeError("a callback failed")
+
+    with extra_callbacks(At("on_validation_end", 12, fail)), pytest.raises(RuntimeError, match="a callback failed"):
+        gptlit("fit", "--config", config, "--run_dir", run)
+    assert load(run / "last.ckpt")["global_step"] == 10
+    assert gptlit("fit", "--ckpt_path", run).code == 0
+    assert_same(run, undisturbed)
+
+
+def test_an_interruption_inside_an_optimizer_step_keeps_the_older_file(tmp_path) -> None:
+    """Weights that are half old and half new must never be saved."""
+    config, run = write_config(tmp_path), tmp_path / "run"
+    whole_step, steps = MuonAdamW._step_adamw, 0
+
+    def cut_off(self: MuonAdamW, group: dict[str, Any]) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 8:  # Muon's weights are new by now, AdamW's are old
+            raise SystemExit(130)  # as a second Ctrl-C does
+        whole_step(self, group)
+
+    with mock.patch.object(MuonAdamW, "_step_adamw", cut_off):
+        assert gptlit("fit", "--config", config, "--run_dir", run).code == 130
+    assert load(run / "last.ckpt")["global_step"] == 5
+
+
+def test_averaged_weights_come_back_exactly(tmp_path) -> None:
+    """Lightning's EMA keeps two sets of weights and swaps them during validation; both must survive a kill."""
+    config = write_config(tmp_path)
+    runs = {name: tmp_path / name for name in ("whole", "cut", "stopped")}
+    with extra_callbacks(
+        EMAWeightAveraging(decay=0.9), At("on_train_batch_end", 13, lambda: shutil.copytree(runs["whole"], runs["cut"]))
+    ):
+        assert gptlit("fit", "--config", config, "--run_dir", runs["whole"]).code == 0
+    stop = At("on_validation_batch_start", 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with extra_callbacks(EMAWeightAveraging(decay=0.9), stop):
+        assert gptlit("fit", "--config", config, "--run_dir", runs["stopped"]).code == 143
+    for name in ("cut", "stopped"):
+        with extra_callbacks(EMAWeightAveraging(decay=0.9)):
+            assert gptlit("fit", "--ckpt_path", runs[name]).code == 0
+        assert_same(runs[name], runs["whole"])
+
+
+def test_our_own_average_comes_back_exactly(tmp_path) -> None:
+    """And a run that is made longer goes on from the weights that were trained, not from their average."""
+    config, killed = write_config(tmp_path, average__decay=0.9, model__gpt__token_noise=0.1), tmp_path / "killed"
+    constant = ("--model.schedule.shape", "constant")
+    whole, short = tmp_path / "whole", tmp_path / "short"
+    with extra_callbacks(At("on_train_batch_end", 13, lambda: shutil.copytree(whole, killed))):
+        assert gptlit("fit", "--config", config, "--run_dir", whole, *constant).code == 0
+    assert gptlit("fit", "--ckpt_path", killed).code == 0
+    assert_same(killed, whole)
+    assert gptlit("fit", "--config", config, "--run_dir", short, *constant, "--trainer.max_steps", 12).code == 0
+    assert gptlit("fit", "--ckpt_path", short, "--trainer.max_steps", 20).code == 0
+    assert digest(short / "last.ckpt") == digest(whole / "last.ckpt")
+
+
+def test_without_its_average_a_run_goes_on_from_the_weights_that_were_trained(tmp_path) -> None:
+    """Guards against weights and optimizer state that do not belong together."""
+    config, run, plain = write_config(tmp_path, average__decay=0.9), tmp_path / "run", tmp_path / "plain"
+    steps = ("--model.schedule.shape", "constant", "--trainer.max_steps")
+    for folder, decay in ((run, 0.9), (plain, 0.0)):
+        fit = ("fit", "--config", config, "--run_dir", folder, "--average.decay", decay)
+        assert gptlit(*fit, *steps, 10).code == 0
+        assert gptlit("fit", "--ckpt_path", folder, "--average.decay", 0.0, "--trainer.max_steps", 14).code == 0
+    assert digest(run / "last.ckpt") == digest(plain / "last.ckpt")
+
+
+def test_a_callback_that_monitors_the_validation_loss_comes_back() -> None:
+    """Its slash is no path; an argument that is one stays outside, since a checkpoint may come from anywhere."""
+    early = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
+    assert is_plain([early])
+    assert not is_plain({**early, "init_args": {"dirpath": "../elsewhere"}})
+
+
+def test_a_text_that_is_no_longer_where_the_run_found_it_is_asked_for(tmp_path, monkeypatch) -> None:
+    """A relative name in a checkpoint means nothing in another folder: guards against a riddle."""
+    config = write_config(tmp_path, trainer__max_steps=2)
+    monkeypatch.chdir(tmp_path)
+    assert gptlit("fit", "--config", config, "--run_dir", "run", "--data.corpus", "text.txt").code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    answer = gptlit("fit", "--ckpt_path", tmp_path / "run", "--trainer.max_steps", 4)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.endswith("(the name is the checkpoint's: give --data.corpus another)\n")
+
+
+def test_a_run_in_the_folder_where_one_is_gets_a_name(tmp_path, monkeypatch) -> None:
+    """`--run_dir .` has none to put a number behind."""
+    (tmp_path / "here").mkdir()
+    config = write_config(tmp_path / "here", trainer__max_steps=2)
+    monkeypatch.chdir(tmp_path / "here")
+    assert gptlit("fit", "--config", config, "--run_dir", ".").code == 0
+    assert (tmp_path / "here-2" / "last.ckpt").is_file()
+
+
+def test_the_best_checkpoint_holds_the_average_that_was_validated(tmp_path) -> None:
+    """Guards against a loss that belongs to other weights than those in the file."""
+    config, run = write_config(tmp_path, average__decay=0.9), tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    best = load(run / "best.ckpt")
+    assert any((best["state_dict"][name] != w).any() for name, w in best["current_model_state"].items())
+    logged = min(float(row["val/loss"]) for row in metrics(run) if row["val/loss"])
+    answer = gptlit("validate", "--ckpt_path", run)
+    assert float(answer.out.split()[1]) == pytest.approx(logged, abs=1e-6)
+
+
+def test_another_callback_logs_the_same_after_resuming(tmp_path) -> None:
+    """Lightning's monitor of rates reads them before the first step: the row of the last one must stay as it was."""
+    config, run, cut = write_config(tmp_path), tmp_path / "run", tmp_path / "cut"
+    killed = At("on_train_batch_end", 13, lambda: shutil.copytree(run, cut))
+    with extra_callbacks(LearningRateMonitor("step"), killed):
+        assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    with extra_callbacks(LearningRateMonitor("step")):
+        assert gptlit("fit", "--ckpt_path", cut).code == 0
+    assert "lr-MuonAdamW/pg1" in metrics(run)[0]
+    assert metrics(cut) == metrics(run)
+
+
+# ---------------------------------------------------------------- what may change on the way, and what may not
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after 10 of 20 steps; tests work on copies."""
+    folder = tmp_path_factory.mktemp("half")
+    config = write_config(folder, model__gpt__dropout=0.0)
+    with extra_callbacks(At("on_before_zero_grad", 9, lambda: os.kill(os.getpid(), signal.SIGTERM))):
+        assert gptlit("fit", "--config", config, "--run_dir", folder / "run").code == 143
+    return folder / "run"
+
+
+@pytest.fixture
+def copy(half: Path, tmp_path: Path) -> Path:
+    """A copy of the stopped run, and of its text beside it."""
+    shutil.copytree(half, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_longer_run_is_honoured_and_said(copy: Path) -> None:
+    """Guards against a flag that is silently overwritten by the checkpoint's settings."""
+    answer = gptlit("fit", "--ckpt_path", copy, "--trainer.max_steps", 24)
+    assert answer.code == 0
+    assert "changed: trainer.max_steps 20 -> 24" in answer.err
+    assert load(copy / "last.ckpt")["global_step"] == 24
+    assert [int(row["step"]) for row in metrics(copy)] == list(range(1, 25))
+
+
+def test_another_cut_of_the_batches_is_honoured_and_said(copy: Path, half: Path, tmp_path: Path) -> None:
+    """Accumulation changes on the way: the same global batches, so the same losses within rounding."""
+    shutil.copytree(half, tmp_path / "whole")
+    gptlit("fit", "--ckpt_path", tmp_path / "whole")
+    answer = gptlit("fit", "--ckpt_path", copy, "--trainer.accumulate_grad_batches", 4)
+    assert answer.code == 0
+    assert "changed: trainer.accumulate_grad_batches 1 -> 4" in answer.err
+    for cut, whole in zip(metrics(copy), metrics(tmp_path / "whole"), strict=True):
+        assert float(cut["train/loss"]) == pytest.approx(float(whole["train/loss"]), rel=1e-5)
+        assert bool(cut["val/loss"]) == bool(whole["val/loss"])
+
+
+def test_an_explicit_rate_wins_over_the_saved_one(copy: Path) -> None:
+    """Left alone, torch brings the rates of the saved optimizer back without a word."""
+    answer = gptlit("fit", "--ckpt_path", copy, "--model.optimizer.lr", 1e-3, "--model.schedule.shape", "constant")
+    assert "changed: model.optimizer.lr 0.005 -> 0.001" in answer.err
+    after = [row for row in metrics(copy) if int(row["step"]) > 10]
+    assert {float(row["lr/decay"]) for row in after} == {1e-3}
+    assert {float(row["lr/matrix"]) for row in after} == {0.02}
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--model.gpt.n_layer", "2"], "model.gpt.n_layer is 2"),
+        (["--model.gpt.vocab_size", "50"], "model.gpt.vocab_size is 50"),
+        (["--model.gpt.activation", "gelu"], "model.gpt.activation is 'gelu'"),
+        (["--model.optimizer.name", "adamw"], "model.optimizer.name is 'adamw'"),
+        (["--data.tokenizer", "bpe"], "data.tokenizer is 'bpe'"),
+        (["--data.val_fraction", "0.2"], "data.val_fraction"),
+        (["--data.corpus", "sample"], "data.corpus"),
+    ],
+)
+def test_what_the_weights_do_not_fit_is_refused_by_name(half: Path, flags: list[str], name: str) -> None:
+    """One line, exit 2, and the run is untouched."""
+    before = {path: path.stat().st_mtime_ns for path in half.rglob("*")}
+    answer = gptlit("fit", "--ckpt_path", half, *flags)
+    assert answer.code == 2
+    assert name in answer.err
+    assert answer.err.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in half.rglob("*")} == before
+
+
+def test_the_text_may_have_moved(copy: Path, half: Path) -> None:
+    """Another path with the same content is the same text."""
+    text = copy.parent / "moved.txt"
+    text.write_bytes((half.parent / "text.txt").read_bytes())
+    assert gptlit("fit", "--ckpt_path", copy, "--data.corpus", text).code == 0
+
+
+def test_a_text_that_was_edited_is_refused(copy: Path, half: Path) -> None:
+    """A changed character is another text: the batches would not be those of the run."""
+    text = copy.parent / "edited.txt"
+    content = (half.parent / "text.txt").read_text(encoding="utf-8")
+    text.write_text(content.replace("e", "a", 1), encoding="utf-8")
+    answer = gptlit("fit", "--ckpt_path", copy, "--data.corpus", text)
+    assert answer.code == 2
+    assert "is not the text that the checkpoint was trained on" in answer.err
+
+
+def test_a_finished_run_says_so_and_is_left_alone(reference) -> None:
+    """Exit 0, the flag that goes on is named, no file is touched."""
+    _, run = reference
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    answer = gptlit("fit", "--ckpt_path", run)
+    assert answer.code == 0
+    assert "nothing is left to do" in answer.err
+    assert "--trainer.max_steps" in answer.err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_an_earlier_checkpoint_goes_on_in_a_new_folder(copy: Path) -> None:
+    """Going on from best.ckpt must not overwrite the later steps in last.ckpt."""
+    last = digest(copy / "last.ckpt")
+    answer = gptlit("fit", "--ckpt_path", copy / "best.ckpt")
+    assert answer.code == 0
+    assert digest(copy / "last.ckpt") == last
+    assert load(copy.with_name("run-2") / "last.ckpt")["global_step"] == 20
+    assert (copy.with_name("run-2") / "best.ckpt").is_file()
+
+
+def test_a_newer_best_file_is_where_a_run_goes_on(reference, tmp_path) -> None:
+    """Killed between best.ckpt of step 12 and the next last.ckpt, nothing before step 12 is trained again."""
+    config, undisturbed = reference
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    with extra_callbacks(At("on_train_batch_end", 13, lambda: shutil.copytree(run, copy))):
+        gptlit("fit", "--config", config, "--run_dir", run)
+    assert load(copy / "last.ckpt")["global_step"] == 10
+    answer = gptlit("fit", "--ckpt_path", copy)
+    assert f"after step 12 of {copy / 'best.ckpt'}" in answer.err
+    assert_same(copy, undisturbed)
+
+
+def test_no_two_processes_train_the_same_run(copy: Path) -> None:
+    """They would overwrite each other's checkpoints."""
+    folder = RunDir.reopen(copy)
+    try:
+        answer = gptlit("fit", "--ckpt_path", copy)
+        assert answer.code == 2
+        assert "another process is training this run" in answer.err
+    finally:
+        folder.close()
+    assert gptlit("fit", "--ckpt_path", copy).code == 0
+
+
+def test_a_checkpoint_does_not_choose_what_code_is_run(copy: Path, tmp_path: Path) -> None:
+    """A setting that names a class is left out, and said; the user can give it again."""
+    module, proof = tmp_path / "intruder.py", tmp_path / "proof"
+    module.write_text(f"open({str(proof)!r}, 'w').close()\nclass Callback: pass\n")
+    checkpoint = torch.load(copy / "last.ckpt", weights_only=True)
+    config = checkpoint["gptlit"]["config"].replace("callbacks: null", "callbacks: [{class_path: intruder.Callback}]")
+    assert "intruder" in config
+    checkpoint["gptlit"]["config"] = config
+    torch.save(checkpoint, copy / "last.ckpt")
+    with mock.patch.object(sys, "path", [str(tmp_path), *sys.path]):
+        answer = gptlit("fit", "--ckpt_path", copy)
+    assert answer.code == 0
+    assert "trainer.callbacks of the checkpoint is left out" in answer.err
+    assert not proof.exists()
+
+
+# ---------------------------------------------------------------- what must not matter
+
+
+class Keep(pl.Callback):
+    """Keeps the final weights."""
+
+    weights: tuple[torch.Tensor, ...] = ()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.weights = tuple(tensor.clone() for _, tensor in tensors(pl_module.network.state_dict()))
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Keep]:
+    """Configuration and final weights of the run as it is by default."""
+    kept = Keep()
+    with extra_callbacks(kept):
+        config, _ = undisturbed_run(tmp_path_factory.mktemp("watched"))
+    return config, kept
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--trainer.logger", "false"],
+        ["--trainer.enable_progress_bar", "false"],
+        ["--trainer.enable_checkpointing", "false"],
+        ["--trainer.log_every_n_steps", "7"],
+        ["--trainer.val_check_interval", "4"],
+        ["--trainer.limit_val_batches", "0"],
+        ["--sample_text.max_new_tokens", "20"],
+        ["--data.estimate_batches", "3"],
+        ["--save_every_n_steps", "3"],
+    ],
+    ids=lambda flags: f"{flags[0]} {flags[1]}",
+)
+def test_watching_a_run_does_not_change_it(flags: list[str], watched: tuple[Path, Keep], tmp_path: Path) -> None:
+    """Same seed, same final weights, whatever logs, bars, samples and validations are switched on or off."""
+    config, undisturbed = watched
+    kept = Keep()
+    with extra_callbacks(kept):
+        answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", *flags)
+    assert answer.code == 0, answer.err
+    assert kept.weights
+    assert all(torch.equal(a, b) for a, b in zip(kept.weights, undisturbed.weights, strict=True))

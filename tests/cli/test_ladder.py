@@ -1,0 +1,198 @@
+"""The ladder as a person uses it: what it writes, that it can be stopped, and what it refuses."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import PLAY, Answer, gptlit, load
+
+from gptlit.cli import ladder
+from gptlit.cli.ladder.report import Result, gain, markdown_table, with_spread
+from gptlit.cli.ladder.rungs import all_rungs
+
+SHORT = (
+    "--trainer.max_steps=6",
+    "--trainer.val_check_interval=3",
+    "--data.estimate_batches=2",
+    "--sample_text.max_new_tokens=20",
+    "--pictures.when=never",
+    "--trainer.accelerator=cpu",
+)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A text so short that a validation takes no time."""
+    path = tmp_path / "text.txt"
+    path.write_text(PLAY.read_text(encoding="utf-8")[:4000], encoding="utf-8")
+    return path
+
+
+def climb(text: Path, *arguments: str, rungs: str = "1,2", run_dir: str = "ladder") -> Answer:
+    """Runs the ladder on a short budget, beside its text."""
+    place = ("--run_dir", text.parent / run_dir, "--data.corpus", text)
+    return gptlit("ladder", "--rungs", rungs, *place, *SHORT, *arguments)
+
+
+def numbers(folder: Path) -> list[dict[str, str]]:
+    """The rows of ladder.csv, without what depends on the clock."""
+    with (folder / "ladder.csv").open(newline="", encoding="utf-8") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_two_rungs_with_two_seeds_give_a_table_numbers_and_a_picture(text: Path) -> None:
+    """Guards against figures that are not those of the runs: each is checked against the run's own checkpoint."""
+    answer = climb(text, "--seeds", "2")
+    root = text.parent / "ladder"
+    assert answer.code == 0, answer.err
+    assert answer.out.strip()
+    assert answer.out.strip() in (root / "ladder.md").read_text(encoding="utf-8")
+    assert (root / "ladder.png").read_bytes().startswith(b"\x89PNG")
+
+    rows = numbers(root)
+    names = ["1_bigram", "2_head", "1_bigram-seed2", "2_head-seed2"]
+    assert [row["rung"] + ("-seed2" if row["seed"] == "1338" else "") for row in rows] == names
+    assert len({row["val_loss"] for row in rows}) == 4, "every rung and every seed is a run of its own"
+    for name, row in zip(names, rows, strict=True):
+        exact = gptlit("validate", "--ckpt_path", root / name / "last.ckpt").out
+        assert f"val/loss {float(row['val_loss']):.5f}"[:-1] in exact
+        shapes = [tuple(t.shape) for key, t in load(root / name / "last.ckpt")["state_dict"].items() if "net." in key]
+        assert int(row["parameters"]) == sum(a * (b[0] if b else 1) for a, *b in shapes)
+        assert row["sample"] == (root / name / "samples" / "step-000006.txt").read_text(encoding="utf-8")
+
+
+def test_a_ladder_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(text: Path) -> None:
+    """Ctrl-C in the second rung: the first is not trained again, the second not from its start."""
+    assert climb(text, run_dir="undisturbed").code == 0
+
+    class StoppingBar(ladder.RungBar):
+        def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
+            if trainer.global_step == 3 and trainer.lightning_module.gpt.n_layer:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder, "RungBar", StoppingBar)
+        answer = climb(text)
+    root = text.parent / "ladder"
+    assert answer.code == 130
+    assert "the ladder goes on with: gptlit ladder --rungs 1,2" in answer.err
+    assert 3 <= load(root / "2_head" / "last.ckpt")["global_step"] < 6
+    first_rung = (root / "1_bigram" / "last.ckpt").stat().st_mtime_ns
+
+    assert climb(text).code == 0
+    assert (root / "1_bigram" / "last.ckpt").stat().st_mtime_ns == first_rung
+    assert numbers(root) == numbers(text.parent / "undisturbed")
+    assert sorted(path.name for path in root.iterdir() if path.is_dir()) == ["1_bigram", "2_head"]
+
+
+def test_a_signal_at_the_end_of_a_rung_does_not_start_the_next_one(text: Path) -> None:
+    """Guards against a Ctrl-C that falls between the last step and the next rung, and is forgotten."""
+
+    class StoppingBar(ladder.RungBar):
+        def on_train_end(self, *arguments: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder, "RungBar", StoppingBar)
+        answer = climb(text)
+    assert answer.code == 130
+    assert "the ladder goes on with" in answer.err
+    assert [path.name for path in (text.parent / "ladder").iterdir()] == ["1_bigram"]
+
+
+def test_a_finished_ladder_only_reads(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against hours of training again what is there; more seeds or rungs are added to it."""
+    rate = ("--model.optimizer.lr", "1e-3")
+    first = climb(text, *rate, rungs="1")
+    monkeypatch.setattr(ladder, "train_rung", lambda *arguments: pytest.fail("nothing was left to train"))
+    assert climb(text, *rate, rungs="1").out == first.out
+
+
+def test_a_folder_that_a_crash_left_without_a_checkpoint_is_begun_anew(text: Path) -> None:
+    """Guards against a run that ends in `1_bigram-2`, where no table finds it."""
+    folder = text.parent / "ladder" / "1_bigram"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed_everything: 1\n")
+    assert climb(text, rungs="1").code == 0
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["1_bigram"]
+    assert (folder / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "expected"),
+    [
+        (0.001, "1e-3", True),
+        ("2024", 2024, True),
+        ([0.9, 0.95], ["9e-1", 0.95], True),
+        (None, None, True),
+        (0.001, 0.002, False),
+        ("a", "b", False),
+        ([0.9], [0.9, 0.95], False),
+        (True, False, False),
+    ],
+)
+def test_a_setting_is_the_same_however_it_is_written(stored: Any, wanted: Any, expected: bool) -> None:
+    """Guards against a ladder that refuses its own runs: to YAML, 1e-3 is a text."""
+    assert ladder.same(stored, wanted) is expected
+
+
+def test_runs_with_other_settings_are_not_taken_for_these(text: Path) -> None:
+    """Guards against a table that compares 6 steps with 5,000."""
+    assert climb(text, rungs="1").code == 0
+    answer = climb(text, "--model.optimizer.lr=0.5", rungs="1")
+    assert answer.code == 2
+    assert "1_bigram holds a run with model.optimizer.lr 0.003, not 0.5: choose another --run_dir" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--rungs", "3,99"), "there is no rung 99 (there are 1, 1b, 2, 3"),
+        (("--seeds", "0"), "--seeds is 0"),
+        (("--seeds", "many"), "--seeds"),
+        (("--trainer.devices", "2"), "trains on one device"),
+        (("--ckpt_path", "somewhere"), "has no --ckpt_path"),
+        (("--model.gpt.n_laier", "3"), "n_layer"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_leaves_nothing(
+    arguments: tuple[str, ...], complaint: str, tmp_path: Path
+) -> None:
+    """One line, exit code 2, and no folder."""
+    answer = gptlit("ladder", "--run_dir", tmp_path / "ladder", *arguments)
+    assert answer.code == 2
+    assert complaint in answer.err
+    assert len(answer.err.strip().splitlines()) == 1
+    assert not (tmp_path / "ladder").exists()
+
+
+def result(number: str, loss: float) -> Result:
+    """A run of a rung that ended with a loss."""
+    (rung,) = (rung for rung in all_rungs() if rung.number == number)
+    return Result(rung, 1, 10, 100, None, loss, loss / 0.69, 60.0, ((100, loss),), "")
+
+
+def test_a_gain_within_the_spread_is_in_brackets() -> None:
+    """Guards against selling noise as progress."""
+    assert gain({1: 2.50, 2: 2.52}, {1: 2.40, 2: 2.41}) == "0.105 ± 0.007"
+    assert gain({1: 2.50, 2: 2.52}, {1: 2.49, 2: 2.53}) == "(0.000 ± 0.014)"
+    assert gain({1: 2.50}, {1: 2.55}) == "(-0.050)"
+    assert gain({}, {1: 2.5}) == ""
+    assert with_spread([2.0, 2.2]) == "2.1000 ± 0.1414"
+    assert with_spread([2.0]) == "2.0000"
+
+
+def test_a_gain_is_taken_seed_by_seed() -> None:
+    """Guards against gains that drown in what a seed's batches do to every rung, and against comparing other seeds."""
+    assert gain({1: 2.30, 2: 2.27, 3: 2.20}, {2: 2.26, 1: 2.29}) == "0.010 ± 0.000"
+    assert gain({1: 2.30}, {2: 2.29}) == ""
+
+
+def test_the_gain_is_measured_against_the_rung_that_a_rung_leads_on_from() -> None:
+    """Rung 8 follows rung 6: the one between them has another size."""
+    table = markdown_table([result("6", 2.07), result("7", 1.5), result("8", 1.97)])
+    gains = [line.split("|")[7].strip() for line in table.splitlines()[2:]]
+    assert gains == ["", "0.570", "0.100"]

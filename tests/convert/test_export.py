@@ -1,0 +1,352 @@
+"""A run as a Hugging Face folder: transformers computes the same logits, writes the same text, reads the same ids."""
+
+import json
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import DIALECTS, NANOGPT, random_gpt
+from torch import Tensor
+
+from gptlit.cli import run
+from gptlit.convert.export import export_run
+from gptlit.convert.huggingface import architecture_of, move_head_bias
+from gptlit.errors import UserError
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
+from gptlit.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("safetensors")
+
+SYMBOLS = CharTokenizer("\n !$&',-.3:;?" + "".join(map(chr, range(65, 91))) + "".join(map(chr, range(97, 123))), "play")
+MODERN = GPTConfig(**DIALECTS["modern"])
+EXPORTABLE = {
+    "nanogpt": GPTConfig(**DIALECTS["nanogpt"]),
+    "nanogpt, cpu size": GPTConfig(**NANOGPT, block_size=64),
+    "gpt2": GPTConfig(**DIALECTS["gpt2"]),
+    "gpt2, untied, no bias": GPTConfig(**{**DIALECTS["nanogpt"], "tie_weights": False, "activation": "gelu_tanh"}),
+    "lecture, biased head": GPTConfig(**{**DIALECTS["layernorm"], "n_embd": 128}),
+    "modern": MODERN,
+    "modern, base size": GPTConfig(vocab_size=65),
+    "modern, softcap": GPTConfig(**DIALECTS["modern, softcap"]),
+    "modern, another rope base": replace(MODERN, rope_base=100.0),
+    "modern, tied": replace(MODERN, tie_weights=True, activation="gelu", mlp_ratio=3),
+}
+
+
+def checkpoint_of(model: GPT, tokenizer: Tokenizer, **more: Any) -> dict[str, Any]:
+    """What a run would have saved of this network."""
+    return {
+        "state_dict": {f"net.{name}": tensor for name, tensor in model.state_dict().items()},
+        "hyper_parameters": {"gpt": asdict(model.config), "tokenizer": tokenizer.to_json(), "seed": 1337},
+        "global_step": 2000,
+        **more,
+    }
+
+
+def positions(gpt: GPTConfig, count: int = 1000) -> Tensor:
+    """Random ids (B, T), at least `count` of them."""
+    rows = math.ceil(count / gpt.block_size)
+    return torch.randint(gpt.vocab_size, (rows, gpt.block_size), generator=torch.Generator().manual_seed(1))
+
+
+def note_parity(table: str, name: str, difference: float) -> None:
+    """Appends a row to the file that GPTLIT_PARITY_TABLE names, for the documentation."""
+    if path := os.environ.get("GPTLIT_PARITY_TABLE"):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(f"| {table} | {name} | {difference:.1e} |\n")
+
+
+def greedy(model: GPT, ids: list[int], new: int) -> list[int]:
+    """The most probable continuation, by whole forward passes."""
+    for _ in range(new):
+        ids = [*ids, int(model(torch.tensor([ids]))[0, -1].argmax())]
+    return ids
+
+
+@pytest.fixture(scope="module", params=list(EXPORTABLE))
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, GPT, Path]:
+    """A network of every exportable dialect, in float32 and with no weight near zero, and the folder made of it."""
+    model = random_gpt(EXPORTABLE[request.param]).float()
+    folder = tmp_path_factory.mktemp("export") / "model"
+    export_run(checkpoint_of(model, SYMBOLS), folder)
+    return request.param, model, folder
+
+
+@torch.no_grad()
+def test_transformers_computes_the_same_logits(exported: tuple[str, GPT, Path]) -> None:
+    """Guards against a transposed, swapped or forgotten weight, and another activation, epsilon or rotation."""
+    name, ours, folder = exported
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    ids = positions(ours.config)
+    expected = ours(ids)
+    difference = float((theirs(ids).logits - expected).abs().max())
+    note_parity("export", name, difference)
+    assert float(expected.std()) > 0.1, "logits that are all alike would prove nothing"
+    assert difference < (1e-5 if ours.config.position == "learned" and not has_head_bias(ours) else 1e-4)
+
+
+def has_head_bias(model: GPT) -> bool:
+    return model.lm_head.bias is not None
+
+
+@torch.no_grad()
+def test_transformers_writes_the_same_text(exported: tuple[str, GPT, Path]) -> None:
+    """Greedy text through its cache is ours."""
+    _, ours, folder = exported
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    prompt = "Ay, me"
+    new = min(24, ours.config.block_size) - len(prompt)
+    expected = SYMBOLS.decode(greedy(ours, SYMBOLS.encode(prompt), new))
+    inputs = tokenizer(prompt, return_tensors="pt")
+    written = theirs.generate(**inputs, max_new_tokens=new, do_sample=False)
+    assert tokenizer.decode(written[0]) == expected
+
+
+def test_the_tokenizer_loses_nothing_and_adds_nothing(exported: tuple[str, GPT, Path]) -> None:
+    """Guards against stripped spaces, "cleaned up" punctuation, swallowed line ends and tokens put around the text."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported[2], local_files_only=True)
+    text = "\n\n  First Citizen:\n  Don 't , we 're .  \n"
+    ids = tokenizer(text)["input_ids"]
+    assert ids == SYMBOLS.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert len(tokenizer) == SYMBOLS.vocab_size
+
+
+def test_the_exported_tokenizer_refuses_an_unknown_character(tmp_path: Path) -> None:
+    """It would be lost without a word otherwise."""
+    export_run(checkpoint_of(random_gpt(MODERN), SYMBOLS), tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True)
+    with pytest.raises(Exception, match="WordLevel"):
+        tokenizer("caf\u00e9")
+
+
+def test_the_whole_corpus_survives_the_exported_tokenizer(tinyshakespeare: Path, tmp_path: Path) -> None:
+    """Every character of the real text there and back."""
+    text = tinyshakespeare.read_text(encoding="utf-8")
+    ours = CharTokenizer.train(text, "tinyshakespeare")
+    export_run(checkpoint_of(random_gpt(MODERN), ours), tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True)
+    ids = tokenizer(text)["input_ids"]
+    assert ids == ours.encode(text)
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("dialect", ["nanogpt", "modern"])
+def test_a_byte_pair_tokenizer_is_exported_as_it_is(dialect: str, tmp_path: Path) -> None:
+    """There is a class of transformers for GPT-2's vocabulary, which would split the text otherwise."""
+    text = "To be, or not to be: that is the question.\n  Whether 'tis nobler \u2014 na\u00efve \U0001f600\n\n" * 4
+    ours = BPETokenizer.train([text], 300, "speech")
+    gpt = replace(EXPORTABLE[dialect], vocab_size=ours.vocab_size)
+    export_run(checkpoint_of(random_gpt(gpt), ours), tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True)
+    for probe in (text, "  two  spaces, a tab\t and unseen \u65e5\u672c"):
+        ids = tokenizer(probe)["input_ids"]
+        assert ids == ours.encode(probe)
+        assert tokenizer.decode(ids) == probe
+
+
+@pytest.mark.parametrize("dialect", ["nanogpt", "modern"])
+def test_generation_does_not_stop_at_a_symbol(dialect: str, tmp_path: Path) -> None:
+    """NanoChat's defaults end a text at id 1 and GPT-2's at 50256: with us every id is a symbol like the others."""
+    model = GPT(replace(EXPORTABLE[dialect], tie_weights=False, init="zero")).eval()
+    with torch.no_grad():
+        model.transformer["wte"].weight[:] = model.transformer["wte"].weight[0].clone()  # all symbols look alike
+        if "wpe" in model.transformer:
+            model.transformer["wpe"].weight.zero_()
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[1] = model.hidden(torch.tensor([[0]]))[0, 0]  # now id 1 always comes next
+    export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", local_files_only=True)
+    written = theirs.generate(torch.tensor([[5, 1]]), max_new_tokens=10, do_sample=False)
+    assert written[0].tolist() == [5] + [1] * 11
+    for file in ("config.json", "generation_config.json"):
+        said = json.loads((tmp_path / "model" / file).read_text())
+        assert [said.get(f"{name}_token_id") for name in ("bos", "eos", "pad")] == [None, None, None]
+
+
+def test_generation_draws_from_all_symbols(tmp_path: Path) -> None:
+    """Left alone, transformers draws from the 50 most probable symbols only."""
+    model = random_gpt(MODERN)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.01)  # all symbols about equally probable
+    export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", local_files_only=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = theirs.generate(torch.zeros(2000, 1, dtype=torch.int64), max_new_tokens=1)[:, 1]
+    assert drawn.unique().tolist() == list(range(SYMBOLS.vocab_size))
+
+
+@pytest.mark.parametrize(
+    ("gpt", "named"),
+    [
+        (GPTConfig(**DIALECTS["bigram"]), "model.gpt.n_layer 0"),
+        (GPTConfig(**DIALECTS["one head"]), "model.gpt.residual false"),
+        (GPTConfig(**DIALECTS["feed-forward"]), "model.gpt.norm none"),
+        (replace(EXPORTABLE["nanogpt"], logit_softcap=1.0), "model.gpt.logit_softcap 1.0"),
+        (replace(EXPORTABLE["nanogpt"], mlp_ratio=0), "model.gpt.mlp_ratio 0"),
+        (replace(EXPORTABLE["nanogpt"], qk_norm=True), "model.gpt.qk_norm true"),
+        (replace(EXPORTABLE["nanogpt"], position="none"), "model.gpt.position none"),
+        (replace(MODERN, bias=True), "model.gpt.bias true"),
+        (replace(MODERN, norm="layernorm"), "model.gpt.norm layernorm"),
+        (replace(MODERN, token_shift=2), "model.gpt.token_shift 2"),
+        (replace(EXPORTABLE["nanogpt"], token_shift=1), "model.gpt.token_shift 1"),
+        (GPTConfig(**DIALECTS["layernorm"]), "model.gpt.bias true with model.gpt.tie_weights false"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_transformers_cannot_express_is_refused_by_name(gpt: GPTConfig, named: str, tmp_path: Path) -> None:
+    """Guards against a folder that loads and computes something else."""
+    with pytest.raises(UserError) as refusal:
+        export_run(checkpoint_of(random_gpt(gpt), SYMBOLS), tmp_path / "model")
+    assert named in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True)
+class LaterConfig(GPTConfig):
+    """A switch that export has never heard of."""
+
+    memory: int = 0
+
+
+@pytest.mark.parametrize("gpt", [EXPORTABLE["nanogpt"], MODERN], ids=["gpt2", "nanochat"])
+def test_a_switch_that_is_new_is_refused_until_export_knows_it(gpt: GPTConfig) -> None:
+    """Guards against a field of GPTConfig that is added, forgotten here, and silently left out of what is written."""
+    later = LaterConfig(**asdict(gpt))
+    assert architecture_of(later) == architecture_of(gpt)
+    with pytest.raises(UserError, match=r"model\.gpt\.memory 1 \(it has 0\)"):
+        architecture_of(replace(later, memory=1))
+
+
+def test_the_bias_of_the_head_moves_into_the_norm_exactly() -> None:
+    """W β' = W β + b wherever W has independent rows; a head with more symbols than channels is refused."""
+    generator = torch.Generator().manual_seed(0)
+    W, b, beta = (torch.randn(*shape, generator=generator) for shape in ((65, 384), (65,), (384,)))
+    moved = move_head_bias(W, b, beta)
+    torch.testing.assert_close(W.double() @ moved.double(), W.double() @ beta.double() + b, rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="65 symbols, 32 channels"):
+        move_head_bias(W[:, :32], b, beta[:32])
+    W[1] = W[0]  # two rows that cannot tell their biases apart
+    with pytest.raises(UserError, match="left over"):
+        move_head_bias(W, b, beta)
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    """A folder with something in it is refused and stays as it was; an empty one is taken."""
+    checkpoint = checkpoint_of(random_gpt(MODERN), SYMBOLS)
+    export_run(checkpoint, tmp_path / "model")
+    before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    with pytest.raises(UserError, match="not empty"):
+        export_run(checkpoint, tmp_path / "model")
+    assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    (tmp_path / "empty").mkdir()
+    export_run(checkpoint, tmp_path / "empty")
+    assert {path.name for path in (tmp_path / "empty").iterdir()} == {path.name for path in before}
+
+
+def test_an_export_that_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a folder that looks whole and is not."""
+
+    def full(*arguments: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gptlit.convert.export.model_card", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        export_run(checkpoint_of(random_gpt(MODERN), SYMBOLS), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_computes_something_else_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison at the end of every export is a real one."""
+    monkeypatch.setattr("gptlit.convert.huggingface.RMS_NORM_EPS", 1e-1)
+    with pytest.raises(RuntimeError, match="something else"):
+        export_run(checkpoint_of(random_gpt(MODERN), SYMBOLS), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    """A run that diverged makes no model."""
+    model = random_gpt(MODERN)
+    with torch.no_grad():
+        model.lm_head.weight[3, 4] = math.nan
+    with pytest.raises(UserError, match=r"not finite \(lm_head.weight\)"):
+        export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
+
+
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line with the command that installs it, and no ImportError."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"pip install 'gptlit\[hf\]'"):
+        export_run(checkpoint_of(random_gpt(MODERN), SYMBOLS), tmp_path / "model")
+
+
+RUN_CONFIG = {"data": {"corpus": "plays/*.txt", "batch_size": 12, "val_fraction": 0.1}, "seed_everything": 7}
+
+
+@pytest.mark.parametrize(("best_step", "said"), [(2000, "1.5000 nats"), (1500, "not measured for these weights")])
+def test_the_card_says_what_the_run_was(best_step: int, said: str, tmp_path: Path) -> None:
+    """Split, protocol, loss, seed and command, all of this run; the loss of other weights is not passed off as ours."""
+    checkpoint = checkpoint_of(
+        random_gpt(MODERN),
+        SYMBOLS,
+        gptlit={"version": "0.1.0", "config": yaml.safe_dump(RUN_CONFIG)},
+        callbacks={"Other": {}, "RunCheckpoints": {"best_score": 1.5, "best_step": best_step}},
+    )
+    export_run(checkpoint, tmp_path / "model", "gptlit export --ckpt_path a|b")
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "transformers"
+    rows = [line.strip("| ").split(" | ", 1) for line in card.splitlines() if line.startswith("| ")]
+    table = {row[0]: row[1] for row in rows if len(row) == 2}
+    assert table["Text"] == "play"
+    assert "last 0.1 " in table["Split"]
+    assert "windows of 16 tokens" in table["Protocol"]
+    assert table["Loss"].startswith(said)
+    assert f"{1.5 / math.log(2):.4f} bits per character" in table["Loss"]
+    assert table["Steps"] == f"2,000 of {12 * 16} tokens"
+    assert table["Seed"] == "1337"
+    assert table["Exported by"] == r"`gptlit export --ckpt_path a\|b`"
+    assert "gptlit fit --config gptlit.yaml" in table["Trained by"]
+    assert yaml.safe_load((tmp_path / "model" / "gptlit.yaml").read_text()) == RUN_CONFIG
+
+
+def test_the_command_exports_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The verb from flags to folder; its words go to stderr."""
+    (tmp_path / "run").mkdir()
+    torch.save(checkpoint_of(random_gpt(MODERN), SYMBOLS), tmp_path / "run" / "best.ckpt")
+    assert run("export", ["--ckpt_path", str(tmp_path / "run"), "--output", str(tmp_path / "model")]) == 0
+    words = capsys.readouterr()
+    assert words.out == ""
+    assert "NanoChatForCausalLM" in words.err
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "--ckpt_path"),
+        (["--ckpt_path", "nowhere", "--output", "model"], "nowhere"),
+        (["--ckpt_path", "nowhere"], "--output"),
+        (["--ckpt_pth", "nowhere"], "ckpt_pth"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_line(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, the flag by name, no traceback."""
+    assert run("export", arguments) == 2
+    words = capsys.readouterr().err
+    assert named in words
+    assert words.count("\n") == 1

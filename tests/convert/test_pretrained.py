@@ -1,0 +1,460 @@
+"""Weights from elsewhere: they compute what they computed there, and nothing in their files is executed."""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import DIALECTS, random_gpt
+from test_export import EXPORTABLE, SYMBOLS, checkpoint_of, note_parity, positions
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptlit.convert.export import export_run
+from gptlit.convert.pretrained import Pretrained, fit_to, load_pretrained
+from gptlit.errors import UserError
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
+from gptlit.tokenizer import BPETokenizer
+
+transformers = pytest.importorskip("transformers")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+GPT2_SIZE = {"vocab_size": 65, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
+NANOCHAT_SIZE = {
+    "vocab_size": 65,
+    "max_position_embeddings": 16,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+}
+
+
+def shaken(model: Any) -> Any:
+    """The model with every weight and bias well away from its first value."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+def their_gpt2(**settings: Any) -> Any:
+    no_special = {"bos_token_id": None, "eos_token_id": None}
+    return shaken(transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**GPT2_SIZE, **no_special, **settings})))
+
+
+def their_nanochat(**settings: Any) -> Any:
+    no_special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    config = transformers.NanoChatConfig(**{**NANOCHAT_SIZE, **no_special, **settings})
+    return shaken(transformers.NanoChatForCausalLM(config))
+
+
+THEIRS: dict[str, Callable[[], Any]] = {
+    "gpt2": their_gpt2,
+    "gpt2, relu, narrow MLP": lambda: their_gpt2(activation_function="relu", n_inner=64),
+    "gpt2, untied": lambda: their_gpt2(tie_word_embeddings=False),
+    "nanochat": their_nanochat,
+    "nanochat, another rope base": lambda: their_nanochat(
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0}
+    ),
+    "nanochat, tied, no softcap": lambda: their_nanochat(tie_word_embeddings=True, final_logit_softcapping=None),
+}
+
+
+def network(pretrained: Pretrained) -> GPT:
+    """The GPT that starts from these weights."""
+    model = GPT(pretrained.gpt)
+    model.load_state_dict(pretrained.state_dict())
+    return model.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", list(THEIRS))
+def test_a_folder_of_transformers_computes_the_same_here(name: str, tmp_path: Path) -> None:
+    """Guards against a transposed, swapped or forgotten weight, and another activation, epsilon or rotation."""
+    theirs = THEIRS[name]()
+    theirs.save_pretrained(tmp_path)
+    ours = network(load_pretrained(str(tmp_path)))
+    ids = positions(ours.config)
+    expected = theirs(ids).logits
+    difference = float((ours(ids) - expected).abs().max())
+    note_parity("import", name, difference)
+    assert float(expected.std()) > 0.1, "logits that are all alike would prove nothing"
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in EXPORTABLE if name != "lecture, biased head"])
+def test_import_undoes_export(name: str, tmp_path: Path) -> None:
+    """Architecture, weights to the last bit, and tokenizer come back; nothing drifts when a model goes to and fro."""
+    dropouts = {"dropout": 0.1, "attention_dropout": 0.2, "embedding_dropout": 0.3}
+    model = random_gpt(replace(EXPORTABLE[name], **dropouts)).float()
+    export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
+    back = load_pretrained(str(tmp_path / "model"))
+    assert back.gpt == model.config
+    assert back.tokenizer == SYMBOLS
+    weights = back.state_dict()
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(weights[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_moved_bias_of_the_head_comes_back_as_the_same_function(tmp_path: Path) -> None:
+    """What is moved cannot be moved back, but the logits stay."""
+    model = random_gpt(EXPORTABLE["lecture, biased head"]).float()
+    export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
+    back = load_pretrained(str(tmp_path / "model"))
+    assert back.gpt == model.config
+    ids = positions(model.config)
+    torch.testing.assert_close(network(back)(ids), model(ids), rtol=0, atol=1e-4)
+
+
+def test_a_byte_pair_tokenizer_comes_back(tmp_path: Path) -> None:
+    """The vocabulary belongs to the weights."""
+    tokenizer = BPETokenizer.train(["to be or not to be, that is the question " * 9], 280, "speech")
+    gpt = replace(EXPORTABLE["modern"], vocab_size=tokenizer.vocab_size)
+    export_run(checkpoint_of(random_gpt(gpt), tokenizer), tmp_path / "model")
+    assert load_pretrained(str(tmp_path / "model")).tokenizer == tokenizer
+
+
+@torch.no_grad()
+def test_a_vocabulary_padded_for_speed_is_cut_to_the_tokenizer(tmp_path: Path) -> None:
+    """GPT-2 weights often have more rows than their tokenizer has tokens; those rows stand for nothing."""
+    model = random_gpt(replace(EXPORTABLE["gpt2"], vocab_size=65)).float()
+    export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
+    padded = their_gpt2(vocab_size=128)
+    padded.save_pretrained(tmp_path / "model")
+    back = load_pretrained(str(tmp_path / "model"))
+    assert back.gpt.vocab_size == 65
+    ids = positions(back.gpt)
+    torch.testing.assert_close(network(back)(ids), padded(ids).logits[..., :65], rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------- nanoGPT
+
+
+def nanogpt_file(path: Path, theirs: Any, prefix: str = "", masks: bool = False, bias: bool = True) -> Path:
+    """A `ckpt.pt` with the keys of nanoGPT, whose projections are (out, in), around the weights of transformers."""
+    weights: dict[str, Tensor] = {}
+    for name, tensor in theirs.state_dict().items():
+        if name.endswith(".bias") and not bias:
+            continue
+        projection = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+        weights[prefix + name] = tensor.t().contiguous() if projection else tensor
+        if masks and name.endswith("attn.c_attn.weight"):
+            weights[prefix + name.replace("c_attn.weight", "bias")] = torch.ones(16, 16).tril()[None, None]
+    config = theirs.config
+    arguments = {key: getattr(config, key) for key in ("n_layer", "n_head", "n_embd", "vocab_size")}
+    arguments |= {"block_size": config.n_positions, "bias": bias, "dropout": 0.2}
+    content = {"model": weights, "model_args": arguments, "optimizer": {"state": {}}, "iter_num": 7}
+    torch.save({**content, "best_val_loss": torch.tensor(1.5), "config": {"dataset": "shakespeare_char"}}, path)
+    return path
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("prefix", "masks"), [("", False), ("_orig_mod.", False), ("", True)])
+def test_a_checkpoint_of_nanogpt_computes_the_same_here(bias: bool, prefix: str, masks: bool, tmp_path: Path) -> None:
+    """With and without biases, from a compiled model, and from before torch 2, when masks were saved too."""
+    theirs = their_gpt2(activation_function="gelu")
+    for name, parameter in theirs.named_parameters():
+        if name.endswith(".bias") and not bias:
+            parameter.zero_()
+    nanogpt_file(tmp_path / "ckpt.pt", theirs, prefix, masks, bias)
+    found = load_pretrained(str(tmp_path))  # the folder is nanoGPT's out_dir
+    assert found.tokenizer is None
+    assert (found.gpt.bias, found.gpt.qkv_bias, found.gpt.block_size) == (bias, bias, 16)
+    assert (found.gpt.dropout, found.gpt.attention_dropout, found.gpt.embedding_dropout) == (0.2, 0.2, 0.2)
+    ours = network(found)
+    ids = positions(ours.config)
+    difference = float((ours(ids) - theirs(ids).logits).abs().max())
+    note_parity("import", f"nanoGPT's ckpt.pt, bias {bias}", difference)
+    assert difference < 1e-5
+
+
+# ---------------------------------------------------------------- our own runs
+
+
+def test_a_run_gives_its_best_weights_and_its_tokenizer(tmp_path: Path) -> None:
+    """The folder means best.ckpt; either file can be named itself."""
+    models = {name: random_gpt(EXPORTABLE["modern"], seed).float() for seed, name in enumerate(("best", "last"))}
+    for name, model in models.items():
+        torch.save(checkpoint_of(model, SYMBOLS, optimizer_states=[{}]), tmp_path / f"{name}.ckpt")
+    for source, name in ((tmp_path, "best"), (tmp_path / "best.ckpt", "best"), (tmp_path / "last.ckpt", "last")):
+        found = load_pretrained(str(source))
+        assert found.gpt == models[name].config
+        assert found.tokenizer == SYMBOLS
+        weights = found.state_dict()
+        assert all(torch.equal(weights[key], tensor) for key, tensor in models[name].state_dict().items())
+
+
+def test_training_goes_on_from_what_was_learnt(tmp_path: Path) -> None:
+    """A folder of transformers, fine-tuned: the loss on a text falls, and starts where the folder's model is."""
+    theirs = their_gpt2()
+    theirs.save_pretrained(tmp_path)
+    ours = network(load_pretrained(str(tmp_path)))
+    ids = torch.tensor([SYMBOLS.encode("To be or not to b")])
+    optimizer = torch.optim.AdamW(ours.parameters(), 1e-2)
+    losses = []
+    for _ in range(20):
+        loss = F.cross_entropy(ours(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        expected = F.cross_entropy(theirs(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten())
+    assert losses[0] == pytest.approx(float(expected), abs=1e-5)
+    assert losses[-1] < 0.5 * losses[0]
+    ours_after = ours.transformer["wte"].weight
+    assert torch.equal(ours_after, ours.lm_head.weight), "a tied head stays tied"
+
+
+# ---------------------------------------------------------------- other settings
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[str], Pretrained]:
+    """Makes a run of ours of a dialect, and gives it as something to start from."""
+
+    def save(name: str) -> Pretrained:
+        torch.save(checkpoint_of(random_gpt(EXPORTABLE[name]).float(), SYMBOLS), tmp_path / "best.ckpt")
+        return load_pretrained(str(tmp_path))
+
+    return save
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gpt2", "modern"])
+def test_a_shorter_context_computes_the_same_as_far_as_it_goes(name: str, saved: Callable[[str], Pretrained]) -> None:
+    """Cropping the table of positions keeps its first rows."""
+    whole = saved(name)
+    cropped = fit_to(whole, block_size=5, dropout=0.1)
+    assert (cropped.gpt.block_size, cropped.gpt.dropout) == (5, 0.1)
+    ids = positions(cropped.gpt, 20)
+    assert torch.equal(network(cropped)(ids), network(whole)(ids))
+
+
+@torch.no_grad()
+def test_a_longer_context_needs_positions_that_go_on(saved: Callable[[str], Pretrained]) -> None:
+    """Learned positions end; rotations do not."""
+    with pytest.raises(UserError, match=r"block_size is 17.*learned positions for 16"):
+        fit_to(saved("gpt2"), block_size=17)
+    whole = saved("modern")
+    longer = network(fit_to(whole, block_size=32))
+    ids = torch.randint(65, (1, 32), generator=torch.Generator().manual_seed(0))
+    assert longer(ids).shape == (1, 32, 65)
+    torch.testing.assert_close(longer(ids[:, :16]), network(whole)(ids[:, :16]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["nanogpt", "gpt2"])
+def test_an_untied_head_begins_as_a_copy(name: str, saved: Callable[[str], Pretrained]) -> None:
+    """The same logits, from two tables that learn on their own; the bias it may have begins at zero."""
+    tied = saved(name)
+    untied = network(fit_to(tied, tie_weights=False))
+    ids = positions(tied.gpt, 20)
+    assert torch.equal(untied(ids), network(tied)(ids))
+    assert untied.lm_head.weight.data_ptr() != untied.transformer["wte"].weight.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "named"),
+    [
+        ({"vocab_size": 66}, "66 symbols.*trained with 65"),
+        ({"tie_weights": True}, "model.gpt.tie_weights"),
+        ({"n_layer": 3}, "model.gpt.n_layer is 3.*has 2"),
+        ({"activation": "relu"}, "model.gpt.activation is relu.*has relu2"),
+    ],
+)
+def test_settings_that_contradict_the_weights_are_refused_by_name(
+    wanted: dict[str, Any], named: str, saved: Callable[[str], Pretrained]
+) -> None:
+    """Guards against weights that are silently dropped or drawn anew."""
+    with pytest.raises(UserError, match=named):
+        fit_to(saved("modern"), **wanted)
+
+
+def test_padding_is_cut_and_another_vocabulary_is_not(tmp_path: Path) -> None:
+    """GPT-2's 50,257 symbols are 50,304 in nanoGPT; a tokenizer of another size is a mistake."""
+    found = load_pretrained(str(nanogpt_file(tmp_path / "ckpt.pt", their_gpt2(vocab_size=128))))
+    assert fit_to(found, vocab_size=0).gpt.vocab_size == 128
+    weights = fit_to(found, vocab_size=65).state_dict()
+    assert weights["transformer.wte.weight"].shape == weights["lm_head.weight"].shape == (65, 32)
+    for size in (64, 129):
+        with pytest.raises(UserError, match=f"{size} symbols"):
+            fit_to(found, vocab_size=size)
+
+
+# ---------------------------------------------------------------- safety and mistakes
+
+
+class Payload:
+    """Makes a file when it is unpickled: what an attacker would put into a checkpoint."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.proof), "w")
+
+
+@pytest.mark.parametrize("kind", ["nanogpt", "run", "bare pickle"])
+def test_a_payload_in_a_checkpoint_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
+    """Loading a stranger's weights must not be running a stranger's program."""
+    proof, file = tmp_path / "proof", tmp_path / "ckpt.pt"
+    payload = Payload(proof)
+    if kind == "bare pickle":
+        file.write_bytes(pickle.dumps(payload, protocol=2))
+    else:
+        keys = ("model", "model_args") if kind == "nanogpt" else ("state_dict", "hyper_parameters")
+        torch.save({keys[0]: {}, keys[1]: payload}, file)
+    with pytest.raises(UserError) as refusal:
+        load_pretrained(str(file))
+    assert "nothing in it was run" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not proof.exists()
+    pickle.loads(pickle.dumps(payload)).close()
+    assert proof.exists(), "the payload is a real one"
+
+
+def test_pickled_weights_in_a_folder_of_transformers_are_not_read(tmp_path: Path) -> None:
+    """Only safetensors is: an old folder with pytorch_model.bin is refused."""
+    their_gpt2().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"transformer.wte.weight": Payload(tmp_path / "proof")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="safetensors"):
+        load_pretrained(str(tmp_path)).state_dict()
+    assert not (tmp_path / "proof").exists()
+
+
+def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
+    """A folder may name Python files of its own to be imported; it is another architecture then."""
+    their_gpt2().save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text().replace('"gpt2"', '"strange"')
+    auto_map = '"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}'
+    (tmp_path / "config.json").write_text(config.replace("{", "{" + auto_map + ",", 1))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')")
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_pretrained(str(tmp_path))
+    assert not (tmp_path / "proof").exists()
+
+
+def test_looking_at_a_folder_does_not_read_its_weights(tmp_path: Path) -> None:
+    """Architecture and tokenizer are known at once; a missing file of weights is one line when they are wanted."""
+    export_run(checkpoint_of(random_gpt(EXPORTABLE["modern"]), SYMBOLS), tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    found = load_pretrained(str(tmp_path / "model"))
+    assert found.gpt == EXPORTABLE["modern"]
+    assert found.tokenizer == SYMBOLS
+    with pytest.raises(UserError, match="safetensors") as refusal:
+        found.state_dict()
+    assert "\n" not in str(refusal.value)
+
+
+def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
+    """What is missing would be drawn at random, with a mere warning."""
+    their_gpt2().save_pretrained(tmp_path)
+    weights = safetensors_torch.load_file(tmp_path / "model.safetensors")
+    del weights["transformer.h.1.mlp.c_fc.weight"]
+    safetensors_torch.save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"not complete: transformer.h.1.mlp.c_fc.weight"):
+        load_pretrained(str(tmp_path)).state_dict()
+
+
+def test_a_folder_that_was_trained_on_elsewhere_keeps_its_new_biases(tmp_path: Path) -> None:
+    """A model without biases has them, at zero, after its export; other programs may train them."""
+    export_run(checkpoint_of(random_gpt(EXPORTABLE["nanogpt"]), SYMBOLS), tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        theirs.transformer.h[0].mlp.c_fc.bias[0] = 1.0
+    theirs.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"h.0.mlp.c_fc.bias is not zero.*config.json"):
+        load_pretrained(str(tmp_path / "model")).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"activation_function": "silu"}, "activation"),
+        ({"n_inner": 33}, "33 wide"),
+        ({"layer_norm_epsilon": 1e-3}, "layer_norm_epsilon"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ],
+)
+def test_a_gpt2_that_we_do_not_compute_is_refused_by_name(settings: dict[str, Any], named: str, tmp_path: Path) -> None:
+    """Each of these settings changes the function."""
+    their_gpt2(**settings).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=named):
+        load_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"num_key_value_heads": 1}, "num_key_value_heads"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_parameters"),
+        ({"attention_bias": True}, "attention_bias"),
+    ],
+)
+def test_a_nanochat_that_we_do_not_compute_is_refused_by_name(
+    settings: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    """Each of these settings changes the function."""
+    their_nanochat(**settings).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=named):
+        load_pretrained(str(tmp_path))
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    """Llama is not GPT-2."""
+    transformers.LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="'llama'"):
+        load_pretrained(str(tmp_path))
+
+
+def test_weights_of_another_shape_than_the_configuration_are_refused(tmp_path: Path) -> None:
+    """A damaged or patched checkpoint names the weight."""
+    checkpoint = checkpoint_of(random_gpt(EXPORTABLE["modern"]), SYMBOLS)
+    checkpoint["hyper_parameters"]["gpt"]["n_embd"] = 64
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match="shape"):
+        load_pretrained(str(tmp_path)).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("best.ckpt", b""), ("best.ckpt", b"no checkpoint"), ("best.ckpt", {"a": 1}), ("best.ckpt", [1]), ("x", None)],
+)
+def test_what_is_no_model_is_one_line(name: str, content: Any, tmp_path: Path) -> None:
+    """An empty file, a text, somebody else's dict, a list, an empty folder."""
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif content is not None:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(UserError) as refusal:
+        load_pretrained(str(tmp_path))
+    assert str(tmp_path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_name_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that is missing is no hub id; a hub that is out of reach is no traceback."""
+    with pytest.raises(UserError, match="no such file or folder"):
+        load_pretrained("checkpoints/base/best.ckpt")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="out of reach") as refusal:
+        load_pretrained("nobody/has-this-model")
+    assert "\n" not in str(refusal.value)
+
+
+def test_every_dialect_is_either_exportable_or_refused() -> None:
+    """The table of dialects grows; a new one must not be forgotten here."""
+    exportable = set(EXPORTABLE.values())
+    unnamed = [name for name, settings in DIALECTS.items() if GPTConfig(**settings) not in exportable]
+    refused = {"bigram", "positions", "one head", "four heads", "feed-forward", "residual", "layernorm"}
+    assert set(unnamed) == {*refused, "modern, token shift"}

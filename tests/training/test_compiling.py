@@ -1,0 +1,105 @@
+"""When the blocks are compiled, what is called then, and what happens where compiling fails."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import gptlit, write_config
+
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT, Block
+from gptlit.training.compiling import compile_training, compiling_pays, flops_per_token
+
+BASE = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128)
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stands in for torch.compile, which takes its time; says how often something compiled was called."""
+    calls: list[str] = []
+
+    def stand_in(self: Block) -> None:
+        def run(*arguments: Any, **named: Any) -> Any:
+            calls.append("compiled")
+            return self._call_impl(*arguments, **named)
+
+        self._compiled_call_impl = run
+
+    monkeypatch.setattr(Block, "compile", stand_in)
+    return calls
+
+
+def test_compiling_pays_in_long_runs_alone() -> None:
+    """Guards against minutes of waiting for a run of minutes; and more threads gain less."""
+    network = GPT(BASE)
+    assert not compiling_pays(network, 768, 3000, CPU)
+    assert compiling_pays(network, 768, 300_000, CPU)
+    assert not compiling_pays(network, 768, 100, GPU)
+    assert compiling_pays(network, 768, 2000, GPU)
+    threads = torch.get_num_threads()
+    steps = next(n for n in range(1000, 100_000, 1000) if compiling_pays(network, 768, n, CPU))
+    try:
+        torch.set_num_threads(4 * threads)
+        assert not compiling_pays(network, 768, steps, CPU)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_operations_count_the_products_alone() -> None:
+    """6 for each weight that multiplies; tables that are looked up multiply nothing, unless the head shares them."""
+    blocks, attention = 12 * 128 * 128, 12 * 128 * 64
+    assert flops_per_token(GPT(BASE)) == 6 * (4 * blocks + 65 * 128) + 4 * attention
+    tied = GPTConfig(65, 64, 4, 4, 128, position="learned", norm="layernorm", tie_weights=True, init="scaled")
+    assert flops_per_token(GPT(tied)) == 6 * (4 * blocks + 65 * 128) + 4 * attention
+
+
+def test_what_is_compiled_serves_training_alone(compiled: list[str]) -> None:
+    """Guards against a compilation for every shape that validation and sampling come with."""
+    network = GPT(GPTConfig(vocab_size=5, block_size=4, n_layer=2, n_head=1, n_embd=4))
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    assert compile_training(network, lambda: network(ids).square().sum()).startswith("compiled in")
+    assert len(compiled) == 2
+    network.eval()(ids)
+    assert len(compiled) == 2
+    network.train()(ids)
+    assert len(compiled) == 4
+
+
+def test_where_compiling_fails_the_run_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says why; nothing else changes."""
+
+    def stand_in(self: Block) -> None:
+        def run(*arguments: Any, **named: Any) -> Any:
+            raise RuntimeError("there is no\ncompiler")
+
+        self._compiled_call_impl = run
+
+    monkeypatch.setattr(Block, "compile", stand_in)
+    config = write_config(tmp_path, trainer__max_steps=2)
+    answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", "--model.compile", "true")
+    assert answer.code == 0
+    line = "not compiled, which is slower but changes nothing else: RuntimeError: there is no compiler\n"
+    assert answer.err.count(line) == 1
+
+
+def test_auto_leaves_a_short_run_as_it_is(tmp_path: Path, compiled: list[str]) -> None:
+    """No line, no waiting."""
+    config = write_config(tmp_path, trainer__max_steps=2)
+    answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", "--model.compile", "auto")
+    assert answer.code == 0
+    assert "compiled" not in answer.err
+    assert not compiled
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same_within_rounding(tmp_path: Path) -> None:
+    """Through torch.compile itself, with dropout and Muon."""
+    config = write_config(tmp_path)
+    for name, value in (("plain", "false"), ("fast", "true")):
+        answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / name, "--model.compile", value)
+        assert answer.code == 0
+    assert "compiled in" in answer.err
+    losses = [gptlit("validate", "--ckpt_path", tmp_path / name).out.split()[1] for name in ("plain", "fast")]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), abs=2e-3)

@@ -1,0 +1,252 @@
+"""LitGPT: exact metrics, a step that equals plain PyTorch, and checkpoints that need nothing beside them."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gptlit import CharTokenizer, GPTConfig, LitGPT, OptimizerConfig, ScheduleConfig, TextDataModule, UserError
+from gptlit.callbacks.averaging import AverageWeights
+from gptlit.device.seeds import mix
+from gptlit.generation.generate import Sampling
+from gptlit.generation.text import GenerationConfig
+
+TINY = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16}
+TEXT = "To learn a tongue, one letter at a time,\nIs all the craft that lies behind this rhyme.\n" * 20
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A small text in a file."""
+    path = tmp_path / "rhyme.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def quiet_trainer(tmp_path: Path, **settings: object) -> pl.Trainer:
+    """A Trainer on the CPU that says and writes nothing."""
+    defaults: dict = {
+        "accelerator": "cpu",
+        "max_steps": 3,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "check_val_every_n_epoch": None,
+        "use_distributed_sampler": False,
+        "default_root_dir": tmp_path,
+    }
+    return pl.Trainer(**(defaults | settings))
+
+
+def trained(corpus: Path, tmp_path: Path, gpt: dict | None = None, **settings: object) -> tuple[LitGPT, pl.Trainer]:
+    """A few steps on the small text."""
+    optimizer = OptimizerConfig(name="adamw", lr=1e-2)
+    module = LitGPT(GPTConfig(**(TINY | (gpt or {}))), optimizer, ScheduleConfig(shape="linear", warmup_steps=2))
+    trainer = quiet_trainer(tmp_path, **settings)
+    trainer.fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
+    return module, trainer
+
+
+def test_three_steps_equal_the_plain_loop(corpus: Path, tmp_path: Path) -> None:
+    """The whole of Lightning, hooks and schedule changes nothing about the mathematics."""
+    module, trainer = trained(corpus, tmp_path)
+    data = trainer.datamodule
+    reference = LitGPT(GPTConfig(**TINY), tokenizer=data.tokenizer.to_json())
+    reference.configure_model()
+    optimizer = torch.optim.AdamW(reference.network.parameters(), betas=(0.9, 0.99), weight_decay=0.1)
+    chunks = trainer.train_dataloader.chunks
+    for step, rate in enumerate([1e-2 / 3, 2e-2 / 3, 1e-2]):
+        optimizer.param_groups[0]["lr"] = rate
+        inputs, targets = chunks[step]
+        loss = F.cross_entropy(reference(inputs).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for ours, theirs in zip(module.network.parameters(), reference.network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_takes_the_same_steps(corpus: Path, tmp_path: Path) -> None:
+    """Three micro-batches of two rows are one batch of six."""
+    whole, _ = trained(corpus, tmp_path)
+    parts, _ = trained(corpus, tmp_path, accumulate_grad_batches=3)
+    for a, b in zip(whole.network.parameters(), parts.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_validation_metrics_are_exact_over_tokens(corpus: Path, tmp_path: Path) -> None:
+    """Loss, bits per character and perplexity equal those of a loop over single tokens; batches are of unequal size."""
+    module, trainer = trained(corpus, tmp_path)
+    data = TextDataModule(str(corpus), block_size=8, batch_size=6, eval_batch_size=5)
+    (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
+    tokens = data.val_tokens.long()
+    losses = []
+    with torch.no_grad():
+        for position in range(1, len(tokens)):
+            start = (position - 1) // 8 * 8  # the window that predicts this token
+            logits = module(tokens[None, start:position])[0, -1]
+            losses.append(F.cross_entropy(logits, tokens[position]).item())
+    mean = sum(losses) / len(losses)
+    assert metrics["val/loss"] == pytest.approx(mean, rel=1e-5)
+    assert metrics["val/bpc"] == pytest.approx(mean / math.log(2), rel=1e-5)
+    assert metrics["val/perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+
+
+def test_loss_estimates_are_logged_for_both_parts(corpus: Path, tmp_path: Path) -> None:
+    """The lecture's estimate_loss: the gap between the two curves is the lesson."""
+    module = LitGPT(GPTConfig(**TINY), OptimizerConfig(name="adamw", lr=1e-2))
+    trainer = quiet_trainer(tmp_path, val_check_interval=3)
+    trainer.fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6, estimate_batches=4))
+    metrics = trainer.callback_metrics
+    assert {"val/loss", "train/loss_estimate", "val/loss_estimate"} <= metrics.keys()
+    assert float(metrics["val/loss_estimate"]) == pytest.approx(float(metrics["val/loss"]), abs=0.3)
+    assert float(metrics["val/loss_estimate"]) != float(metrics["train/loss_estimate"])
+
+
+def test_a_checkpoint_alone_is_enough(corpus: Path, tmp_path: Path) -> None:
+    """Tokenizer, architecture and weights travel in one file that loads without running anything in it."""
+    module, trainer = trained(corpus, tmp_path)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    corpus.unlink()
+    torch.load(tmp_path / "model.ckpt", weights_only=True)
+    loaded = LitGPT.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True).eval()
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode("rhyme")) == "rhyme"
+    ids = torch.tensor([loaded.tokenizer.encode("one letter"[:8])])
+    torch.testing.assert_close(loaded(ids), module.eval()(ids), rtol=0, atol=0)
+
+
+def test_first_weights_depend_on_the_seed_alone() -> None:
+    """Guards against weights that change with whatever drew from torch's generator before."""
+    tokenizer = CharTokenizer.train("abc").to_json()
+    weights = []
+    for seed, drawn_before in ((1, 0), (1, 5), (2, 0)):
+        torch.rand(drawn_before)
+        module = LitGPT(GPTConfig(**TINY), tokenizer=tokenizer, seed=seed)
+        module.configure_model()
+        weights.append(module.network.transformer["wte"].weight.detach().clone())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_building_the_network_leaves_the_random_stream_alone() -> None:
+    """Guards against an architecture that changes the dropout of a run."""
+    module = LitGPT(GPTConfig(**TINY), tokenizer=CharTokenizer.train("abc").to_json())
+    before = torch.get_rng_state()
+    module.configure_model()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_mixed_seeds_do_not_collide() -> None:
+    """Neighbouring steps, ranks and seeds must not share dropout masks."""
+    seeds = {mix(seed, step, rank) for seed in range(10) for step in range(100) for rank in range(4)}
+    assert len(seeds) == 4000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_contradicting_vocabulary_is_refused() -> None:
+    """Guards against a head that is wider than the tokenizer."""
+    module = LitGPT(GPTConfig(**TINY, vocab_size=7), tokenizer=CharTokenizer.train("abc").to_json())
+    with pytest.raises(UserError, match="vocab_size is 7, but the tokenizer has 3"):
+        module.configure_model()
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_change(corpus: Path, tmp_path: Path) -> None:
+    """The step that would write NaN into every weight must not happen."""
+    module, _ = trained(corpus, tmp_path)
+    weights = [parameter.detach().clone() for parameter in module.network.parameters()]
+    module.network.forward = lambda *arguments, **named: torch.tensor(torch.nan, requires_grad=True)
+    second = quiet_trainer(tmp_path)
+    with pytest.raises(FloatingPointError, match="step 1"):
+        second.fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
+    assert all(torch.equal(a, b) for a, b in zip(weights, module.network.parameters(), strict=True))
+
+
+def test_a_fit_with_an_average_leaves_it_in_the_model(corpus: Path, tmp_path: Path) -> None:
+    """Guards against text drawn, in Python, from other weights than those that were validated."""
+
+    class Validated(pl.Callback):
+        def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.weights = [p.detach().clone() for p in pl_module.parameters()]
+
+    validated = Validated()
+    module = LitGPT(GPTConfig(**TINY), OptimizerConfig(name="adamw"))
+    trainer = quiet_trainer(tmp_path, max_steps=5, val_check_interval=5, callbacks=[AverageWeights(0.9), validated])
+    trainer.fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), validated.weights, strict=True))
+
+
+def test_the_average_is_what_its_formula_says(corpus: Path, tmp_path: Path) -> None:
+    """Guards against an average that is behind by a step, or begins at 0."""
+
+    class Formula(pl.Callback):
+        average: list[torch.Tensor]
+
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+            weights, t = [p.detach().double() for p in pl_module.parameters()], trainer.global_step - 1
+            kept = min(0.3, (1 + t) / (10 + t)) if t else 0.0
+            before = self.average if t else weights
+            self.average = [kept * a + (1 - kept) * w for a, w in zip(before, weights, strict=True)]
+
+    formula, module = Formula(), LitGPT(GPTConfig(**TINY), OptimizerConfig(name="adamw"))
+    trainer = quiet_trainer(tmp_path, max_steps=6, val_check_interval=6, callbacks=[AverageWeights(0.3), formula])
+    trainer.fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
+    for weight, average in zip(module.parameters(), formula.average, strict=True):
+        torch.testing.assert_close(weight.double(), average, rtol=1e-5, atol=1e-6)
+
+
+def test_shards_are_not_filled_with_an_average() -> None:
+    """A strategy that spreads weights reads the file by itself, and would take the average for the weights."""
+    module = LitGPT(GPTConfig(**TINY))
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), callbacks=[], accumulate_grad_batches=1)
+    module._trainer = trainer  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"average\.decay"):
+        module.on_load_checkpoint({"current_model_state": {}})
+
+
+def test_predict_step_draws_what_generate_draws(corpus: Path, tmp_path: Path) -> None:
+    """One way to text: the command, the samples of a fit and Python give the same."""
+    from gptlit import generate
+
+    module, _ = trained(corpus, tmp_path)
+    module.generation_config = GenerationConfig(
+        max_new_tokens=30, sampling=Sampling(temperature=0.7), num_samples=2, seed=5
+    )
+    prompt = module.tokenizer.encode("one ")
+    drawn = module.predict_step([prompt])
+    pieces = list(drawn.steps())
+    ids = torch.stack(list(generate(module.network, [prompt], 30, Sampling(temperature=0.7), num_samples=2, seed=5)))
+    for row in range(2):
+        assert drawn.rows[row].text == module.tokenizer.decode(ids[:, row].tolist())
+        assert "".join(step[row] for step in pieces) == drawn.rows[row].text
+
+
+def test_precision_of_products_is_put_back(corpus: Path, tmp_path: Path) -> None:
+    """Torch keeps it for the whole process: training must not leave it changed."""
+    module = LitGPT(GPTConfig(**TINY), OptimizerConfig(name="adamw"), matmul_precision="medium")
+    seen = []
+    module.on_train_start = lambda: seen.append(torch.get_float32_matmul_precision())
+    quiet_trainer(tmp_path).fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
+    assert seen == ["medium"]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_run_can_start_from_the_weights_of_another(corpus: Path, tmp_path: Path) -> None:
+    """Weights, architecture and tokenizer come from the source; the new checkpoint stands alone."""
+    first, trainer = trained(corpus, tmp_path)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    second = LitGPT(GPTConfig(block_size=8, dropout=0.1), init_from=str(tmp_path / "first.ckpt"))
+    second.configure_model()
+    assert (second.gpt.n_embd, second.gpt.dropout) == (first.gpt.n_embd, 0.1)
+    for ours, theirs in zip(second.network.parameters(), first.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    again = quiet_trainer(tmp_path)
+    again.fit(second, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
+    again.save_checkpoint(tmp_path / "second.ckpt")
+    (tmp_path / "first.ckpt").unlink()
+    LitGPT.load_from_checkpoint(tmp_path / "second.ckpt", weights_only=True)
