@@ -1,10 +1,56 @@
-"""The one exception that means "the user can fix this": the command prints it as one line and exits with 2."""
+"""User errors: mistakes in a flag, a file or a configuration, which the command reports in one line (exit code 2)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A mistake in a flag, a file or a configuration. The message says what is wrong, where, and what to do."""
+    """An error that the user can fix.
+
+    The message says what is wrong, where, and what to do. Library classes name their own fields; `settings_under`
+    puts the group of settings in front of it, as in `model.gpt.n_head`.
+
+    Args:
+        message: the error. With `setting`, what follows its name: "is 0: it must be 1 or more".
+        setting: name of the setting at fault, with dots between groups.
+    """
+
+    def __init__(self, message: str, setting: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.setting = setting
+
+    def __str__(self) -> str:
+        return f"{self.setting} {self.message}" if self.setting else self.message
+
+
+def require(condition: bool, setting: str, value: object, rule: str) -> None:
+    """Check the range of a setting.
+
+    Args:
+        condition: whether the value is allowed.
+        setting: its name.
+        value: its value, for the message.
+        rule: what it must be: "1 or more".
+
+    Raises:
+        UserError: `SETTING is VALUE: it must be RULE`.
+    """
+    if not condition:
+        raise UserError(f"is {value}: it must be {rule}", setting)
+
+
+@contextmanager
+def settings_under(group: str) -> Iterator[None]:
+    """Prefix the setting of a `UserError` raised inside with the name of its group, such as `model.gpt`."""
+    try:
+        yield
+    except UserError as error:
+        if error.setting:
+            error.setting = f"{group}.{error.setting}"
+        raise
 
 
 def reason_of(error: Exception) -> str:
-    """Kind and message of an error in one line, cut where it gets long."""
+    """Return kind and message of an error in one line, cut to 200 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
