@@ -1,9 +1,10 @@
-"""Writes the tables of faults, wrong uses and devices into the README, as the tests saw them.
+"""Write the generated tables of tests/README.md: faults, refused files, wrong uses, devices and others.
 
-    python tests/readme_tables.py                  # runs those tests first: ten minutes on a free core
-    python tests/readme_tables.py --report FILE …  # takes what `GPTLIT_REPORT=FILE pytest …` has written
+    python tests/readme_tables.py                  # runs the tests that report rows: about ten minutes on a free core
+    python tests/readme_tables.py --report FILE …  # takes the rows that `GPTLIT_REPORT=FILE pytest …` wrote
 
-A table stands in the README between `<!-- table: NAME -->` and `<!-- end of table -->`.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. A reported table that has no place yet is
+appended in a section of its own; a place without reported rows keeps its table.
 """
 
 import argparse
@@ -14,13 +15,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-TESTS = ("test_resume", "test_faults", "test_bad_input", "test_checkpoint_files", "test_devices")
-VERB = 1  # column of the table of files: rows that differ in it alone become one
+TESTS = Path(__file__).parent
+README = TESTS / "README.md"
+VERB = 1  # column of the verb in tables that have one: rows that differ in it only are merged
 
 
-def tables_of(report: str) -> dict[str, list[list[str]]]:
-    """Rows of cells of each table in a report, by its name; header and rule come first."""
+def parse_report(report: str) -> dict[str, list[list[str]]]:
+    """Return the rows of cells of each table in a report by name; header and rule come first."""
     tables: dict[str, list[list[str]]] = {}
     for part in re.split(r"^## ", report, flags=re.MULTILINE)[1:]:
         name, _, body = part.partition("\n")
@@ -30,44 +31,58 @@ def tables_of(report: str) -> dict[str, list[list[str]]]:
     return tables
 
 
-def with_verbs_together(rows: list[list[str]]) -> list[list[str]]:
-    """Rows that differ in their verb alone become one row of all verbs."""
-    together: dict[tuple[str, ...], list[str]] = {}
+def merge_verbs(rows: list[list[str]]) -> list[list[str]]:
+    """Merge rows that differ in their verb only."""
+    merged: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
-        together.setdefault((*row[:VERB], *row[VERB + 1 :]), []).append(row[VERB])
-    return [[*key[:VERB], ", ".join(verbs), *key[VERB:]] for key, verbs in together.items()]
+        merged.setdefault((*row[:VERB], *row[VERB + 1 :]), []).append(row[VERB])
+    return [[*key[:VERB], ", ".join(verbs), *key[VERB:]] for key, verbs in merged.items()]
 
 
-def fill_in(readme: str, tables: dict[str, list[list[str]]]) -> str:
-    """The README with the rows of each table that it has a place for."""
+def to_markdown(rows: list[list[str]]) -> str:
+    """Return a Markdown table without repeated rows, since reports may overlap."""
+    unique = [list(cells) for cells in dict.fromkeys(map(tuple, rows))]
+    if "verb" in unique[0]:
+        unique = merge_verbs(unique)
+    return "".join(f"| {' | '.join(row)} |\n" for row in unique)
+
+
+def fill_in(document: str, tables: dict[str, list[list[str]]]) -> str:
+    """Return the document with all tables of a report."""
 
     def filled(place: re.Match[str]) -> str:
-        rows = [list(cells) for cells in dict.fromkeys(map(tuple, tables[place[1]]))]  # reports may overlap
-        if "verb" in rows[0]:
-            rows = with_verbs_together(rows)
-        lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        return f"<!-- table: {place[1]} -->\n\n{lines}\n<!-- end of table -->"
+        name = place[1]
+        if name not in tables:
+            return place[0]
+        return f"<!-- table: {name} -->\n\n{to_markdown(tables[name])}\n<!-- end of table -->"
 
-    return re.sub(r"<!-- table: (.*?) -->.*?<!-- end of table -->", filled, readme, flags=re.DOTALL)
+    places = re.compile(r"<!-- table: (.*?) -->.*?<!-- end of table -->", flags=re.DOTALL)
+    known = {place[1] for place in places.finditer(document)}
+    for name in tables.keys() - known:
+        title = name[:1].upper() + name[1:]
+        document = f"{document.rstrip()}\n\n## {title}\n\n<!-- table: {name} -->\n<!-- end of table -->\n"
+    return places.sub(filled, document)
 
 
 def run_tests() -> str:
-    """What the tests report."""
+    """Run the test files that report rows; return their report."""
+    files = [path for path in sorted(TESTS.rglob("test_*.py")) if re.search(r"\breport\(", path.read_text("utf-8"))]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.md"
-        command = [sys.executable, "-m", "pytest", "-q", *(f"tests/{name}.py" for name in TESTS)]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, "GPTLIT_REPORT": str(report)}, check=True)
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", *map(str, files)]
+        subprocess.run(command, cwd=TESTS.parent, env={**os.environ, "GPTLIT_REPORT": str(report)}, check=True)
         return report.read_text(encoding="utf-8")
 
 
 def main() -> None:
-    """Rewrites README.md."""
+    """Rewrite tests/README.md."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--report", type=Path, nargs="+")
+    parser.add_argument("--report", type=Path, nargs="+", help="files written by the tests")
     options = parser.parse_args()
     reports = [path.read_text(encoding="utf-8") for path in options.report] if options.report else [run_tests()]
-    path = ROOT / "README.md"
-    path.write_text(fill_in(path.read_text(encoding="utf-8"), tables_of("\n".join(reports))), encoding="utf-8")
+    tables = parse_report("\n".join(reports))
+    README.write_text(fill_in(README.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
 if __name__ == "__main__":
