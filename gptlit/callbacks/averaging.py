@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
 
 from gptlit.errors import UserError
 
@@ -63,7 +64,8 @@ class AverageWeights(WeightAveraging):
         average = self._average_model
         if average is None or trainer.global_step <= self._latest_update_step:
             return
-        averaged, current = list(average.module.parameters()), list(pl_module.parameters())
+        averaged: list[Tensor] = list(average.module.parameters())
+        current: list[Tensor] = list(pl_module.parameters())
         if steps := int(average.n_averaged):
             torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + steps) / (10 + steps)))
         else:

@@ -7,7 +7,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gptlit.callbacks.curves import MetricsLogger
+from gptlit.callbacks.metrics import MetricsLogger
+from gptlit.training.lightning_internals import log_interval
 
 REFRESHES_PER_SECOND = 4
 
@@ -58,7 +59,7 @@ class RunBar(ProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Moves on; the text changes only when new numbers were logged."""
-        if self.progress is not None and trainer.global_step % trainer.log_every_n_steps == 0:
+        if self.progress is not None and trainer.global_step % log_interval(trainer) == 0:
             self.progress.update(self.task, completed=trainer.global_step, numbers=numbers(self.curves, trainer))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

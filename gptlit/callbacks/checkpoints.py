@@ -11,8 +11,14 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from gptlit.callbacks.curves import clock_stopped
-from gptlit.training.progress import count_logged_steps, validate_now, validation_due
+from gptlit.callbacks.metrics import clock_stopped
+from gptlit.training.lightning_internals import (
+    callbacks_of,
+    checkpoint_contents,
+    set_logged_step,
+    set_max_steps,
+    validate_now,
+)
 
 
 class RunCheckpoints(Checkpoint):
@@ -144,17 +150,25 @@ class RunCheckpoints(Checkpoint):
                 if together:
                     trainer.save_checkpoint(path)
                 elif trainer.is_global_zero:
-                    trainer.strategy.checkpoint_io.save_checkpoint(
-                        trainer._checkpoint_connector.dump_checkpoint(weights_only=False), path
-                    )
+                    trainer.strategy.checkpoint_io.save_checkpoint(checkpoint_contents(trainer), path)
             except OSError as error:
                 self.problem = error
                 raise
 
 
+def validation_due(trainer: pl.Trainer, step: int) -> bool:
+    """Return whether a validation belongs to the state after `step` optimizer steps."""
+    if not trainer.limit_val_batches or step == 0:
+        return False
+    if step >= trainer.max_steps:
+        return True
+    interval = trainer.val_check_interval  # in micro-batches
+    return isinstance(interval, int) and step * trainer.accumulate_grad_batches % interval == 0
+
+
 def holds_averaged_weights(trainer: pl.Trainer) -> bool:
     """Whether a validation has put averaged weights where the trained ones belong."""
-    return trainer.validating and any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    return trainer.validating and any(isinstance(callback, WeightAveraging) for callback in callbacks_of(trainer))
 
 
 def has_finite_weights(module: torch.nn.Module) -> bool:
@@ -181,17 +195,17 @@ class ValidateAtEnd(pl.Callback):
     ) -> None:
         """When all steps are made, makes Lightning begin at all: the last validation or file may be missing."""
         if trainer.state.fn == "fit" and checkpoint["global_step"] == trainer.max_steps:
-            trainer.fit_loop.epoch_loop.max_steps += 1
+            set_max_steps(trainer, self.max_steps + 1)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Now it has begun."""
-        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
+        set_max_steps(trainer, self.max_steps)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keeps the step of foreign callbacks' metrics true."""
-        count_logged_steps(trainer)
+        set_logged_step(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -9,8 +9,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from gptlit.checkpoint.run_dir import process_rank
+from gptlit.training.lightning_internals import stop_after_this_step
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # SIGHUP: the terminal is gone; SIGUSR1: SLURM's advance notice
 REPEAT_SECONDS = 1.0  # within it, a second signal is the first one again: launchers pass on what the terminal sent too
@@ -40,7 +42,7 @@ class StopBetweenSteps(pl.Callback):
     ) -> None:
         """Agrees; Lightning raises once all callbacks have seen the step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._agree(trainer):
-            trainer._signal_connector.received_sigterm = True
+            stop_after_this_step(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that is to stop does not begin a validation; a resumed one makes up for it."""
@@ -70,7 +72,7 @@ class StopBetweenSteps(pl.Callback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._received_at = signal.Signals(number), time.monotonic()
-            if rank_zero_only.rank == 0:
+            if process_rank() == 0:
                 # Not through a file object: the signal may have come while one was being written to.
                 with suppress(OSError):  # SIGHUP comes because the terminal is gone
                     os.write(2, f"\n{self.received.name}: stopping after this step; once more stops at once\n".encode())

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gptlit.callbacks.projector import write_projector
 from gptlit.callbacks.samples import as_markdown
+from gptlit.training.lightning_internals import datamodule_of
 
 HISTOGRAM_TIMES = 10  # at most so many validations of a run, and its last step
 HISTOGRAM_BINS = 60
@@ -156,7 +157,7 @@ class EventFiles(TensorBoardLogger):
     """
 
     def __init__(self, run_dir: str | Path, resume_step: int | None = None) -> None:
-        resumed = {} if resume_step is None else {"purge_step": resume_step + 1}
+        resumed: dict[str, Any] = {} if resume_step is None else {"purge_step": resume_step + 1}
         super().__init__(str(run_dir), name="", version="", default_hp_metric=False, **resumed)
 
     @rank_zero_only
@@ -185,7 +186,7 @@ def tensorboard_command(trainer: pl.Trainer, run_dir: Path) -> str | None:
 
 def describe(trainer: pl.Trainer, module: Any) -> dict[str, Any]:
     """The hyper-parameters that runs are compared by, named as their flags are; the same names in every run."""
-    data = trainer.datamodule
+    data = datamodule_of(trainer)
     described = {
         f"{part}.{name}": value
         for part in ("gpt", "optimizer", "schedule")

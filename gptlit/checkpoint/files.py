@@ -87,7 +87,7 @@ def find_place(path: str) -> Path:
     raise UserError(f"--ckpt_path {path}: there is no such file or run folder{known}")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:  # noqa: C901
     """The checkpoint as plain types and tensors; nothing in it is executed, and every byte of it is checked.
 
     Raises:

@@ -14,10 +14,15 @@ RUNS = Path("checkpoints")
 CLAIMED = "GPTLIT_RUN_DIR"  # how the first process tells its folder to the processes that it starts
 
 
+def process_rank() -> int:
+    """Return the rank of this process; 0 before the processes are connected."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
 def first_process() -> bool:
     """Whether this is the process that makes folders and speaks for all, as far as known before they are connected."""
     node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))
-    return rank_zero_only.rank == 0 and ("RANK" in os.environ or node == 0)
+    return process_rank() == 0 and ("RANK" in os.environ or node == 0)
 
 
 def started_by_first_process() -> bool:

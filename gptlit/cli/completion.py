@@ -60,12 +60,12 @@ def options_of(verb: str) -> Iterable[argparse.Action]:
     if verb == "completion":
         return []
     if verb == "ladder":  # hands on to fit what it does not know
-        known = ladder_parser()._actions
+        known = ladder_parser()._actions  # noqa: SLF001
         names = {action.dest for action in known}
         return [*known, *(action for action in options_of("fit") if action.dest not in names)]
     if verb in ("predict", "export"):
-        return (predict_parser() if verb == "predict" else export_parser())._actions
-    return parser_of(verb)._actions
+        return (predict_parser() if verb == "predict" else export_parser())._actions  # noqa: SLF001
+    return parser_of(verb)._actions  # noqa: SLF001
 
 
 def add_option(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
@@ -128,4 +128,4 @@ class OptionsOnly(GptlitCLI):
 
 def parser_of(verb: str) -> LightningArgumentParser:
     """All options of fit, validate or test."""
-    return OptionsOnly(verb, [])._subcommand_parsers[verb]
+    return OptionsOnly(verb, [])._subcommand_parsers[verb]  # noqa: SLF001

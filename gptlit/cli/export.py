@@ -30,7 +30,7 @@ def export(verb: str, arguments: list[str]) -> int:
     try:
         options = parser.parse_args(arguments)
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
-        raise UserError(parser_error_line(error, [action.dest for action in parser._actions])) from error
+        raise UserError(parser_error_line(error, [action.dest for action in parser._actions])) from error  # noqa: SLF001
     if not options.ckpt_path:
         raise UserError(f"gptlit {verb} needs --ckpt_path: a run folder or a checkpoint file")
     if not options.output:

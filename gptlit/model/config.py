@@ -62,7 +62,7 @@ class GPTConfig:
     init: Literal["torch", "normal", "scaled", "zero"] = "zero"
     """How weights start; the table stands at `initialize`."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: C901
         for name in ("block_size", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.gpt.{name} is {getattr(self, name)}: it must be 1 or more")

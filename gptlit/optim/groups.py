@@ -53,7 +53,7 @@ class OptimizerConfig:
         object.__setattr__(self, "betas", (float(self.betas[0]), float(self.betas[1])))  # YAML gives a list
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:  # noqa: C901
     """Sorts the trainable parameters of a GPT by role, each into exactly one group; a tied weight is one parameter.
 
     | role | what | treated by |

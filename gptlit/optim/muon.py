@@ -20,8 +20,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/) replaces the Nesterov momentum of a matrix by the
     nearest matrix with orthonormal rows or columns, and steps by lr · √max(1, rows / columns) along it, the scale of
-    that implementation ("original" in `torch.optim.Muon`). AdamW is torch's own function. A group's `lr` may be a
-    tensor () in float32 on the parameters' device, which a recorded step reads anew each time.
+    that implementation ("original" in `torch.optim.Muon`). AdamW is torch's own function.
 
     Args:
         groups: as `parameter_groups` returns them.
@@ -112,10 +111,7 @@ class MuonAdamW(torch.optim.Optimizer):
             rows, columns = params[0].shape
             rate = group["lr"] * math.sqrt(max(1, rows / columns))
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            if isinstance(rate, Tensor):  # alpha must be a number
-                torch._foreach_sub_(params, (update * rate).unbind())
-            else:
-                torch._foreach_add_(params, update.unbind(), alpha=-rate)
+            torch._foreach_add_(params, update.unbind(), alpha=-rate)
 
 
 def product_dtype(matrices: Tensor) -> torch.dtype:
@@ -133,7 +129,7 @@ def product_dtype(matrices: Tensor) -> torch.dtype:
 
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for products of bfloat16 (AVX512_BF16 or AMX)."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
 
 
 def newton_schulz(stack: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:

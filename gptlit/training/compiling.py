@@ -1,8 +1,8 @@
-"""torch.compile: whether it pays, tried before the first step, and done without where it fails."""
+"""torch.compile for training: when it pays, one trial before the first step, and eager execution where it fails."""
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,24 +10,26 @@ from torch import Tensor
 from gptlit.errors import reason_of
 from gptlit.model.gpt import GPT, Block, next_token_loss
 
-# Measured on two cores with AVX-512: 13 s the first time, which is 30 and more on slower machines; 1.2 s of one thread
-# saved in a teraflop of `base`, 0.7 s in one of `laptop`.
+# Two cores with AVX-512: the first compilation took 13 s there and takes 30 s and more on slower machines; one
+# thread saved 1.2 s per teraflop of `base` and 0.7 s per teraflop of `laptop`.
 COMPILE_SECONDS = 30.0
 SAVED_PER_TERAFLOP = 0.7
 STEPS_ON_A_GPU = 500  # not measured
 
+Mode = Literal["default", "reduce-overhead"]
+
 
 def compiling_pays(network: GPT, tokens: int, steps: int, device: torch.device) -> bool:
-    """Whether a run saves more time by compiling than compiling takes.
+    """Return whether a run saves more time by compiling than compiling takes.
 
-    A function of the settings and of the number of threads, and of nothing that is timed: a run that is resumed must
-    decide as it did before, since a compiled step rounds otherwise.
+    Depends on the settings and the number of threads only, never on a measured time: a resumed run must decide as it
+    did before, since a compiled step rounds differently.
 
     Args:
-        network: what would be compiled.
-        tokens: of an optimizer step, on this device.
+        network: the model.
+        tokens: tokens of an optimizer step on this device.
         steps: optimizer steps of the whole run.
-        device: where it runs.
+        device: device of the run.
     """
     if device.type != "cpu":
         return steps >= STEPS_ON_A_GPU
@@ -36,47 +38,58 @@ def compiling_pays(network: GPT, tokens: int, steps: int, device: torch.device) 
 
 
 def flops_per_token(network: GPT) -> float:
-    """Operations of a forward and backward pass: 6 for each weight of a product, and attention's 12·L·C·T.
+    """Return the floating point operations of a forward and backward pass per token.
 
-    PaLM, appendix B (arXiv:2204.02311), which is also nanoGPT's count. Neither recomputation nor the optimizer counts.
+    6 per weight of a matrix multiplication plus 12·L·C·T for attention: PaLM, appendix B (arXiv:2204.02311), and
+    nanoGPT's count. Recomputation and the optimizer are not included.
     """
     config = network.config
     weights = sum(p.numel() for p in network.parameters() if p.dim() > 1)
-    looked_up = 0 if config.tie_weights else config.vocab_size  # a tied table is the head too
+    looked_up = 0 if config.tie_weights else config.vocab_size  # a tied embedding is the head too
     looked_up += config.block_size if config.position == "learned" else 0
     weights -= looked_up * config.n_embd
     return 6.0 * weights + 12.0 * config.n_layer * config.n_embd * config.block_size
 
 
-def compile_training(network: GPT, forward: Callable[[], Tensor]) -> str:
-    """Compiles every block, and head and loss together, in place (the names of weights stay); runs `forward` and its
-    backward pass once.
+def compile_training(network: GPT, forward: Callable[[], Tensor], mode: Mode = "default") -> str:
+    """Compile every block, and head and loss together, in place; names of weights stay.
 
-    Block by block, since all blocks share one compiled graph: a sixth of the waiting for six layers. Returns what
-    happened, in words; where compiling fails the network stays as it was.
+    Blocks are compiled one by one because they share one compiled graph: with six layers, a sixth of the time. Then
+    `forward` and its backward pass run once, so that a failure costs nothing.
+
+    Args:
+        network: the model; stays eager where compiling fails.
+        forward: returns the training loss of a batch of the right shape.
+        mode: as in torch.compile; `reduce-overhead` uses CUDA graphs.
+
+    Returns:
+        What happened, as a line for the user.
     """
     started = time.perf_counter()
     for block in network.blocks:
-        block.compile()
-        block._compiled_call_impl = while_training(block, block._compiled_call_impl)
-    network.loss_fn = torch.compile(next_token_loss)
+        block.compile(mode=mode)
+        use_compiled_in_training_only(block)
+    network.loss_fn = torch.compile(next_token_loss, mode=mode)
     try:
         torch.autograd.grad(forward(), [p for p in network.parameters() if p.requires_grad], allow_unused=True)
-    except Exception as error:  # whatever a compiler can raise: the run can do without it
+    except Exception as error:  # a compiler can raise anything, and the run works without it
         for block in network.blocks:
-            block._compiled_call_impl = None
+            block._compiled_call_impl = None  # noqa: SLF001
         network.loss_fn = next_token_loss
-        return f"not compiled, which is slower but changes nothing else: {reason_of(error)}"
+        return f"not compiled (slower, same result): {reason_of(error)}"
     return f"compiled in {time.perf_counter() - started:.0f} s"
 
 
-def while_training(block: Block, compiled: Any) -> Callable[..., Tensor]:
-    """Calls what was compiled in training only.
+def use_compiled_in_training_only(block: Block) -> None:
+    """Make a compiled block run eagerly in evaluation mode.
 
-    Validation and sampling come with other shapes, each of which would be compiled anew for a few calls.
+    Validation and sampling have other shapes; each would be compiled again for a few calls.
     """
+    # torch.nn.Module keeps what `compile()` made under this name, and calls it if it is not None.
+    compiled: Any = block._compiled_call_impl  # noqa: SLF001
+    eager: Any = block._call_impl  # noqa: SLF001
 
-    def call(*arguments: Any, **named: Any) -> Tensor:
-        return (compiled if block.training else block._call_impl)(*arguments, **named)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if block.training else eager)(*args, **kwargs)
 
-    return call
+    block._compiled_call_impl = call  # noqa: SLF001

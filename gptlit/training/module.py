@@ -27,9 +27,13 @@ from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor, parameter_groups
 from gptlit.tokenizer import Tokenizer, from_json
-from gptlit.training.compiling import compile_training, compiling_pays
-from gptlit.training.cuda_graphs import RecordedStep, record_training
-from gptlit.training.progress import step_boundary
+from gptlit.training.compiling import Mode, compile_training, compiling_pays
+from gptlit.training.lightning_internals import (
+    callbacks_of,
+    datamodule_of,
+    set_progress_to_step_boundary,
+    trainer_of,
+)
 from gptlit.version import __version__
 
 ESTIMATES = ("train/loss_estimate", "val/loss_estimate")  # in the order of the validation loaders after the first
@@ -50,10 +54,10 @@ class LitGPT(pl.LightningModule):
             gptlit, or nanoGPT's ckpt.pt. Architecture and tokenizer come with them; of `gpt`, `block_size`, the
             dropouts and `token_noise` count. The optimizer starts afresh.
         seed: fixes the first weights and the dropout; the command takes it from `seed_everything`.
-        compile: run blocks, head and loss through torch.compile while training; falls back to eager, with a line that
-            says why. `auto` compiles where the run is long enough (`gptlit.training.compiling.compiling_pays`).
-            `graphs` also records the step as CUDA graphs (`gptlit.training.cuda_graphs`), on one GPU and without
-            accumulation; it has been tested on a CPU alone, with a stand-in for the recording.
+        compile: compile blocks, head and loss with torch.compile while training; where that fails, a line says why and
+            training runs eagerly. `auto` compiles where the run is long enough
+            (`gptlit.training.compiling.compiling_pays`). `reduce-overhead` is torch.compile's mode of that name (CUDA
+            graphs), meant for small models on a GPU; not measured.
         checkpoint_activations: keep only what goes into each block, and compute the rest again in the backward pass:
             a third more time for a fraction of the memory (arXiv:1604.06174).
         matmul_precision: how float32 matrix products may round, as in torch.set_float32_matmul_precision: `medium`
@@ -68,7 +72,7 @@ class LitGPT(pl.LightningModule):
         tokenizer: str | None = None,
         init_from: str | None = None,
         seed: int = 1337,
-        compile: bool | Literal["auto", "graphs"] = False,
+        compile: bool | Literal["auto", "reduce-overhead"] = False,
         checkpoint_activations: bool = False,
         matmul_precision: Literal["highest", "high", "medium"] = "highest",
     ) -> None:
@@ -96,7 +100,6 @@ class LitGPT(pl.LightningModule):
         self.run_config: str | None = None  # YAML of the whole run, kept in the checkpoint
         self._micro_losses: list[Tensor] = []
         self._loss_ahead: HostCopy | None = None  # the training loss on its way to the host
-        self.recorded: RecordedStep | None = None  # takes the place of both passes and the update
         self.val_loss = MeanMetric()
         self.val_chars = MeanMetric()  # characters per token
         self.estimates: Any = nn.ModuleList(MeanMetric() for _ in ESTIMATES)
@@ -145,6 +148,7 @@ class LitGPT(pl.LightningModule):
         if self._start is not None:
             self.net.load_state_dict(self._start.state_dict())
             self._start = None
+        self.chars_per_token: Tensor
         self.register_buffer("chars_per_token", torch.tensor(self.tokenizer.chars_per_token()), persistent=False)
         if self.device_mesh is not None:  # of ModelParallelStrategy
             shard(self.net, self.device_mesh["data_parallel"])
@@ -181,7 +185,7 @@ class LitGPT(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Forgets what an earlier fit left, and compiles if asked to."""
-        self.weights_step = self._loss_ahead = self.recorded = None
+        self.weights_step = self._loss_ahead = None
         self._micro_losses.clear()
         if self.global_step:  # the rates that the last step had: another callback may read them before the next one
             self._set_rates(self.trainer.optimizers[0], self.global_step - 1)
@@ -190,7 +194,7 @@ class LitGPT(pl.LightningModule):
 
     def compile_before_training(self) -> None:
         """Compiles on a batch of the right shape, so that a failure costs nothing and the clock has not started."""
-        data = self.trainer.datamodule
+        data = datamodule_of(self.trainer)
         share = data.batch_size // self.trainer.world_size
         tokens = share * data.block_size
         if self.compile_network == "auto" and not compiling_pays(
@@ -204,32 +208,10 @@ class LitGPT(pl.LightningModule):
             with self.trainer.precision_plugin.forward_context():
                 return self.network.train()(inputs, targets=targets)
 
-        outcomes = [compile_training(self.network, lambda: loss_fn(*batch))]
-        if self.compile_network == "graphs":
-            outcome = "not recorded as CUDA graphs: that takes one CUDA device and no accumulation, scaler or checking"
-            if self.can_be_recorded():
-                self.recorded, outcome = record_training(loss_fn, batch, self.trainer.optimizers[0])
-            outcomes.append(outcome)
+        mode: Mode = "reduce-overhead" if self.compile_network == "reduce-overhead" else "default"
+        outcome = compile_training(self.network, lambda: loss_fn(*batch), mode)
         if self.trainer.is_global_zero:
-            print(*outcomes, sep="\n", file=sys.stderr)
-
-    def can_be_recorded(self) -> bool:
-        """Whether a step can be CUDA graphs: on one GPU, with the whole batch at once. A function of the settings."""
-        trainer = self.trainer
-        return (
-            RecordedStep.serves(self.device)
-            and isinstance(trainer.strategy, SingleDeviceStrategy)
-            and trainer.accumulate_grad_batches == 1
-            and trainer.precision in ("32-true", "bf16-mixed")  # a gradient scaler asks the device whether to step
-            and not self.checkpoint_activations  # which asks for the generator's state in the middle
-            and not trainer._detect_anomaly  # so does this for every gradient
-        )
-
-    def on_train_end(self) -> None:
-        """Lets go of the recordings and their memory."""
-        if self.recorded is not None:
-            self.recorded.close()
-            self.recorded = None
+            print(outcome, file=sys.stderr)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds dropout from (seed, step, micro-batch, rank), so that a resumed run draws the same masks."""
@@ -239,25 +221,15 @@ class LitGPT(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy (nats per token) of a micro-batch."""
         inputs, targets = batch  # (B, T) each
-        loss = (self.recorded or self.network)(inputs, targets=targets)
-        self._micro_losses.append(loss.detach())
+        if self.compile_network == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()  # from here on, results of the last step may be overwritten
+        loss: Tensor = self.network(inputs, targets=targets)
+        self._micro_losses.append(loss.detach().clone())  # a CUDA graph writes the next loss into the same memory
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self.train_loss = mean_over_processes(torch.stack(self._micro_losses).mean())
             self._micro_losses.clear()
             self._loss_ahead = HostCopy(self.train_loss)
         return loss
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """As Lightning; what is recorded writes over the gradients."""
-        if self.recorded is None:
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """As Lightning, or as recorded."""
-        if self.recorded is None:
-            super().backward(loss, *args, **kwargs)
-        else:
-            self.recorded.backward()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stops before the weights are touched when the loss is no number.
@@ -332,14 +304,15 @@ class LitGPT(pl.LightningModule):
         """
         fits = self._trainer is not None and self.trainer.state.fn == "fit"
         averaged = fits and "current_model_state" in checkpoint
-        if averaged and not any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):
+        if averaged and not any(isinstance(callback, WeightAveraging) for callback in callbacks_of(self.trainer)):
             if "state_dict" not in checkpoint:
                 raise UserError(
                     "the checkpoint holds an average of the weights (average.decay), which trainer.strategy would take "
                     "for the weights: make a step without the average on one device first, or choose ddp"
                 )
             checkpoint["state_dict"] = checkpoint["current_model_state"]
-        step_boundary(checkpoint, self.trainer.accumulate_grad_batches if self._trainer is not None else 1)
+        trainer = trainer_of(self)
+        set_progress_to_step_boundary(checkpoint, 1 if trainer is None else trainer.accumulate_grad_batches)
 
     # ---------------------------------------------------------------- validation
 

@@ -1,7 +1,7 @@
 """Everything that waits for a GPU, in one call of less than ten minutes on one large GPU.
 
     python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER
-    python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --graphs
+    python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --reduce_overhead
     python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --parts runs peer
     python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --small
 
@@ -29,6 +29,8 @@ from measuring import REPOSITORY, machine, row, run_process, table
 from peer import read_output, train_command, workplace
 from runs import Reached, train
 from subjects import matmul_peak
+
+from gptlit.training.compiling import Mode
 
 RUNS = (("scaled", 1337), ("best", 1337))
 MORE_RUNS = (("best", 1338), ("best", 1339), ("scaled", 1338), ("scaled", 1339))
@@ -63,7 +65,7 @@ def runs(plan: Plan, wanted: Sequence[tuple[str, int]], deadline: float, target:
             print(f"no time is left for `{name}` with seed {seed} and what would follow")
             break
         flags = [*TINY_RUN] if plan.small else []
-        flags += ["--model.compile", "graphs"] if plan.graphs else []
+        flags += ["--model.compile", plan.mode] if plan.mode != "default" else []
         flags += ["--sample_text.max_new_tokens", 0, "--pictures.when", "never", "--seed_everything", seed]
         run = train(name, plan.text, target, flags, "cpu" if plan.device == "cpu" else "gpu")
         print(row(row_of(name, seed, run)), flush=True)
@@ -114,14 +116,15 @@ def main() -> None:
     options_of.add_argument("--seconds", type=float, default=540, help="after which no further run is begun")
     options_of.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure, in this order")
     options_of.add_argument("--target", type=float, default=1.47, help="validation loss")
-    options_of.add_argument("--graphs", action="store_true", help="ours recorded as CUDA graphs (model.compile graphs)")
+    options_of.add_argument("--reduce_overhead", action="store_true", help="ours with model.compile reduce-overhead")
     options_of.add_argument("--small", action="store_true", help="on a CPU, at tiny sizes, to try the script")
     options = options_of.parse_args()
     deadline = time.monotonic() + options.seconds
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if not options.small and not torch.cuda.is_available():
         options_of.error("there is no GPU: --small tries the script without one")
-    plan = Plan("cpu" if options.small else "cuda", options.text.resolve(), options.peer, options.small, options.graphs)
+    mode: Mode = "reduce-overhead" if options.reduce_overhead else "default"
+    plan = Plan("cpu" if options.small else "cuda", options.text.resolve(), options.peer, options.small, mode)
     device = machine() if options.small else torch.cuda.get_device_name()
     found: dict[str, Any] = {"device": device, "torch": torch.__version__}
     print(f"{device}, PyTorch {torch.__version__}")

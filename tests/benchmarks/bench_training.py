@@ -23,7 +23,7 @@ import torch
 from measuring import begin, finish, in_turn, parser, spread, table
 from subjects import Step, bare_step, build, encode, matmul_peak, peer_step, products_as, read_config, timed
 
-from gptlit.callbacks.curves import MetricsLogger, clock_stopped
+from gptlit.callbacks.metrics import MetricsLogger, clock_stopped
 from gptlit.cli.fit.command import GptlitCLI
 from gptlit.device.memory import keep_freed_memory
 from gptlit.training.compiling import flops_per_token

@@ -14,7 +14,7 @@ from measuring import row, spread, table
 from subjects import Compiled, Step, bare_step, build, encode, peer_step, read_config, step_of, timed
 
 from gptlit import GPT, GPTConfig, OptimizerConfig, RandomChunks
-from gptlit.training.compiling import flops_per_token
+from gptlit.training.compiling import Mode, flops_per_token
 
 HEADER = ("step", "median, ms", "min", "max", "tokens/s", "of peak", "nanoGPT's time / this")
 PEER = "nanoGPT"
@@ -31,8 +31,8 @@ class Plan:
     peer: Path | None
     small: bool
     """Tiny sizes, to try the script on a CPU."""
-    graphs: bool = False
-    """Our steps are recorded as CUDA graphs."""
+    mode: Mode = "default"
+    """How torch.compile compiles our steps."""
 
     @property
     def compiled(self) -> Literal["no", "parts"]:
@@ -109,7 +109,7 @@ def characters(plan: Plan, peak: float) -> dict[str, list[float]]:
         subjects.append(Subject(PEER, config, len(numbers), theirs))
 
     def ours(config: Mapping[str, Any]) -> Step:
-        return bare_step(config, *build(config, plan.text, plan.device), plan.compiled, plan.graphs)
+        return bare_step(config, *build(config, plan.text, plan.device), plan.compiled, plan.mode)
 
     for name in ("nanogpt", "scaled", "best"):
         config = plan.config(name)
@@ -134,7 +134,7 @@ def gpt2(plan: Plan, peak: float) -> dict[str, list[float]]:
 
     def ours(compiled: Compiled) -> Step:
         network = GPT(settings).to(plan.device)
-        return step_of(network, chunks, optimizer, config["trainer"], compiled, plan.graphs)
+        return step_of(network, chunks, optimizer, config["trainer"], compiled, plan.mode)
 
     ways: Mapping[str, Compiled] = {
         "gptlit": plan.compiled,

@@ -15,10 +15,8 @@ from torch import Tensor
 
 from gptlit import GPT, GPTConfig, LitGPT, OptimizerConfig, RandomChunks, ScheduleConfig, TextDataModule
 from gptlit.cli.settings import packaged_configs
-from gptlit.device.processes import blank_batch
 from gptlit.optim import build_optimizer
-from gptlit.training.compiling import compile_training
-from gptlit.training.cuda_graphs import RecordedStep
+from gptlit.training.compiling import Mode, compile_training
 
 Step = Callable[[], None]
 Compiled = Literal["no", "parts", "whole"]
@@ -52,13 +50,13 @@ def bare_step(
     module: LitGPT,
     data: TextDataModule,
     compiled: Compiled = "no",
-    recorded: bool = False,
+    mode: Mode = "default",
 ) -> Step:
     """One step of a plain PyTorch loop over the same model, data, optimizer and precision."""
     assert isinstance(data.train_tokens, Tensor)
     chunks = RandomChunks(data.train_tokens.to(module.device), data.block_size, data.batch_size, 1)
     with products_as(module.matmul_precision):
-        return step_of(module.network, chunks, module.optimizer_config, config["trainer"], compiled, recorded)
+        return step_of(module.network, chunks, module.optimizer_config, config["trainer"], compiled, mode)
 
 
 def step_of(
@@ -67,11 +65,11 @@ def step_of(
     optimizer_config: OptimizerConfig,
     trainer: Mapping[str, Any],
     compiled: Compiled = "no",
-    recorded: bool = False,
+    mode: Mode = "default",
 ) -> Step:
     """Forward, backward, clipping and update, as the settings say.
 
-    Compiled in parts as our command does, or as one graph; recorded as CUDA graphs, as it does on a GPU.
+    Compiled in parts, as the command does, or as one graph; `mode` is torch.compile's.
     """
     device = next(network.parameters()).device
     optimizer = build_optimizer(network, optimizer_config, fused=True)
@@ -84,19 +82,16 @@ def step_of(
 
     network.train()
     if compiled == "parts":
-        print(compile_training(network, lambda: loss_fn(*chunks[0])), file=sys.stderr)
-    run = torch.compile(loss_fn) if compiled == "whole" else loss_fn
-    played = None
-    if recorded:
-        played = RecordedStep(run, blank_batch(chunks.batch_size, chunks.block_size, device), optimizer)
+        print(compile_training(network, lambda: loss_fn(*chunks[0]), mode), file=sys.stderr)
+    run = torch.compile(loss_fn, mode=mode) if compiled == "whole" else loss_fn
 
     def one() -> None:
         nonlocal step
-        loss = (played or run)(*chunks[step])
+        torch.compiler.cudagraph_mark_step_begin()
+        loss = run(*chunks[step])
         step += 1
-        if played is None:
-            optimizer.zero_grad(set_to_none=True)
-        (played or loss).backward()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimizer.step()

@@ -461,7 +461,7 @@ def test_sharded_training_on_two_gpus_gives_the_same_losses(tmp_path: Path) -> N
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("compiled", [False, "graphs"], ids=["plain", "compiled and recorded"])
+@pytest.mark.parametrize("compiled", [False, True, "reduce-overhead"])
 def test_a_run_on_a_gpu_resumes_bit_for_bit(compiled: bool | str, tmp_path: Path) -> None:
     """With kernels that add in a fixed order, in processes of their own."""
     if not torch.cuda.is_available():
@@ -477,7 +477,7 @@ def test_a_run_on_a_gpu_resumes_bit_for_bit(compiled: bool | str, tmp_path: Path
         process = start(*command, env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}, start_new_session=True)
         err = finish(process)
         assert process.returncode == 0, err
-        assert ("recorded as CUDA graphs in" in err) == bool(compiled), err
+        assert ("compiled in" in err) == bool(compiled), err
     assert largest_differences(whole / "last.ckpt", cut / "last.ckpt") == {}
     assert digest(cut / "last.ckpt") == digest(whole / "last.ckpt")
 

@@ -323,22 +323,6 @@ class TestMuonHalf:
             for a, b, first in zip(ours, theirs, start, strict=True):
                 assert (a - b).norm() < 0.02 * (b - first).norm()
 
-    @pytest.mark.parametrize("fused", [True, False])
-    def test_rates_in_memory_step_as_far_as_plain_ones(self, fused: bool) -> None:
-        """A recorded step reads them there; to the last bit where float32 holds a rate exactly."""
-        for config, exact in (
-            (MUON, False),
-            (OptimizerConfig(lr=2**-7, weight_decay=0.25, muon_lr=2**-6, muon_weight_decay=0.5), True),
-        ):
-            plain, read = build(), build()
-            optimizers = [build_optimizer(model, config, fused=fused) for model in (plain, read)]
-            for group in optimizers[1].param_groups:
-                group["lr"] = torch.tensor(group["lr"])
-            train(plain, optimizers[0], range(3))
-            train(read, optimizers[1], range(3))
-            for a, b in zip(plain.parameters(), read.parameters(), strict=True):
-                torch.testing.assert_close(a, b, rtol=0, atol=0 if exact else 1e-6)
-
     def test_it_equals_a_slow_version_written_out_matrix_by_matrix(self) -> None:
         """Batching by shape, cutting c_attn into three, and working on the Gram matrix must change nothing."""
         gpt = replace(LECTURE, n_layer=3)

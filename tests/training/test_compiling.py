@@ -20,7 +20,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stands in for torch.compile, which takes its time; says how often something compiled was called."""
     calls: list[str] = []
 
-    def stand_in(self: Block) -> None:
+    def stand_in(self: Block, mode: str) -> None:
         def run(*arguments: Any, **named: Any) -> Any:
             calls.append("compiled")
             return self._call_impl(*arguments, **named)
@@ -70,7 +70,7 @@ def test_what_is_compiled_serves_training_alone(compiled: list[str]) -> None:
 def test_where_compiling_fails_the_run_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says why; nothing else changes."""
 
-    def stand_in(self: Block) -> None:
+    def stand_in(self: Block, mode: str) -> None:
         def run(*arguments: Any, **named: Any) -> Any:
             raise RuntimeError("there is no\ncompiler")
 
@@ -80,7 +80,7 @@ def test_where_compiling_fails_the_run_goes_on_without(tmp_path: Path, monkeypat
     config = write_config(tmp_path, trainer__max_steps=2)
     answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", "--model.compile", "true")
     assert answer.code == 0
-    line = "not compiled, which is slower but changes nothing else: RuntimeError: there is no compiler\n"
+    line = "not compiled (slower, same result): RuntimeError: there is no compiler\n"
     assert answer.err.count(line) == 1
 
 

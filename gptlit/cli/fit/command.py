@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gptlit.callbacks.averaging import AverageWeights
@@ -19,7 +18,7 @@ from gptlit.callbacks.samples import SampleText
 from gptlit.callbacks.tensorboard import tensorboard_command
 from gptlit.checkpoint.files import find_checkpoint, find_start, home_of, read_checkpoint
 from gptlit.checkpoint.io import AtomicCheckpointIO
-from gptlit.checkpoint.run_dir import RunDir, started_by_first_process
+from gptlit.checkpoint.run_dir import RunDir, process_rank, started_by_first_process
 from gptlit.cli.fit.messages import Ending, closing_rows, ending_of, opening_line, way_on
 from gptlit.cli.fit.parts import as_list, run_parts
 from gptlit.cli.fit.resume import (
@@ -86,7 +85,7 @@ class GptlitCLI(LightningCLI):
 
     # ---------------------------------------------------------------- parsing
 
-    def subcommands(self) -> dict[str, set[str]]:
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one verb."""
         skip = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only", "verbose"}
         return {self.verb: skip}
@@ -111,7 +110,7 @@ class GptlitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Packaged configs by name; the configuration of a checkpoint under everything that is given here."""
-        known = [action.dest for action in self._subcommand_parsers[self.verb]._actions]
+        known = [action.dest for action in self._subcommand_parsers[self.verb]._actions]  # noqa: SLF001
         arguments = self._find_configs(self.arguments, known)
         given = option(arguments, "--ckpt_path")
         before: list[str] = []
@@ -165,7 +164,7 @@ class GptlitCLI(LightningCLI):
     def _compare_with_checkpoint(self) -> None:
         """Refuses by name what a checkpoint fixes; says what is different otherwise, and whether anything is left."""
         assert self.checkpoint is not None
-        whole = leaves_of([action.dest for action in self._subcommand_parsers[self.verb]._actions])
+        whole = leaves_of([action.dest for action in self._subcommand_parsers[self.verb]._actions])  # noqa: SLF001
         now, then = flat(self.settings, stop_at=whole), flat(stored_config(self.checkpoint), stop_at=whole)
         then.update(flat({"model": {"gpt": self.checkpoint["hyper_parameters"]["gpt"]}}))
         if now.get("model.gpt.vocab_size") == 0:
@@ -191,7 +190,7 @@ class GptlitCLI(LightningCLI):
     def _set_seed(self) -> None:
         """Nothing draws from the global generator: weights, batches and dropout are seeded where they are drawn."""
 
-    def instantiate_classes(self) -> None:
+    def instantiate_classes(self) -> None:  # noqa: C901
         """Builds data and model, checks the text, claims the run folder, and only then makes the Trainer."""
         if self.finished:
             return
@@ -348,7 +347,7 @@ class GptlitCLI(LightningCLI):
             limit = "val" if self.verb == "validate" else "test"
             raise UserError(f"trainer.limit_{limit}_batches is 0: nothing is left to {self.verb} on")
         metrics = found[0]
-        if rank_zero_only.rank == 0:
+        if process_rank() == 0:
             for name, value in metrics.items():
                 print(f"{name} {value:.6f}")
 
@@ -356,7 +355,7 @@ class GptlitCLI(LightningCLI):
 
     def _say(self, text: str, style: str | None = None) -> None:
         """A line on stderr, once for all processes."""
-        if rank_zero_only.rank == 0:
+        if process_rank() == 0:
             say(text, style=style)
 
     def _say_start(self) -> None:
@@ -387,7 +386,7 @@ class GptlitCLI(LightningCLI):
             self._say(way_on(self.run_dir, self.model, slower=self.ending is not None and self.ending.slower))
 
     def _say_end(self) -> None:
-        if rank_zero_only.rank != 0:
+        if process_rank() != 0:
             return
         rows = closing_rows(self.trainer, self.curves, self.checkpoints, self.run_dir)
         done, wanted = self.trainer.global_step, self.trainer.max_steps

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from gptlit.callbacks.checkpoints import RunCheckpoints
-from gptlit.callbacks.curves import MetricsLogger
+from gptlit.callbacks.metrics import MetricsLogger
 from gptlit.callbacks.tensorboard import tensorboard_command
 from gptlit.checkpoint.files import find_start
 from gptlit.cli.messages import duration

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from gptlit.callbacks.averaging import AverageWeights
 from gptlit.callbacks.bar import RunBar
 from gptlit.callbacks.checkpoints import RunCheckpoints, ValidateAtEnd
-from gptlit.callbacks.curves import MetricsFile, MetricsLogger
+from gptlit.callbacks.metrics import MetricsFile, MetricsLogger
 from gptlit.callbacks.pictures import Pictures
 from gptlit.callbacks.samples import SampleText
 from gptlit.callbacks.signals import StopBetweenSteps

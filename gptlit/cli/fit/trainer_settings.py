@@ -1,19 +1,19 @@
 """Trainer settings that Lightning takes without a word, and that would not do what they say in a run of ours."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from gptlit.data import share_of_batch
 from gptlit.errors import UserError
+from gptlit.training.lightning_internals import starts_processes_by_fork
 
 
-def check_trainer_settings(settings: Mapping[str, Any], fit: bool) -> None:
+def check_trainer_settings(settings: Mapping[str, Any], fit: bool) -> None:  # noqa: C901
     """Refuses what cannot work, before anything is loaded.
 
     Args:
@@ -88,7 +88,7 @@ def check_devices(trainer: pl.Trainer, batch_size: int, optimizer: str) -> None:
     Raises:
         UserError: naming the setting.
     """
-    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    if starts_processes_by_fork(trainer):
         raise UserError(
             "trainer.strategy starts its processes by spawn or fork, which a run of gptlit does not survive: choose "
             "trainer.strategy ddp"
@@ -104,7 +104,7 @@ def check_devices(trainer: pl.Trainer, batch_size: int, optimizer: str) -> None:
 class NoProfiler(PassThroughProfiler):
     """Measures nothing, and makes no context for each of the seventy things in a step that could be measured."""
 
-    nothing: AbstractContextManager[None] = nullcontext()
+    nothing: Any = nullcontext()
 
-    def profile(self, action_name: str) -> AbstractContextManager[None]:
+    def profile(self, action_name: str) -> Any:
         return self.nothing

@@ -27,6 +27,7 @@ from gptlit.cli.messages import duration, say
 from gptlit.cli.settings import find_config, flat, option, stored_config, without_option
 from gptlit.device.memory import keep_freed_memory
 from gptlit.errors import UserError
+from gptlit.training.lightning_internals import log_interval
 
 # What makes two runs comparable; where and how they ran does not.
 COMPARED = ("model.", "data.", "seed_everything", "trainer.max_steps", "trainer.gradient_clip_val", "trainer.precision")
@@ -65,7 +66,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def ladder(verb: str, arguments: list[str]) -> int:
+def ladder(verb: str, arguments: list[str]) -> int:  # noqa: C901
     """Trains what is not trained yet, prints the table on stdout, and writes it; returns the exit code."""
     options, fit_arguments = make_parser().parse_known_args(arguments)
     keep_freed_memory()
@@ -254,7 +255,7 @@ class RungBar(ProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Moves on when new numbers were logged."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % log_interval(trainer) == 0:
             loss = trainer.callback_metrics.get("val/loss")
             numbers = "" if loss is None else f"val {float(loss):.4f}"
             self.bar.update(self.task, total=trainer.max_steps, completed=trainer.global_step, numbers=numbers)

@@ -74,19 +74,19 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def predict(verb: str, arguments: list[str]) -> int:
+def predict(verb: str, arguments: list[str]) -> int:  # noqa: C901
     """Draws the texts; returns the exit code."""
     keep_freed_memory()
     parser = make_parser()
     for config in values_of(arguments, "--config", "-c"):
-        check_config(config, [action.dest for action in parser._actions])
+        check_config(config, [action.dest for action in parser._actions])  # noqa: SLF001
     try:
         options = parser.parse_args(arguments)
         sampling = Sampling(**{name: options[name] for name in ("temperature", "top_k", "top_p", "min_p")})
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(parser_error_line(error, [action.dest for action in parser._actions])) from error
+        raise UserError(parser_error_line(error, [action.dest for action in parser._actions])) from error  # noqa: SLF001
     if options.ckpt_path is None:
         raise UserError("gptlit predict needs --ckpt_path: a run folder or a checkpoint file")
     for name in ("max_new_tokens", "num_samples"):

@@ -56,7 +56,7 @@ def resolve(
     return [_resolve(one, text_column, cache_dir, streaming) for one in specs]
 
 
-def _resolve(spec: str, text_column: str, cache_dir: Path | None, streaming: bool) -> Source:
+def _resolve(spec: str, text_column: str, cache_dir: Path | None, streaming: bool) -> Source:  # noqa: C901
     if spec == "tinyshakespeare":
         return _tinyshakespeare(cache_dir)
     if spec == "sample":

@@ -30,7 +30,7 @@ class Affine:
         kept = linear.weight.detach()  # (out, in)
         bias = None if linear.bias is None else linear.bias.detach()
         if rows and packing_pays(rows, kept) and can_be_packed(kept):
-            return cls(kept.t(), bias, torch.ops.mkldnn._reorder_linear_weight(kept.contiguous(), PACKED_FOR))
+            return cls(kept.t(), bias, torch.ops.mkldnn._reorder_linear_weight(kept.contiguous(), PACKED_FOR))  # noqa: SLF001
         copies = rows >= COPY_PAYS_FROM and kept.device.type == "cpu"
         return cls(kept.t().contiguous() if copies else kept.t(), bias, None)
 
@@ -68,5 +68,5 @@ def can_be_packed(weight: Tensor) -> bool:
 def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     """The product x W + b (N, out) of x (N, in)."""
     # The overload by its name: finding it takes 8 µs.
-    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")  # noqa: SLF001
     return product

@@ -97,7 +97,7 @@ class Decoder:
         """An empty cache on the weights' device, in their precision."""
         return KVCache(self.config, batch_size, self.tokens.device, self.tokens.dtype, capacity)
 
-    def __call__(self, ids: Tensor, lengths: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, lengths: Tensor | None = None, cache: KVCache | None = None) -> Tensor:  # noqa: C901
         """Logits (B, V) of the token after the last of ids (B, T) int64.
 
         An empty cache is filled on the way; with one that holds tokens already, T must be 1. Rows padded on the right

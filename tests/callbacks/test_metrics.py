@@ -11,7 +11,7 @@ import pytest
 from command import gptlit, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gptlit.callbacks.curves import MetricsFile, MetricsLogger, clock_stopped
+from gptlit.callbacks.metrics import MetricsFile, MetricsLogger, clock_stopped
 from gptlit.optim import ScheduleConfig, learning_rate_factor
 
 STEPS, EVERY, VALIDATE = 14, 4, 6  # none divides another: nothing is right by accident
@@ -100,7 +100,7 @@ class Clock:
 @pytest.fixture
 def clock() -> Any:
     clock = Clock()
-    with mock.patch("gptlit.callbacks.curves.time.perf_counter", clock):
+    with mock.patch("gptlit.callbacks.metrics.time.perf_counter", clock):
         yield clock
 
 

@@ -13,6 +13,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from gptlit.training.lightning_internals import callbacks_of, datamodule_of, log_interval
+
 
 def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
     """Hands numbers to every logger, at the true step."""
@@ -77,14 +79,14 @@ class MetricsLogger(pl.Callback):
             return
         self.steps_timed += 1
         step = trainer.global_step
-        if step % trainer.log_every_n_steps and step < trainer.max_steps:
+        if step % log_interval(trainer) and step < trainer.max_steps:
             return
         self.latest["train/loss"] = pl_module.train_loss.item()
         if pl_module.grad_norm is not None:
             self.latest["train/grad_norm"] = float(pl_module.grad_norm)
         for group in trainer.optimizers[0].param_groups:
             self.latest[f"lr/{group['role']}"] = group["lr"]
-        self.latest.update(self._speed(trainer.datamodule))
+        self.latest.update(self._speed(datamodule_of(trainer)))
         log_metrics(trainer, self.latest)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -112,7 +114,7 @@ class MetricsLogger(pl.Callback):
 @contextmanager
 def clock_stopped(trainer: pl.Trainer) -> Iterator[None]:
     """What happens inside does not count as training time."""
-    stopped = [curves for curves in trainer.callbacks if isinstance(curves, MetricsLogger) and curves.stop_clock()]
+    stopped = [curves for curves in callbacks_of(trainer) if isinstance(curves, MetricsLogger) and curves.stop_clock()]
     try:
         yield
     finally:

@@ -1,0 +1,104 @@
+"""Every name of Lightning that gptlit uses without a promise: private ones, and public ones that have no declared type.
+
+No other module of the package touches them. `tests/training/test_lightning_internals.py` checks each one against the
+installed version of Lightning, and names that version when something has changed.
+"""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+
+# ---------------------------------------------------------------- attributes that Trainer does not declare
+
+
+def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
+    """Return the callbacks of a Trainer, in the order in which their hooks run."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
+def datamodule_of(trainer: pl.Trainer) -> Any:
+    """Return the DataModule of a Trainer, or None."""
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def log_interval(trainer: pl.Trainer) -> int:
+    """Return `log_every_n_steps` in optimizer steps."""
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+
+
+def trainer_of(module: pl.LightningModule) -> pl.Trainer | None:
+    """Return the Trainer that a module is attached to; `module.trainer` raises where there is none."""
+    return module._trainer  # noqa: SLF001
+
+
+# ---------------------------------------------------------------- loops
+
+
+def set_logged_step(trainer: pl.Trainer) -> None:
+    """Set the step under which `self.log` of any callback reaches the loggers to the number of optimizer steps made.
+
+    After some resumes Lightning is one step ahead.
+    """
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # noqa: SLF001
+
+
+def set_max_steps(trainer: pl.Trainer, max_steps: int) -> None:
+    """Set the number of optimizer steps after which the training loop ends."""
+    trainer.fit_loop.epoch_loop.max_steps = max_steps
+
+
+def validate_now(trainer: pl.Trainer) -> None:
+    """Run a validation of a fit outside of its schedule, as Lightning's epoch loop runs it."""
+    metrics = trainer._logger_connector  # noqa: SLF001
+    first_batch = metrics._first_loop_iter  # noqa: SLF001
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+    metrics._first_loop_iter = first_batch  # noqa: SLF001
+
+
+def stop_after_this_step(trainer: pl.Trainer) -> None:
+    """Make Lightning raise `SIGTERMException` once all callbacks have seen the step."""
+    trainer._signal_connector.received_sigterm = True  # noqa: SLF001
+
+
+def starts_processes_by_fork(trainer: pl.Trainer) -> bool:
+    """Return whether the strategy starts its processes through `multiprocessing` (spawn or fork)."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def checkpoint_contents(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return what `Trainer.save_checkpoint` writes, without waiting for other processes."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # noqa: SLF001
+
+
+def set_progress_to_step_boundary(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Rewrite the loop progress in a checkpoint to "`global_step` whole optimizer steps are done", in place.
+
+    A file may have been written inside a validation, between two micro-batches, or with another number of accumulation
+    steps. In every case its weights are those after the last whole optimizer step.
+
+    Args:
+        checkpoint: as Lightning loads it; without loop progress it is left as it is.
+        accumulate: micro-batches of an optimizer step in the run that continues.
+    """
+    loops = checkpoint.get("loops", {}).get("fit_loop")
+    if loops is None:
+        return
+    steps = checkpoint["global_step"]
+    micro_batches = steps * accumulate
+    training = loops["epoch_loop.batch_progress"]
+    for count in (training["total"], training["current"]):
+        count.update(dict.fromkeys(("ready", "started", "processed", "completed"), micro_batches))
+    validation = loops["epoch_loop.val_loop.batch_progress"]
+    for count in (validation["total"], validation["current"]):
+        count.update(dict.fromkeys(("ready", "started", "processed", "completed"), 0))
+    training["is_last_batch"] = validation["is_last_batch"] = False
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
+    for count in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
+        count.update(ready=1, started=1, processed=0, completed=0)
