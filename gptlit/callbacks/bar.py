@@ -1,98 +1,250 @@
-"""The progress bar of a run: one line on stderr with step, loss, validation loss, speed and time left."""
+"""The progress of a run on stderr: a bar on a terminal, lines elsewhere."""
 
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from lightning.pytorch.callbacks import ProgressBar, Timer
+from rich.live import Live
+from rich.progress_bar import ProgressBar as Bar
+from rich.table import Table
+from rich.text import Text
 
+from gptlit.callbacks.console import console
 from gptlit.callbacks.metrics import MetricsLogger
-from gptlit.training.lightning_internals import log_interval
+from gptlit.training.lightning_internals import callbacks_of, log_interval
 
 REFRESHES_PER_SECOND = 4
+WIDEST_BAR = 40  # characters
+NARROWEST_BAR = 5
+WINDOW = 200  # steps that the time of a step is averaged over
+FIRST_MINUTE, OFTEN, SELDOM = (
+    60.0,
+    5.0,
+    30.0,
+)  # seconds; without a terminal: a line every 5 s, after a minute every 30 s
+
+
+@dataclass
+class Pace:
+    """Wall-clock time of a step and of a validation, and the time left from both.
+
+    A validation counts with everything that belongs to it: samples, pictures and `best.ckpt`.
+
+    Args:
+        clock: returns seconds.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    started: float | None = None
+    validations: list[float] = field(default_factory=list)
+    """Seconds of each validation of this start."""
+    _intervals: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))  # steps, seconds
+    _warm: bool = False  # whether the first interval has ended, which holds what happens once, such as compiling
+    _mark: tuple[int, float] | None = None  # step and time at which the current interval began
+    _paused: float | None = None
+
+    def resume(self, step: int) -> None:
+        """Count the time from here on as training; ends a validation if one was running."""
+        now = self.clock()
+        self.started = now if self.started is None else self.started
+        if self._paused is not None:
+            self.validations.append(now - self._paused)
+            self._paused = None
+        self._mark = (step, now) if self._mark is None else self._mark
+
+    def pause(self, step: int) -> None:
+        """Count the time from here on as validation."""
+        if self._paused is None:
+            self.lap(step)
+            self._paused, self._mark = self.clock(), None
+
+    def lap(self, step: int) -> None:
+        """End an interval of training steps, and begin the next one."""
+        if self._mark is None or step <= self._mark[0]:
+            return
+        now = self.clock()
+        if len(self._intervals) == 1 and not self._warm:
+            self._intervals.clear()
+            self._warm = True
+        self._intervals.append((step - self._mark[0], now - self._mark[1]))
+        self._mark = (step, now)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since training started."""
+        return 0.0 if self.started is None else self.clock() - self.started
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Mean seconds of the latest training steps; None before the first one ended."""
+        steps = sum(steps for steps, _ in self._intervals)
+        return sum(seconds for _, seconds in self._intervals) / steps if steps else None
+
+    def left(self, steps: int, validations: float) -> float | None:
+        """Seconds that so many steps and validations will take; None while unknown."""
+        if self.step_seconds is None:
+            return None
+        validation = sum(self.validations) / len(self.validations) if self.validations else 0.0
+        return steps * self.step_seconds + validations * validation
 
 
 class RunBar(ProgressBar):
-    """A bar on a terminal; elsewhere one line for each validation.
+    """Shows step, losses, elapsed time and time left.
 
-    Args:
-        curves: where the numbers come from.
-        console: of rich, writing to stderr.
+    On a terminal: one line that stays at the bottom, and a line for each validation above it. Elsewhere (a pipe, a log
+    file, a notebook): a line every 5 seconds, after the first minute every 30 seconds, and a line for each validation.
     """
 
-    def __init__(self, curves: MetricsLogger, console: Console | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.curves = curves
-        self.console = console or Console(stderr=True, soft_wrap=True, highlight=False)
-        self.progress: Progress | None = None
+        self.pace = Pace()
+        self._live: Live | None = None
         self._enabled = True
+        self._printed = -math.inf  # when the last line was printed, without a terminal
 
     def disable(self) -> None:
         """Called by Lightning on every process but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Turns the bar on."""
+        """Turn the bar on."""
         self._enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows the bar, where there is a terminal to show it on."""
-        if not self._enabled or not self.console.is_terminal:
-            return
-        self.progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            refresh_per_second=REFRESHES_PER_SECOND,
-            transient=True,
-        )
-        self.task = self.progress.add_task("", total=trainer.max_steps, completed=trainer.global_step, numbers="")
-        self.progress.start()
+        self.pace.resume(trainer.global_step)
+        if self._enabled and console().is_terminal:
+            self._live = Live(
+                get_renderable=lambda: bar_line(self.state(trainer), console().width),
+                console=console(),
+                refresh_per_second=REFRESHES_PER_SECOND,
+                transient=True,
+            )
+            self._live.start()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.pace.resume(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves on; the text changes only when new numbers were logged."""
-        if self.progress is not None and trainer.global_step % log_interval(trainer) == 0:
-            self.progress.update(self.task, completed=trainer.global_step, numbers=numbers(self.curves, trainer))
+        step = trainer.global_step
+        self.pace.lap(step)
+        if step % log_interval(trainer):
+            return
+        gap = OFTEN if self.pace.elapsed < FIRST_MINUTE else SELDOM
+        if self._enabled and self._live is None and self.pace.elapsed - self._printed >= gap:
+            self._print(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.pace.pause(trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A line that stays: step, both losses."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not self._enabled:
-            return
-        self.console.print(f"step {trainer.global_step:>6}  {numbers(self.curves, trainer)}")
+        if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._print(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the bar away."""
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Takes the bar away before anything is said."""
         self._stop()
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """What Lightning prints goes above the bar."""
-        self.console.print(*args)
+        """Print above the bar; called by `LightningModule.print`."""
+        console().print(*args)
+
+    def state(self, trainer: pl.Trainer) -> "State":
+        """Read what the bar shows from the Trainer."""
+        step = trainer.global_step
+        logged = [callback.latest for callback in callbacks_of(trainer) if isinstance(callback, MetricsLogger)]
+        metrics = {**trainer.callback_metrics, **(logged[0] if logged else {})}
+        left = self.pace.left(trainer.max_steps - step, validations_left(trainer))
+        limits = [timer.time_remaining() for timer in callbacks_of(trainer) if isinstance(timer, Timer)]
+        if left is not None:
+            left = min([left, *(limit for limit in limits if limit is not None)])
+        return State(step, trainer.max_steps, numbers(metrics), self.pace.elapsed, left)
+
+    def _print(self, trainer: pl.Trainer) -> None:
+        self._printed = self.pace.elapsed
+        console().print(plain_line(self.state(trainer)))
 
     def _stop(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
-def numbers(curves: MetricsLogger, trainer: pl.Trainer) -> str:
-    """`loss 1.603 · val 1.742 · 9,120 characters/s`, as far as known."""
-    parts = []
-    if "train/loss" in curves.latest:
-        parts.append(f"loss {curves.latest['train/loss']:.4f}")
-    if "val/loss" in trainer.callback_metrics:
-        parts.append(f"val {float(trainer.callback_metrics['val/loss']):.4f}")
-    if "perf/characters_per_second" in curves.latest:
-        parts.append(f"{curves.latest['perf/characters_per_second']:,.0f} characters/s")
+# ---------------------------------------------------------------- what is shown
+
+
+@dataclass(frozen=True)
+class State:
+    """What a line shows: steps, `numbers` such as `loss 1.6031`, and seconds."""
+
+    step: int
+    max_steps: int
+    numbers: tuple[str, ...]
+    elapsed: float
+    left: float | None
+
+
+def numbers(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """`("loss 1.6031", "val 1.7421")`, as far as known."""
+    names = {"train/loss": "loss", "val/loss": "val"}
+    return tuple(f"{short} {float(metrics[name]):.4f}" for name, short in names.items() if name in metrics)
+
+
+def validations_left(trainer: pl.Trainer) -> float:
+    """Validations between this step and the end of the run, the one at the end included."""
+    if not trainer.limit_val_batches:
+        return 0
+    interval: Any = trainer.val_check_interval  # micro-batches, or a time
+    if isinstance(interval, timedelta | str | dict) or interval is None:
+        return 1
+    every = max(1, int(interval) // trainer.accumulate_grad_batches)
+    step, last = trainer.global_step, trainer.max_steps
+    return last // every - step // every + (last % every != 0 and step < last)
+
+
+def plain_line(state: State) -> str:
+    """`step   250 of 3,000 · loss 1.6031 · val 1.7421 · 0:42 elapsed · 2:05 left`."""
+    width = len(f"{state.max_steps:,}")
+    parts = [f"step {state.step:>{width},} of {state.max_steps:,}", *state.numbers, f"{clock(state.elapsed)} elapsed"]
+    if state.left is not None and state.step < state.max_steps:
+        parts.append(f"{clock(state.left)} left")
     return " · ".join(parts)
+
+
+def bar_line(state: State, width: int) -> Table:
+    """The line on a terminal of so many columns: step, bar, losses, elapsed, left.
+
+    Where the columns are too few, first the elapsed time goes, then the bar.
+    """
+    left = "--:--" if state.left is None else clock(state.left)
+    head = f"step {state.step:,}/{state.max_steps:,}"
+    parts = [*state.numbers, f"{clock(state.elapsed)} elapsed", f"{left} left"]
+    room = width - len(head) - 2 - len(" · ".join(parts))
+    if room < NARROWEST_BAR:
+        parts.pop(-2)
+        room = width - len(head) - 2 - len(" · ".join(parts))
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    cells: list[Any] = [Text(head, no_wrap=True)]
+    if room >= NARROWEST_BAR:
+        cells.append(Bar(total=state.max_steps, completed=state.step, width=min(room, WIDEST_BAR)))
+    cells.append(Text(" · ".join(parts), no_wrap=True))
+    grid.add_row(*cells)
+    return grid
+
+
+def clock(seconds: float) -> str:
+    """`0:42`, `12:05`, `2:10:00`."""
+    whole = round(seconds)
+    minutes, hours = whole // 60, whole // 3600
+    return f"{hours}:{minutes % 60:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

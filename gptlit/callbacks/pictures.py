@@ -1,4 +1,4 @@
-"""What the lecture shows by hand, as pictures: who looks at whom, and which character follows which."""
+"""Attention maps and bigram tables for TensorBoard."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -7,62 +7,88 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
+from gptlit.callbacks.tensorboard import has_whole_weights, shown_steps
 from gptlit.model.gpt import GPT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN_AS = {"\n": "↵", " ": "␣", "\t": "⇥"}
-LARGEST_TABLE = 128  # symbols; more cannot be told apart on a screen
+LARGEST_TABLE = 128  # tokens; more cannot be told apart on a screen
+TALLEST_MAP = 32  # tokens of a map in the overview; longer ones show the beginning of the text
 
 
 class Pictures(pl.Callback):
-    """Draws the trained model into TensorBoard's image tab.
+    """Draws the model into TensorBoard's IMAGES tab.
 
-    A model with attention: a picture for each layer, with every head's weights over a fixed text. The bigram: its table
-    of probabilities beside the one counted in the training text, which it should come to equal.
+    A model with attention: `pictures/attention` shows all layers and heads in one small picture, at up to ten
+    validations, so that one sees attention form. After the last step, `pictures/layer_…` shows each layer with the text
+    on both axes. The bigram model: its table of probabilities next to the one counted in the training text, which it
+    should come to equal, after the last step.
 
     Args:
-        when: at the `end` of training, after each `validation`, or `never`.
-        text: what attention is shown over; characters that the vocabulary lacks are left out, and no more than
-            `block_size` tokens are read.
+        when: `validation` draws during training and at its end, `end` at its end only, `never` not at all.
+        text: the text that attention is shown for; characters that are not in the vocabulary are left out, and no more
+            than `block_size` tokens are read.
     """
 
     def __init__(
-        self, when: Literal["never", "end", "validation"] = "end", text: str = "First Citizen:\nBefore we"
+        self, when: Literal["never", "end", "validation"] = "validation", text: str = "First Citizen:\nBefore we"
     ) -> None:
         self.when = when
         self.text = text
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws, when asked for after each validation; the last validation belongs to the last step."""
-        if self.when == "validation" and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.draw(trainer, pl_module)
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.when != "validation" or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        due = trainer.global_step == 0 or trainer.global_step in shown_steps(trainer)
+        if due and (boards := boards_of(trainer)):
+            drawn = overview(pl_module.network, pl_module.tokenizer, self.text, trainer.global_step)
+            add_pictures(boards, drawn, trainer.global_step)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws, when asked for at the end."""
-        if self.when == "end":
-            self.draw(trainer, pl_module)
-
-    def draw(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Hands the pictures to TensorBoard; on the first process only, and only where it holds the whole model."""
-        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        if not boards or not whole or not trainer.is_global_zero:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.when == "never" or not (boards := boards_of(trainer)):
             return
         tokens = getattr(getattr(trainer, "datamodule", None), "train_tokens", None)
-        counted = tokens if isinstance(tokens, Tensor) else None  # a token file is too long to be counted here
-        for tag, figure in figures(pl_module.network, pl_module.tokenizer, self.text, counted).items():
-            pixels = rasterize(figure)
-            for board in boards:
-                board.add_image(tag, pixels, trainer.global_step, dataformats="HWC")
+        counted = tokens if isinstance(tokens, Tensor) else None  # a token file is too long to count
+        drawn = figures(pl_module.network, pl_module.tokenizer, self.text, counted)
+        add_pictures(boards, drawn, trainer.global_step)
+
+
+def boards_of(trainer: pl.Trainer) -> list[Any]:
+    """Return TensorBoard's writers; none on other ranks than 0, or where that does not hold the whole model."""
+    if not trainer.is_global_zero or not has_whole_weights(trainer):
+        return []
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def add_pictures(boards: Sequence[Any], drawn: Mapping[str, "Figure"], step: int) -> None:
+    """Write figures, given by tag."""
+    for tag, figure in drawn.items():
+        pixels = rasterize(figure)
+        for board in boards:
+            board.add_image(tag, pixels, step, dataformats="HWC")
+
+
+def overview(model: GPT, tokenizer: Any, text: str, step: int) -> dict[str, "Figure"]:
+    """Return the picture of all layers and heads, by tag; nothing for a model without attention."""
+    ids = tokenizer.encode(text, unknown="skip")[: model.config.block_size]
+    if not ids or not model.config.n_layer:
+        return {}
+    return {"pictures/attention": overview_figure(attention_weights(model, torch.tensor(ids)), step)}
 
 
 def figures(model: GPT, tokenizer: Any, text: str, tokens: Tensor | None = None) -> dict[str, "Figure"]:
-    """The pictures of a model, by tag; `tokens` (N,), the text that it learned from, for the counted table."""
+    """Return the detailed pictures of a model, by tag.
+
+    Args:
+        model: the network.
+        tokenizer: its tokenizer.
+        text: the text that attention is shown for.
+        tokens: (N,) ids of the training text, for the counted table of the bigram model.
+    """
     V = model.config.vocab_size
     if model.config.n_layer == 0:
         if V > LARGEST_TABLE:
@@ -70,24 +96,30 @@ def figures(model: GPT, tokenizer: Any, text: str, tokens: Tensor | None = None)
         tables = {"learned": bigram_probabilities(model)}
         if tokens is not None:
             tables["counted in the training text"] = counted_bigrams(tokens, V)
-        return {"bigram": bigram_figure(tables, [label(tokenizer.decode([i])) for i in range(V)])}
+        return {"pictures/bigram": bigram_figure(tables, [label(tokenizer.decode([i])) for i in range(V)])}
     ids = tokenizer.encode(text, unknown="skip")[: model.config.block_size]
     if not ids:
         return {}
     weights = attention_weights(model, torch.tensor(ids))  # (L, H, T, T)
     labels = [label(tokenizer.decode([i])) for i in ids]
     return {
-        f"attention/layer_{layer + 1}": attention_figure(maps, labels, f"layer {layer + 1} of {len(weights)}")
+        f"pictures/layer_{layer + 1}": attention_figure(maps, labels, f"Attention, layer {layer + 1} of {len(weights)}")
         for layer, maps in enumerate(weights)
     }
 
 
 @torch.no_grad()
 def attention_weights(model: GPT, ids: Tensor) -> Tensor:
-    """softmax(Q·Kᵀ / √D) under the causal mask, of every layer and head: (L, H, T, T) float32 on the CPU, for ids (T,).
+    """Compute softmax(Q·Kᵀ / √D) under the causal mask for every layer and head.
 
-    Row t is the position that looks, column s the one looked at. Written out from the model's own queries and keys,
-    since the fused kernel never forms these weights. Training or not, nothing is dropped.
+    The fused kernel never forms these weights, so they are computed from the model's queries and keys, without dropout.
+
+    Args:
+        model: a network with attention.
+        ids: (T,) token ids.
+
+    Returns:
+        (L, H, T, T) float32 on the CPU; row t is the position that looks, column s the one looked at.
     """
     maps: list[Tensor] = []
 
@@ -113,7 +145,7 @@ def attention_weights(model: GPT, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bigram_probabilities(model: GPT) -> Tensor:
-    """p(next | one character alone): (V, V) float32 on the CPU, rows the character that is there, summing to 1."""
+    """Return p(next | one token): (V, V) float32 on the CPU; rows are the given token and sum to 1."""
     was_training = model.training
     model.eval()
     ids = torch.arange(model.config.vocab_size, device=model.lm_head.weight.device)
@@ -123,9 +155,9 @@ def bigram_probabilities(model: GPT) -> Tensor:
 
 
 def counted_bigrams(tokens: Tensor, vocab_size: int) -> Tensor:
-    """How often each symbol follows each in tokens (N,), as fractions: (V, V) float32, rows summing to 1.
+    """Count which token follows which in tokens (N,): fractions (V, V) float32, rows sum to 1.
 
-    One is added to every count, so that a pair never seen keeps a probability.
+    One is added to every count (Laplace smoothing), so that a pair never seen keeps a probability.
     """
     ids = tokens.cpu().long()
     pairs = ids[:-1] * vocab_size + ids[1:]  # (N - 1,)
@@ -133,60 +165,97 @@ def counted_bigrams(tokens: Tensor, vocab_size: int) -> Tensor:
     return (counts / counts.sum(1, keepdim=True)).float()
 
 
+def overview_figure(weights: Tensor, step: int) -> "Figure":
+    """Draw the weights (L, H, T, T) as one image: a row of maps for each layer, a column for each head.
+
+    It is one image, not L · H axes, so that it can be drawn during training: axes are what takes time.
+    """
+    from matplotlib.figure import Figure
+
+    L, H, T = weights.size(0), weights.size(1), min(weights.size(2), TALLEST_MAP)
+    mosaic = np.full((L * (T + 1) - 1, H * (T + 1) - 1), np.nan)
+    for layer in range(L):
+        for head in range(H):
+            top, left = layer * (T + 1), head * (T + 1)
+            mosaic[top : top + T, left : left + T] = weights[layer, head, :T, :T]
+    width, height = max(5.0, 0.5 + 1.1 * H), 1.0 + 1.1 * L
+    figure = Figure(figsize=(width, height), dpi=100)
+    axes = figure.add_axes((0.1, 0.45 / height, 0.76, 1 - 1.0 / height))
+    image = axes.imshow(mosaic, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest", aspect="auto")
+    axes.set_facecolor("0.8")  # between the maps
+    axes.set_xticks([head * (T + 1) + (T - 1) / 2 for head in range(H)], labels=[f"{head + 1}" for head in range(H)])
+    axes.set_yticks([layer * (T + 1) + (T - 1) / 2 for layer in range(L)], labels=[f"{n + 1}" for n in range(L)])
+    axes.tick_params(length=0, labelsize=8)
+    axes.set_xlabel("head", fontsize=8)
+    axes.set_ylabel("layer", fontsize=8)
+    axes.set_title(f"Attention weights after step {step:,}", fontsize=9)
+    bar = figure.colorbar(image, cax=figure.add_axes((0.89, 0.45 / height, 0.02, 1 - 1.0 / height)))
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
 def attention_figure(maps: Tensor, labels: Sequence[str], title: str) -> "Figure":
-    """The heads' weights (H, T, T) side by side, the text on both axes: a row looks at its columns."""
+    """Draw the weights (H, T, T) of a layer, a map for each head; a row is the token that looks at the columns."""
     from matplotlib.figure import Figure
 
     H, T = maps.size(0), maps.size(1)
     columns = min(H, 4)
     rows = -(-H // columns)
     side = 0.6 + 0.13 * max(T, 12)  # inches
-    figure = Figure(figsize=(side * columns, (side + 0.3) * rows + 0.3), dpi=100, layout="constrained")
-    figure.suptitle(f"{title}: each row's character gathers from the columns", fontsize=9)
+    figure = Figure(figsize=(side * columns + 0.7, (side + 0.3) * rows + 0.6), dpi=100, layout="constrained")
+    figure.suptitle(f"{title}\nrow: looks at; column: is looked at", fontsize=8)
+    image: Any = None
+    shown = []
     for head, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns, squeeze=False).flat)):
         if head >= H:
             axes.set_axis_off()
             continue
-        draw_matrix(axes, maps[head], labels, vmax=1.0, fontsize=6)
+        image = draw_matrix(axes, maps[head], labels, vmax=1.0, fontsize=6)
         axes.set_title(f"head {head + 1}", fontsize=8)
+        shown.append(axes)
+    figure.colorbar(image, ax=shown, fraction=0.04, label="attention weight").ax.tick_params(labelsize=7)
     return figure
 
 
 def bigram_figure(tables: Mapping[str, Tensor], labels: Sequence[str]) -> "Figure":
-    """Tables of probabilities (V, V) side by side: the row's character is there, the column's comes next."""
+    """Draw tables of probabilities (V, V) side by side; the column's token follows the row's."""
     from matplotlib.figure import Figure
 
     side = 1.0 + 0.11 * len(labels)  # inches
-    figure = Figure(figsize=(side * len(tables), side + 0.4), dpi=100, layout="constrained")
-    for axes, (title, table) in zip(figure.subplots(1, len(tables), squeeze=False).flat, tables.items(), strict=True):
-        draw_matrix(axes, table, labels, vmax=0.5, fontsize=5)
+    figure = Figure(figsize=(side * len(tables) + 0.7, side + 0.4), dpi=100, layout="constrained")
+    image: Any = None
+    plots = list(figure.subplots(1, len(tables), squeeze=False).flat)
+    for axes, (title, table) in zip(plots, tables.items(), strict=True):
+        image = draw_matrix(axes, table, labels, vmax=0.5, fontsize=5)
         axes.set_title(f"p(next | this), {title}", fontsize=8)
         axes.set_xlabel("next", fontsize=7)
         axes.set_ylabel("this", fontsize=7)
+    figure.colorbar(image, ax=plots, fraction=0.04, label="probability", extend="max").ax.tick_params(labelsize=7)
     return figure
 
 
-def draw_matrix(axes: Any, matrix: Tensor, labels: Sequence[str], vmax: float, fontsize: int) -> None:
-    """A square matrix in blue, from white for 0 to the darkest for `vmax`, with a label for each row and column."""
-    axes.imshow(matrix.numpy(), cmap="Blues", vmin=0.0, vmax=vmax, interpolation="nearest")
+def draw_matrix(axes: Any, matrix: Tensor, labels: Sequence[str], vmax: float, fontsize: int) -> Any:
+    """Draw a square matrix in blue, white for 0 and darkest for `vmax`, with labels; returns matplotlib's image."""
+    image = axes.imshow(matrix.numpy(), cmap="Blues", vmin=0.0, vmax=vmax, interpolation="nearest")
     axes.set_xticks(range(len(labels)), labels=labels, fontsize=fontsize)
     axes.set_yticks(range(len(labels)), labels=labels, fontsize=fontsize)
     axes.tick_params(length=0, pad=1)
+    return image
 
 
 def label(symbol: str) -> str:
-    """A token as an axis can show it: white space made visible, and `$` kept from meaning mathematics."""
+    """Return a token as an axis label: visible white space, and `$` escaped for matplotlib."""
     return "".join(SHOWN_AS.get(character, character) for character in symbol).replace("$", r"\$")
 
 
 def rasterize(figure: "Figure") -> np.ndarray:
-    """The picture as (height, width, 3) uint8, drawn without a screen."""
+    """Render a figure without a display: (height, width, 3) uint8."""
     import warnings
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing")  # the font lacks a script: boxes are drawn
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing")  # the font lacks a script
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

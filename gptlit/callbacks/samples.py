@@ -1,4 +1,4 @@
-"""Text drawn while the model learns."""
+"""Text sampled during training."""
 
 from pathlib import Path
 from typing import Any
@@ -7,24 +7,26 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
 
+from gptlit.callbacks.console import console
 from gptlit.generation.generate import Sampling, generate
 
 
 class SampleText(pl.Callback):
-    """After each validation, draws from a fixed prompt: to stderr, to TensorBoard and to `samples/step-….txt`.
+    """Samples text after each validation: to stderr, to TensorBoard (TEXT) and to `samples/step-….txt`.
 
-    The same seed every time, from a generator of its own: what changes from sample to sample is the model.
+    Prompt and seed are always the same, so that only the model differs from sample to sample.
 
     Args:
         run_dir: folder of the run.
-        prompt: text to begin with; characters that the vocabulary lacks are left out.
-        max_new_tokens: tokens to draw; 0 turns samples off.
-        temperature: see `gptlit predict --help`.
-        top_k: see `gptlit predict --help`.
-        seed: of the sample.
-        show: characters of the sample that go to the terminal; the files hold it whole.
+        prompt: text to continue; characters that are not in the vocabulary are left out.
+        max_new_tokens: tokens to sample; 0 turns samples off.
+        temperature: as in `gptlit predict`; 0 takes the most probable token.
+        top_k: as in `gptlit predict`: sample from the k most probable tokens; null keeps all.
+        seed: seed of the sample.
+        show: characters of the sample that are printed; the files hold all of it. 0 prints nothing.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class SampleText(pl.Callback):
         self.show = show
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draws one sample; on the first process only, and only where it holds the whole model."""
+        """Sample on rank 0, where that holds the whole model."""
         whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
         first = trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit"
         if not (whole and first and self.max_new_tokens):
@@ -58,17 +60,18 @@ class SampleText(pl.Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("sample", as_markdown(text), trainer.global_step)
         if self.show:
-            Console(stderr=True, highlight=False, markup=False).print(text[: self.show].strip(), style="dim")
+            label = Text(f"  sample after step {trainer.global_step:,}:", style="dim")
+            console().print(label, Padding(Text(text[: self.show].strip()), (0, 0, 0, 4)), soft_wrap=False)
 
     def draw(self, module: Any) -> str:
-        """Prompt and continuation."""
+        """Return prompt and continuation."""
         tokenizer = module.tokenizer
         start = tokenizer.encode(self.prompt, unknown="skip") or [0]
         ids = torch.tensor([start], device=module.device)  # (1, T)
-        drawn = generate(module.network, ids, self.max_new_tokens, self.sampling, seed=self.seed)
-        return tokenizer.decode([*start, *(int(token) for (token,) in drawn)])
+        sampled = generate(module.network, ids, self.max_new_tokens, self.sampling, seed=self.seed)
+        return tokenizer.decode([*start, *(int(token) for (token,) in sampled)])
 
 
 def as_markdown(text: str) -> str:
-    """Indented by four, which TensorBoard's text tab shows as it is, line by line."""
+    """Indent every line by four, which TensorBoard's TEXT tab shows as it is."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -68,7 +68,7 @@ def run_parts(
     callbacks: list[pl.Callback] = [ValidateAtEnd(), curves, signals, TensorBoardPages()]
     logger: Any = False
     if trainer["enable_progress_bar"] is not False:
-        callbacks.append(RunBar(curves))
+        callbacks.append(RunBar())
     if run_dir is not None:
         pictures = Pictures(**vars(options["pictures"]))
         callbacks += [SaveConfig(run_dir), sample_text(options["sample_text"], run_dir), pictures]
