@@ -17,8 +17,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 
-from gptlit import __main__
-from gptlit.cli.fit.command import GptlitCLI
+from gptlit import __main__, cli
 
 torch.set_num_threads(1)  # for models this small, threads only wait for each other
 REPOSITORY = Path(__file__).parent.parent
@@ -45,17 +44,17 @@ SMALL = {  # dropout, Muon, clipping, validation and saving out of step with eac
 }
 
 
+EXTRA_CALLBACKS: list[pl.Callback] = []
+
+
 @contextlib.contextmanager
 def extra_callbacks(*callbacks: pl.Callback) -> Iterator[None]:
-    """Adds callbacks to the Trainer that the command makes."""
-    make = GptlitCLI._trainer_settings
-
-    def with_more(self: GptlitCLI, config: Any) -> dict[str, Any]:
-        settings = make(self, config)
-        return settings | {"callbacks": [*settings["callbacks"], *callbacks]}
-
-    with mock.patch.object(GptlitCLI, "_trainer_settings", with_more):
+    """Adds callbacks to the Trainer of every `gptlit("fit", …)`, validate and test inside."""
+    EXTRA_CALLBACKS.extend(callbacks)
+    try:
         yield
+    finally:
+        EXTRA_CALLBACKS.clear()
 
 
 class At(pl.Callback):
@@ -93,7 +92,11 @@ def gptlit(*arguments: Any) -> Answer:
         contextlib.redirect_stderr(err),
     ):
         try:
-            code = __main__.main()
+            if EXTRA_CALLBACKS and arguments[0] in ("fit", "validate", "test"):
+                verb, *flags = map(str, arguments)
+                code = cli.run(verb, flags, extra_callbacks=tuple(EXTRA_CALLBACKS))
+            else:
+                code = __main__.main()
         except SystemExit as leaving:
             code = int(leaving.code or 0)
     return Answer(code, out.getvalue(), err.getvalue())

@@ -1,11 +1,12 @@
-"""The command: `run` hands a verb to its room and turns mistakes of the user into one line and exit code 2."""
+"""The command line: `run` dispatches a verb; user errors become one line and exit code 2."""
 
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from gptlit.cli.streams import drop_the_rest, lasting_stderr
 from gptlit.errors import UserError
@@ -13,21 +14,28 @@ from gptlit.errors import UserError
 TRAINING_VERBS = ("fit", "validate", "test")
 
 
-def run(verb: str, arguments: Sequence[str]) -> int:
-    """Runs `gptlit VERB ARGUMENTS`; returns the exit code.
+def run(verb: str, arguments: Sequence[str], **options: Any) -> int:
+    """Run `gptlit VERB ARGUMENTS`.
 
-    0 done · 1 a run could not go on (a full disk, a loss that is no number) · 2 a mistake of the user · 128 + n stopped
-    by signal n: 130 by SIGINT, 143 by SIGTERM. Anything else that goes wrong is ours and keeps its traceback (exit
-    code 1).
+    Args:
+        verb: one of `gptlit.cli.verbs.VERBS`.
+        arguments: of the verb.
+        **options: passed on to the function of the verb: `extra_callbacks=[…]` for fit.
+
+    Returns:
+        The exit code: 0 done; 1 training could not continue (disk full, non-finite loss); 2 user error; 128 + n stopped
+        by signal n (130 for SIGINT, 143 for SIGTERM). Any other failure is ours and keeps its traceback (exit code 1).
     """
     with lasting_stderr(), exit_on_signals():
-        return _run(verb, arguments)
+        return dispatch(verb, list(arguments), options)
 
 
-def _run(verb: str, arguments: Sequence[str]) -> int:
+def dispatch(verb: str, arguments: list[str], options: dict[str, Any]) -> int:
+    """Call the function of a verb; user errors become one line and exit code 2."""
     from gptlit.cli.messages import quiet_libraries
 
     quiet_libraries()
+    command: Callable[..., int]
     try:
         if verb in TRAINING_VERBS:
             from gptlit.cli.fit.command import train as command
@@ -39,24 +47,24 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
             from gptlit.cli.completion import completion as command
         else:
             from gptlit.cli.predict.command import predict as command
-        return command(verb, list(arguments))
+        return command(verb, arguments, **options)
     except UserError as error:
         from gptlit.checkpoint.run_dir import started_by_first_process
 
-        if not started_by_first_process():  # which makes the same mistake, and says so
+        if not started_by_first_process():  # the first process meets the same error and reports it
             print(f"gptlit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader of a pipe (`gptlit predict | head`) has gone; that is not an error.
+        # The reader of a pipe (`gptlit predict | head`) has gone, which is not an error.
         drop_the_rest(sys.stdout)
         return 0
 
 
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Inside, signals that ask to stop raise SystemExit(128 + n), so that what was begun is cleared away.
+    """Context in which SIGINT, SIGTERM and SIGHUP raise SystemExit(128 + n), so that `finally` blocks clean up.
 
-    While it trains, `gptlit.callbacks.signals` listens instead.
+    During training, `gptlit.callbacks.signals` handles them instead.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:

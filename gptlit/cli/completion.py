@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import shtab
-from lightning.pytorch.cli import LightningArgumentParser
 
 from gptlit.cli.export import export_parser
-from gptlit.cli.fit.command import GptlitCLI
+from gptlit.cli.fit.parser import make_parser as fit_parser
 from gptlit.cli.ladder.command import make_parser as ladder_parser
 from gptlit.cli.predict.command import make_parser as predict_parser
 from gptlit.cli.settings import names_of_packaged_configs
@@ -65,7 +64,7 @@ def options_of(verb: str) -> Iterable[argparse.Action]:
         return [*known, *(action for action in options_of("fit") if action.dest not in names)]
     if verb in ("predict", "export"):
         return (predict_parser() if verb == "predict" else export_parser())._actions  # noqa: SLF001
-    return parser_of(verb)._actions  # noqa: SLF001
+    return fit_parser(verb)._actions  # noqa: SLF001
 
 
 def add_option(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
@@ -113,19 +112,3 @@ def config_names() -> dict[str, Any]:
 def one_line(text: str) -> str:
     """A help text that argparse does not try to fill in, up to its first sentence or option."""
     return " ".join(text.split()).partition(". ")[0].rstrip(".").replace("%", "%%")
-
-
-class OptionsOnly(GptlitCLI):
-    """Builds the parser of a verb, and stops there."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Nothing is given, and nothing is to be run."""
-        self.config = {"subcommand": None}
-
-    def instantiate_classes(self) -> None:
-        """Nothing."""
-
-
-def parser_of(verb: str) -> LightningArgumentParser:
-    """All options of fit, validate or test."""
-    return OptionsOnly(verb, [])._subcommand_parsers[verb]  # noqa: SLF001

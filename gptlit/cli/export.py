@@ -1,20 +1,18 @@
 """`gptlit export`: a run becomes a folder that `transformers` loads."""
 
 import shlex
-from argparse import ArgumentError
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from gptlit.checkpoint.files import find_checkpoint, read_checkpoint
-from gptlit.cli.messages import parser_error_line, table
+from gptlit.cli.messages import table
+from gptlit.cli.parser import Parser, parse
 from gptlit.convert.export import export_run
 from gptlit.errors import UserError
 
 
-def export_parser() -> ArgumentParser:
+def export_parser() -> Parser:
     """The options of the verb."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="gptlit export",
         description="Writes a run as a Hugging Face folder: GPT2LMHeadModel or NanoChatForCausalLM, and its tokenizer.",
         exit_on_error=False,
@@ -26,11 +24,7 @@ def export_parser() -> ArgumentParser:
 
 def export(verb: str, arguments: list[str]) -> int:
     """Exports, and says what was written on stderr; returns the exit code."""
-    parser = export_parser()
-    try:
-        options = parser.parse_args(arguments)
-    except (ArgumentError, TypeError, ValueError, KeyError) as error:
-        raise UserError(parser_error_line(error, [action.dest for action in parser._actions])) from error  # noqa: SLF001
+    options = parse(export_parser(), arguments)
     if not options.ckpt_path:
         raise UserError(f"gptlit {verb} needs --ckpt_path: a run folder or a checkpoint file")
     if not options.output:

@@ -1,7 +1,7 @@
 """Settings outside of the parser: configuration files, what a checkpoint stored, options among arguments, and YAML."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,6 +143,24 @@ def values_of(arguments: list[str], *names: str) -> list[str]:
         elif equals and name in names:
             values.append(value)
     return values
+
+
+def take_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split off `--config FILE`, `-c FILE` and `--config=FILE`: the files in order, and the other arguments."""
+    files: list[str] = []
+    others: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in ("--config", "-c"):
+            others.append(word)
+        elif equals:
+            files.append(value)
+        elif (following := next(words, None)) is not None:
+            files.append(following)
+        else:
+            others.append(word)  # the parser says that its value is missing
+    return files, others
 
 
 def without_option(arguments: list[str], name: str) -> list[str]:

@@ -24,7 +24,8 @@ from measuring import begin, finish, in_turn, parser, spread, table
 from subjects import Step, bare_step, build, encode, matmul_peak, peer_step, products_as, read_config, timed
 
 from gptlit.callbacks.metrics import MetricsLogger, clock_stopped
-from gptlit.cli.fit.command import GptlitCLI
+from gptlit.cli.fit.command import run_fit
+from gptlit.cli.fit.plan import parse_fit
 from gptlit.device.memory import keep_freed_memory
 from gptlit.training.compiling import flops_per_token
 
@@ -136,13 +137,9 @@ def overhead(name: str, text: Path, each: int = 10) -> tuple[list[float], list[f
         arguments = ["--config", name, "--data.corpus", str(text), "--run_dir", f"{folder}/run"]
         arguments += ["--trainer.max_steps", str(STEPS_OF_FIT), "--trainer.val_check_interval", str(STEPS_OF_FIT)]
         arguments += ["--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu", "--model.compile", "false"]
-        between = {
-            "class_path": "bench_training.BareBetween",
-            "init_args": {"name": name, "text": str(text), "each": each},
-        }
+        turns = BareBetween(name, str(text), each)
         with contextlib.redirect_stderr(io.StringIO()):
-            command = GptlitCLI("fit", [*arguments, "--trainer.callbacks", str([between])])
-    turns = next(c for c in command.trainer.callbacks if type(c).__name__ == "BareBetween")
+            run_fit(parse_fit(arguments), extra_callbacks=[turns])
     return turns.inside[2:], turns.bare[2:]  # the first turns warm up
 
 

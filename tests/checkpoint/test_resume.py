@@ -439,7 +439,7 @@ def test_a_newer_best_file_is_where_a_run_goes_on(reference, tmp_path) -> None:
         gptlit("fit", "--config", config, "--run_dir", run)
     assert load(copy / "last.ckpt")["global_step"] == 10
     answer = gptlit("fit", "--ckpt_path", copy)
-    assert f"after step 12 of {copy / 'best.ckpt'}" in answer.err
+    assert f"resuming from step 12 of {copy / 'best.ckpt'}" in answer.err
     assert_same(copy, undisturbed)
 
 

@@ -13,7 +13,7 @@ from command import PLAY, REPOSITORY, gptlit, load, report, write_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptlit.cli.fit.command import GptlitCLI
+from gptlit.cli.fit.plan import parse_fit
 from gptlit.cli.settings import as_yaml, flat
 from gptlit.cli.verbs import VERBS
 
@@ -394,17 +394,7 @@ def test_the_shortest_text_that_can_be_trained_on(prepared: Path, tmp_path: Path
 
 def parsed(path: Path, *flags: str) -> dict[str, Any]:
     """What `gptlit fit --config PATH` understands, without running it."""
-    found: dict[str, Any] = {}
-
-    class Parsed(GptlitCLI):
-        def instantiate_classes(self) -> None:
-            found.update(self.settings)
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            pass
-
-    Parsed("fit", ["--config", str(path), *flags])
-    return found
+    return dict(parse_fit(["--config", str(path), *flags]).settings)
 
 
 finite = st.floats(1e-6, 1.0, allow_nan=False)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gptlit.cli.fit.command import GptlitCLI
+from gptlit.cli.fit.build import instantiate
+from gptlit.cli.fit.plan import parse_fit
 from gptlit.cli.predict.command import open_output
 from gptlit.cli.settings import packaged_configs
 
@@ -204,19 +204,7 @@ def test_every_config_file_is_valid(path: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     whole = "max_steps" in yaml.safe_load(path.read_text()).get("trainer", {}) and "at_scale" not in path.name
     base = [] if whole else ["--config", str(packaged_configs() / "base.yaml")]
-    parsed = parse_only(["fit", *base, "--config", str(path)])
-    assert parsed.model.gpt.block_size == parsed.data.block_size
-    assert re.fullmatch(r"\d+", str(parsed.trainer.max_steps))
-
-
-def parse_only(arguments: list[str]):
-    """What the command makes of its arguments, without data, network or run folder."""
-
-    class ParseOnly(GptlitCLI):
-        def instantiate_classes(self) -> None:
-            self.parser.instantiate_classes(self.config)
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            pass
-
-    return ParseOnly(arguments[0], arguments[1:]).config[arguments[0]]
+    plan = parse_fit([*base, "--config", str(path)])
+    instantiate(plan)
+    assert plan.settings["model"]["gpt"]["block_size"] == plan.settings["data"]["block_size"]
+    assert plan.settings["trainer"]["max_steps"] > 0

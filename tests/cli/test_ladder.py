@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from command import PLAY, Answer, gptlit, load
 
-from gptlit.cli import ladder
+from gptlit.cli.ladder import command as ladder
 from gptlit.cli.ladder.report import Result, gain, markdown_table, with_spread
 from gptlit.cli.ladder.rungs import all_rungs
 

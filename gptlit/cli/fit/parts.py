@@ -53,7 +53,7 @@ class RunParts:
 
 
 def run_parts(
-    trainer: Mapping[str, Any], options: Mapping[str, Any], run_dir: Path | None, steps_done: int | None
+    trainer: Mapping[str, Any], options: Any, run_dir: Path | None, steps_done: int | None, quiet: bool = False
 ) -> RunParts:
     """The parts of a run, in the order in which they must act.
 
@@ -61,17 +61,18 @@ def run_parts(
         trainer: the user's settings of the Trainer; their callbacks come last.
         options: of the command, outside of model, data and Trainer.
         run_dir: folder of the run; None keeps nothing.
-        steps_done: optimizer steps of the checkpoint that the run goes on from.
+        steps_done: optimizer steps of the checkpoint that the run resumes from.
+        quiet: without a progress bar, and without sampled texts on the terminal.
     """
     curves, signals = MetricsLogger(), StopBetweenSteps()
     checkpoints: RunCheckpoints | None = None
     callbacks: list[pl.Callback] = [ValidateAtEnd(), curves, signals, TensorBoardPages()]
     logger: Any = False
-    if trainer["enable_progress_bar"] is not False:
+    if trainer["enable_progress_bar"] is not False and not quiet:
         callbacks.append(RunBar())
     if run_dir is not None:
         pictures = Pictures(**vars(options["pictures"]))
-        callbacks += [SaveConfig(run_dir), sample_text(options["sample_text"], run_dir), pictures]
+        callbacks += [SaveConfig(run_dir), sample_text(options["sample_text"], run_dir, quiet), pictures]
         if trainer["enable_checkpointing"] is not False:
             checkpoints = RunCheckpoints(run_dir, options["save_every_n_steps"])
             callbacks.append(checkpoints)
@@ -83,9 +84,10 @@ def run_parts(
     return RunParts(curves, signals, checkpoints, [*callbacks, *as_list(trainer["callbacks"])], logger)
 
 
-def sample_text(options: Any, run_dir: Path) -> SampleText:
+def sample_text(options: Any, run_dir: Path, quiet: bool) -> SampleText:
+    settings = {**vars(options), "run_dir": run_dir} | ({"show": 0} if quiet else {})
     try:
-        return SampleText(run_dir=run_dir, **vars(options))
+        return SampleText(**settings)
     except UserError as error:  # which names the flags of predict
         raise UserError(str(error).replace("--", "--sample_text.", 1)) from error
 

@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -15,11 +15,10 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from gptlit.callbacks.bar import RunBar
-from gptlit.callbacks.samples import SampleText
 from gptlit.checkpoint.files import find_start
 from gptlit.checkpoint.run_dir import lock_folder
-from gptlit.cli.fit.command import GptlitCLI
+from gptlit.cli.fit.command import run_fit
+from gptlit.cli.fit.plan import parse_fit
 from gptlit.cli.fit.resume import is_finished
 from gptlit.cli.ladder.report import Result, read_result, write_report
 from gptlit.cli.ladder.rungs import Rung, all_rungs, choose
@@ -200,7 +199,7 @@ def train_rung(run: Run, state: str, bar: Progress) -> int:
         arguments = ["--config", str(run.rung.path), "--run_dir", str(run.folder), *run.arguments]
     task = bar.add_task(run.folder.name, total=None, numbers="")
     try:
-        return RungCLI(arguments, bar, task).exit_code
+        return run_fit(parse_fit(arguments), extra_callbacks=[RungBar(bar, task)], quiet=True)
     finally:
         bar.remove_task(task)
 
@@ -216,32 +215,6 @@ def clear(folder: Path) -> None:
         raise UserError(f"{folder} is being trained by another process: stop it first, or choose another --run_dir")
     os.close(lock)
     shutil.rmtree(folder)
-
-
-class RungCLI(GptlitCLI):
-    """`gptlit fit`, word for word, with the ladder's bar in place of its own lines."""
-
-    def __init__(self, arguments: list[str], bar: Progress, task: TaskID) -> None:
-        self.rung_bar = RungBar(bar, task)
-        super().__init__("fit", arguments)
-
-    def _trainer_settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        settings = super()._trainer_settings(config)
-        callbacks = settings["callbacks"]
-        for callback in callbacks:
-            if isinstance(callback, SampleText):
-                callback.show = 0  # the samples stand in the table
-        settings["callbacks"] = [self.rung_bar if isinstance(callback, RunBar) else callback for callback in callbacks]
-        return settings
-
-    def _say_start(self) -> None:
-        pass
-
-    def _say_how_to_go_on(self) -> None:
-        pass
-
-    def _say_end(self) -> None:
-        pass
 
 
 class RungBar(ProgressBar):

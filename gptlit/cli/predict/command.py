@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,12 +12,13 @@ from typing import Any, Literal, TextIO
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gptlit.checkpoint.files import find_checkpoint, read_checkpoint
 from gptlit.checkpoint.run_dir import first_process
-from gptlit.cli.messages import parser_error_line, say
+from gptlit.cli.messages import say
+from gptlit.cli.parser import Parser, option_names, parse
 from gptlit.cli.predict.prompts import Prompt, Prompts, begin, is_jsonl, read_prompts
 from gptlit.cli.settings import check_config, values_of
 from gptlit.cli.streams import drop_the_rest
@@ -32,9 +32,9 @@ from gptlit.training.module import load_model
 BETWEEN_SAMPLES = "\n---------------\n"
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The flags of `gptlit predict`."""
-    parser = ArgumentParser(prog="gptlit predict", description="Draw text from a trained model.", exit_on_error=False)
+    parser = Parser(prog="gptlit predict", description="Draw text from a trained model.", exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="YAML file with any of these options.")
     parser.add_argument("--ckpt_path", type=str | None, help="Run folder (its best.ckpt) or checkpoint file.")
     parser.add_argument(
@@ -79,14 +79,9 @@ def predict(verb: str, arguments: list[str]) -> int:  # noqa: C901
     keep_freed_memory()
     parser = make_parser()
     for config in values_of(arguments, "--config", "-c"):
-        check_config(config, [action.dest for action in parser._actions])  # noqa: SLF001
-    try:
-        options = parser.parse_args(arguments)
-        sampling = Sampling(**{name: options[name] for name in ("temperature", "top_k", "top_p", "min_p")})
-    except (ArgumentError, TypeError, ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(parser_error_line(error, [action.dest for action in parser._actions])) from error  # noqa: SLF001
+        check_config(config, option_names(parser))
+    options = parse(parser, arguments)
+    sampling = Sampling(**{name: options[name] for name in ("temperature", "top_k", "top_p", "min_p")})
     if options.ckpt_path is None:
         raise UserError("gptlit predict needs --ckpt_path: a run folder or a checkpoint file")
     for name in ("max_new_tokens", "num_samples"):

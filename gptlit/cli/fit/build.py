@@ -1,0 +1,169 @@
+"""From a plan to objects: data, model, run folder and Trainer."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from gptlit.checkpoint.io import AtomicCheckpointIO
+from gptlit.checkpoint.run_dir import RunDir
+from gptlit.cli.fit.parser import make_parser
+from gptlit.cli.fit.parts import RunParts, as_list, run_parts
+from gptlit.cli.fit.plan import Plan, Start
+from gptlit.cli.fit.resume import refuse_another_text
+from gptlit.cli.fit.trainer_settings import NoProfiler, check_devices
+from gptlit.cli.messages import cause_of
+from gptlit.cli.settings import as_yaml
+from gptlit.data import TextDataModule
+from gptlit.errors import UserError, settings_under
+from gptlit.training.module import LitGPT, check_vocabulary
+
+LET_GO = ("state_dict", "optimizer_states")  # parts of a checkpoint that are large
+
+
+class StartOnce(AtomicCheckpointIO):
+    """Gives the Trainer the checkpoint that was read for the plan, so that the file is read once.
+
+    Args:
+        start: of the plan.
+    """
+
+    def __init__(self, start: Start) -> None:
+        self.start: Start | None = start
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Return the checkpoint of the plan the first time it is asked for; read any other file."""
+        start = self.start
+        if start is None or Path(path) != start.path:
+            return super().load_checkpoint(path, map_location, weights_only)
+        self.start = None
+        content = dict(start.content)
+        # The file is memory-mapped and will be replaced. The optimizer would keep views of it; the model copies.
+        content["optimizer_states"] = deepcopy(content.get("optimizer_states", []))
+        for part in LET_GO:
+            start.content.pop(part, None)
+        return content
+
+
+def instantiate(plan: Plan) -> Namespace:
+    """Make objects of the settings: data, model, and what the settings of the Trainer name.
+
+    Raises:
+        UserError: for a range, a combination, or a package that is not installed.
+    """
+    config = plan.config.clone()
+    if plan.start is not None:
+        config.model.tokenizer = plan.start.content["hyper_parameters"]["tokenizer"]
+    try:
+        return make_parser(plan.verb).instantiate_classes(config)
+    except ValueError as error:
+        missing = cause_of(error, ModuleNotFoundError)
+        if missing is None or isinstance(error, UserError):
+            raise
+        raise UserError(f"the settings name something that is not installed: {missing}") from error
+
+
+def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
+    """Load the text, and check that model, checkpoint and text fit together.
+
+    Raises:
+        UserError: when they do not.
+    """
+    settings = deepcopy(dict(plan.settings))
+    borrowed = settings["model"]["init_from"] is not None
+    if borrowed:  # checkpoints of this run hold what it started from
+        settings["model"] |= {"gpt": dataclasses.asdict(model.gpt), "init_from": None}
+        data.block_size = model.gpt.block_size
+    data.tokenizer = model.tokenizer
+    try:
+        with settings_under("data"):
+            data.prepare_data()
+    except UserError as error:
+        raise blame_for_the_text(plan, error) from error
+    if plan.verb == "fit" and plan.start is not None:
+        refuse_another_text(plan.start.content, data)
+    with settings_under("data"):
+        data.setup(plan.verb)
+    assert data.tokenizer is not None
+    if not borrowed:  # else the borrowed embedding is cut to the tokenizer
+        check_vocabulary(model.gpt, data.tokenizer.vocab_size)
+    model.run_config = as_yaml({key: value for key, value in settings.items() if key != "ckpt_path"})
+
+
+def blame_for_the_text(plan: Plan, error: UserError) -> UserError:
+    """Name data.corpus in an error of the tokenizer, which does not know where the text came from."""
+    if plan.start is None:
+        return error
+    if not error.setting and "data." not in str(error):
+        return UserError(f"data.corpus: {error}")
+    if plan.corpus_given:
+        return error
+    return UserError(f"{error} (the name is the checkpoint's: give --data.corpus another)")
+
+
+def open_run_dir(plan: Plan) -> RunDir:
+    """Claim the folder of the run that resumes, or a new one."""
+    wanted, start = plan.settings["run_dir"], plan.start
+    if start is None:
+        return RunDir.make(wanted, plan.config_files[-1].stem if plan.config_files else "run")
+    same = not wanted or (start.home is not None and Path(wanted).resolve() == start.home.resolve())
+    if start.home is not None and same:
+        return RunDir.reopen(start.home)
+    parent = start.path.parent
+    in_a_run = (parent / "config.yaml").is_file()
+    return RunDir.make(wanted or (str(parent) if in_a_run else None), start.path.stem)
+
+
+def make_trainer(
+    plan: Plan, objects: Namespace, run_dir: Path | None, extra_callbacks: Sequence[pl.Callback], quiet: bool
+) -> tuple[pl.Trainer, RunParts | None]:
+    """The Trainer of a verb, with the parts of a run where the verb is fit.
+
+    Raises:
+        UserError: when Lightning refuses the settings, or the devices cannot share the batch.
+    """
+    config = vars(objects.trainer)
+    settings = {**config, **settings_of_ours(plan, config, run_dir)}
+    parts = None
+    if plan.verb == "fit":
+        steps = None if plan.start is None else plan.start.steps
+        parts = run_parts(config, objects, run_dir, steps, quiet)
+        settings |= parts.settings()
+    else:
+        settings |= {"callbacks": as_list(config["callbacks"]), "enable_progress_bar": False}
+    settings["callbacks"] = [*settings["callbacks"], *extra_callbacks]
+    try:
+        trainer = pl.Trainer(**settings)
+        if plan.verb == "fit":
+            check_devices(trainer, objects.data.batch_size, objects.model.optimizer_config.name)
+    except UserError:
+        raise
+    except (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"the Trainer does not take these trainer settings: {error}") from error
+    return trainer, parts
+
+
+def settings_of_ours(plan: Plan, config: Mapping[str, Any], run_dir: Path | None) -> dict[str, Any]:
+    """What the Trainer must be told beyond the user's settings."""
+    interval = config["val_check_interval"]
+    if isinstance(interval, float) and plan.verb == "fit":
+        interval = max(1, int(config["max_steps"] * interval))
+    if isinstance(interval, int):  # Lightning counts micro-batches; the user counts optimizer steps
+        interval *= config["accumulate_grad_batches"]
+    checkpoint_io = AtomicCheckpointIO() if plan.start is None else StartOnce(plan.start)
+    return {
+        "use_distributed_sampler": False,  # the batches know their rank
+        "num_sanity_val_steps": 0,
+        "check_val_every_n_epoch": None,  # the interval counts steps of the one epoch
+        "val_check_interval": interval,
+        "plugins": [*as_list(config["plugins"]), checkpoint_io],
+        "enable_model_summary": False,
+        "default_root_dir": str(run_dir or "."),
+        "logger": False,
+        "profiler": config["profiler"] or NoProfiler(),
+    }

@@ -1,0 +1,76 @@
+"""The options of `gptlit fit`, `validate` and `test`."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningArgumentParser
+
+from gptlit.callbacks.averaging import AverageWeights
+from gptlit.callbacks.pictures import Pictures
+from gptlit.callbacks.samples import SampleText
+from gptlit.cli.parser import TextsAsTyped
+from gptlit.data import TextDataModule
+from gptlit.errors import settings_under
+from gptlit.model.config import GPTConfig
+from gptlit.optim import OptimizerConfig, ScheduleConfig
+from gptlit.training.module import LitGPT
+
+
+class FitParser(TextsAsTyped, LightningArgumentParser):
+    """Lightning's parser, with texts taken as typed."""
+
+
+@cache
+def make_parser(verb: str) -> FitParser:
+    """The parser of `fit`, `validate` or `test`: Trainer, model, data, and the options of a run.
+
+    It is built once per process, which takes a second.
+    """
+    parser = FitParser(prog=f"gptlit {verb}", description=DESCRIPTIONS[verb], exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config", help="YAML file, or the name of a packaged configuration.")
+    parser.add_argument("--seed_everything", type=int, default=1337, help="Fixes weights, batches and dropout.")
+    parser.add_lightning_class_args(pl.Trainer, "trainer")
+    parser.add_lightning_class_args(LitGPT, "model")
+    parser.add_lightning_class_args(TextDataModule, "data")
+    parser.link_arguments("model.gpt.block_size", "data.block_size")
+    parser.link_arguments("seed_everything", "data.seed")
+    parser.link_arguments("seed_everything", "model.seed")
+    if verb == "fit":
+        parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of the run.")
+        parser.add_argument(
+            "--save_every_n_steps", type=int, default=100, help="Optimizer steps between writes of last.ckpt."
+        )
+        parser.add_class_arguments(SampleText, "sample_text", skip={"run_dir"}, instantiate=False)
+        parser.add_class_arguments(AverageWeights, "average", instantiate=False)
+        parser.add_class_arguments(Pictures, "pictures", instantiate=False)
+    for kind, group in GROUPS.items():
+        parser.add_instantiator(partial(instantiate_in, group), kind)
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help=CKPT_PATH[verb])
+    return parser
+
+
+def instantiate_in(group: str, kind: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Make an object of settings; its errors name the settings in full, as in `model.gpt.n_head`."""
+    with settings_under(group):
+        return kind(*args, **kwargs)
+
+
+GROUPS: dict[type, str] = {
+    LitGPT: "model",
+    GPTConfig: "model.gpt",
+    OptimizerConfig: "model.optimizer",
+    ScheduleConfig: "model.schedule",
+    TextDataModule: "data",
+}
+DESCRIPTIONS = {
+    "fit": "Train a model, or resume a run.",
+    "validate": "Exact loss over the validation part of the text.",
+    "test": "Exact loss over the validation part of the text, printed as test/….",
+}
+CKPT_PATH = {
+    "fit": "Run folder (its newest checkpoint) or checkpoint file to resume from.",
+    "validate": "Run folder (its best.ckpt) or checkpoint file.",
+    "test": "Run folder (its best.ckpt) or checkpoint file.",
+}

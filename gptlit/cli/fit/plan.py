@@ -1,0 +1,166 @@
+"""From arguments to a plan: what `fit`, `validate` and `test` will do, before anything is loaded or written."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from gptlit.checkpoint.files import find_checkpoint, find_start, home_of, read_checkpoint
+from gptlit.cli.fit.parser import FitParser, make_parser
+from gptlit.cli.fit.resume import OF_ONE_START, is_finished, refuse_what_is_fixed, settings_to_take_over
+from gptlit.cli.parser import option_names, parse
+from gptlit.cli.settings import (
+    as_yaml,
+    check_config,
+    find_config,
+    flat,
+    leaves_of,
+    option,
+    stored_config,
+    take_configs,
+    without_option,
+)
+from gptlit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a verb starts from."""
+
+    path: Path
+    content: dict[str, Any]
+    """As `read_checkpoint` returns it. Weights and optimizer states leave it when the Trainer has loaded them."""
+    home: Path | None
+    """Folder of the run that resumes there; None for a file that belongs to no run, or to one that is further."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps made."""
+        return int(self.content["global_step"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a verb will do. `parse_fit` and `parse_evaluation` make it; nothing but a checkpoint has been read yet."""
+
+    verb: str
+    """fit, validate or test."""
+    config: Namespace
+    """The settings as parsed; `make_parser(verb).instantiate_classes` makes objects of them."""
+    settings: Mapping[str, Any]
+    """The settings as plain nested types, as they are written to config.yaml."""
+    config_files: tuple[Path, ...] = ()
+    """Configuration files that were read, in order."""
+    start: Start | None = None
+    changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Settings that differ from those of the checkpoint: (then, now)."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the checkpoint that were not taken over, and why."""
+    corpus_given: bool = False
+    """Whether `--data.corpus` was given as a flag."""
+    finished: bool = False
+    """Whether the run of the checkpoint has nothing left to do."""
+
+
+def parse_fit(arguments: Sequence[str]) -> Plan:
+    """The plan of `gptlit fit ARGUMENTS`.
+
+    Args:
+        arguments: flags, without the verb.
+
+    Raises:
+        UserError: naming the flag, file or setting that is wrong.
+    """
+    flags, files = read_config_options("fit", arguments)
+    given = option(flags, "--ckpt_path")
+    if given == "":
+        raise UserError("is empty: give a run folder or a checkpoint file", "--ckpt_path")
+    start = None
+    if given is not None:
+        path, content = find_start(given)
+        start = Start(path, content, home_of(path, content["global_step"]))
+    return make_plan("fit", flags, files, start)
+
+
+def parse_evaluation(verb: str, arguments: Sequence[str]) -> Plan:
+    """The plan of `gptlit validate ARGUMENTS` or `gptlit test ARGUMENTS`.
+
+    Raises:
+        UserError: naming the flag, file or setting that is wrong.
+    """
+    flags, files = read_config_options(verb, arguments)
+    given = option(flags, "--ckpt_path")
+    start = None
+    if given:
+        path = find_checkpoint(given, "best")
+        start = Start(path, read_checkpoint(path), home=None)
+    plan = make_plan(verb, flags, files, start)  # --help exits here
+    if start is None:
+        raise UserError(f"gptlit {verb} needs a --ckpt_path: a run folder or a checkpoint file")
+    return plan
+
+
+def read_config_options(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Split the arguments into flags and checked configuration files: flags win over files wherever they stand."""
+    known = option_names(make_parser(verb))
+    names, flags = take_configs(arguments)
+    files = [Path(find_config(name)) for name in names]
+    for file in files:
+        check_config(str(file), known)
+    return flags, files
+
+
+def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: Start | None) -> Plan:
+    """Parse the settings: those of the checkpoint first, then the files, then the flags."""
+    parser = make_parser(verb)
+    layers: list[str] = []
+    left_out: dict[str, str] = {}
+    if start is not None:
+        taken, left_out = settings_to_take_over(stored_config(start.content), verb, option_names(parser))
+        layers += ["--config", as_yaml(taken)]
+        flags = [*without_option(flags, "--ckpt_path"), "--ckpt_path", str(start.path)]
+    for file in files:
+        layers += ["--config", str(file)]
+    config = parse(parser, [*layers, *flags])
+    if start is None and config.ckpt_path:
+        raise UserError("ckpt_path stands in a configuration: give it as --ckpt_path")
+    settings = json.loads(parser.dump(config, skip_unset=False, format="json"))
+    changes: dict[str, tuple[Any, Any]] = {}
+    if start is not None:
+        if settings["model"]["init_from"] is not None:
+            raise UserError("--model.init_from starts a new run and --ckpt_path resumes one: give one of them")
+        changes = changes_since(start, settings, parser)
+    finished = (
+        verb == "fit"
+        and start is not None
+        and not settings["trainer"]["fast_dev_run"]
+        and is_finished(start.content, start.path, settings["trainer"]["max_steps"])
+    )
+    return Plan(
+        verb=verb,
+        config=config,
+        settings=settings,
+        config_files=tuple(files),
+        start=start,
+        changes={key: change for key, change in changes.items() if key not in OF_ONE_START},
+        left_out=left_out,
+        corpus_given=option(flags, "--data.corpus") is not None,
+        finished=finished,
+    )
+
+
+def changes_since(start: Start, settings: Mapping[str, Any], parser: FitParser) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ from those of a checkpoint, as (then, now).
+
+    Raises:
+        UserError: for a setting that a checkpoint fixes.
+    """
+    leaves = leaves_of(option_names(parser))
+    now, then = flat(settings, stop_at=leaves), flat(stored_config(start.content), stop_at=leaves)
+    then.update(flat({"model": {"gpt": start.content["hyper_parameters"]["gpt"]}}))
+    if now.get("model.gpt.vocab_size") == 0:
+        then.pop("model.gpt.vocab_size", None)
+    return refuse_what_is_fixed(now, then)
