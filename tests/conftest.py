@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Configurations of every architecture, and the isolation of each test from the checkout, the shell and the others."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import gptlit
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 
@@ -71,33 +72,62 @@ DIALECTS = {
 }
 
 
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def signals_that_arrive() -> Iterator[None]:
-    """A shell starts what a script puts into the background with SIGINT ignored, and the command keeps to that."""
-    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    ignored = [number for number in handlers if signal.getsignal(number) == signal.SIG_IGN]
+def default_signal_handlers() -> Iterator[None]:
+    """Restore handlers that the shell ignores: nohup ignores SIGHUP, a script's background job SIGINT."""
+    numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]  # Windows has no SIGHUP
+    ignored = [number for number in numbers if signal.getsignal(number) == signal.SIG_IGN]
     for number in ignored:
-        signal.signal(number, handlers[number])
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
 
 
-@pytest.fixture
-def in_any_order_again() -> Iterator[None]:
-    """Switches deterministic kernels off in the end; Lightning leaves them on."""
+@pytest.fixture(scope="session", autouse=True)
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty working directory for fixtures of modules and sessions, and caches apart from the user's.
+
+    Processes that tests start import the gptlit that the tests import, from any folder.
+    """
+    folder = tmp_path_factory.mktemp("session")
+    imported_from = str(Path(gptlit.__file__).parent.parent)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("PYTHONPATH", imported_from, prepend=os.pathsep)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts in an empty folder of its own, whatever lies in the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def torch_settings() -> Iterator[None]:
+    """Restore torch's process-wide settings, which Lightning changes and leaves: tests run in any order."""
+    precision, threads, dtype = torch.get_float32_matmul_precision(), torch.get_num_threads(), torch.get_default_dtype()
     yield
     torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision(precision)
+    torch.set_default_dtype(dtype)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=list(DIALECTS.values()), ids=list(DIALECTS))
 def dialect(request: pytest.FixtureRequest) -> GPTConfig:
-    """Every rung of the lecture and every dialect, small."""
+    """A small configuration of every lecture step and of every other architecture."""
     return GPTConfig(**request.param)
 
 
 def random_gpt(config: GPTConfig, seed: int = 0, std: float = 0.2) -> GPT:
-    """A GPT in float64 whose weights are all well away from zero, so that nothing is hidden by its first weights."""
+    """Return a float64 GPT with all weights away from zero, so that no term is hidden by its initial weights."""
     generator = torch.Generator().manual_seed(seed)
     model = GPT(config).double().eval()
     with torch.no_grad():
@@ -108,7 +138,7 @@ def random_gpt(config: GPTConfig, seed: int = 0, std: float = 0.2) -> GPT:
 
 @pytest.fixture(scope="session")
 def tinyshakespeare() -> Path:
-    """The real corpus, from the environment."""
+    """Path of Tiny Shakespeare, from the environment."""
     path = os.environ.get("GPTLIT_TINYSHAKESPEARE")
     if not path:
         pytest.skip("GPTLIT_TINYSHAKESPEARE names no file")

@@ -435,7 +435,6 @@ class AsOnAGpu(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.usefixtures("in_any_order_again")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_deterministic_run_needs_nothing_that_a_gpu_refuses(tmp_path: Path, optimizer: str) -> None:
     """Guards against a run with samples, histograms and pictures that ends by torch's refusal, on a GPU alone."""

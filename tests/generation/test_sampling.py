@@ -647,7 +647,6 @@ def test_a_number_picks_the_symbol_whose_share_of_the_line_it_falls_in(weights: 
     assert ends.tolist() == [int(possible[0]), int(possible[-1])]
 
 
-@pytest.mark.usefixtures("in_any_order_again")
 def test_under_deterministic_algorithms_the_same_text_is_drawn(nanogpt: GPT) -> None:
     """There a GPU refuses to add fractions, and whole numbers are added: they must pick the same symbols."""
     sampling = Sampling(top_p=0.95)
