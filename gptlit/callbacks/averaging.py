@@ -6,10 +6,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from gptlit.errors import UserError
+from gptlit.training.strategies import holds_whole_model
 
 
 class AverageWeights(WeightAveraging):
@@ -42,7 +42,7 @@ class AverageWeights(WeightAveraging):
         Raises:
             UserError: when the strategy spreads the weights over processes.
         """
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        if not holds_whole_model(trainer):
             raise UserError("average.decay needs the whole model on each device: leave it out, or choose ddp")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*overrides the configure_model")  # which is not a problem here

@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gptlit.callbacks.metrics import clock_stopped
@@ -19,6 +18,7 @@ from gptlit.training.lightning_internals import (
     set_max_steps,
     validate_now,
 )
+from gptlit.training.strategies import holds_whole_model
 
 
 class RunCheckpoints(Checkpoint):
@@ -126,7 +126,7 @@ class RunCheckpoints(Checkpoint):
         if self._validation_logged or holds_averaged_weights(trainer):
             return
         agreed = isinstance(exception, SIGTERMException)  # all processes stop here, and can save together
-        if agreed or isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):  # else a shard is all there is
+        if agreed or holds_whole_model(trainer):  # else a shard is all there is
             with suppress(OSError):  # kept in `problem`
                 self._write_last(trainer, together=agreed)
 

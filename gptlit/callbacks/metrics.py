@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from gptlit.checkpoint.atomic import atomic_write_text
 from gptlit.training.lightning_internals import callbacks_of, datamodule_of, log_interval
 
 
@@ -189,11 +189,8 @@ class MetricsFile(Logger):
             return [row for row in reader if None not in row and None not in row.values()]
 
     def _write(self, rows: list[dict[str, str]]) -> None:
-        """Replaces the file in one go."""
         header = ",".join(self._columns or []) + "\n"
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text(header + self._lines(rows), encoding="utf-8", newline="")
-        os.replace(partial, self.path)
+        atomic_write_text(self.path, header + self._lines(rows))
         if rows:
             self._row = {name: value for name, value in rows[-1].items() if value}
             self._row_start = self.path.stat().st_size - len(self._lines(rows[-1:]).encode())

@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from gptlit.callbacks.tensorboard import has_whole_weights, shown_steps
+from gptlit.callbacks.tensorboard import shown_steps
 from gptlit.model.gpt import GPT
+from gptlit.training.strategies import holds_whole_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +60,7 @@ class Pictures(pl.Callback):
 
 def boards_of(trainer: pl.Trainer) -> list[Any]:
     """Return TensorBoard's writers; none on other ranks than 0, or where that does not hold the whole model."""
-    if not trainer.is_global_zero or not has_whole_weights(trainer):
+    if not trainer.is_global_zero or not holds_whole_model(trainer):
         return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 

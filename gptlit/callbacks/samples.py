@@ -6,12 +6,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.padding import Padding
 from rich.text import Text
 
 from gptlit.callbacks.console import console
+from gptlit.checkpoint.atomic import atomic_write_text
 from gptlit.generation.generate import Sampling, generate
+from gptlit.training.strategies import holds_whole_model
 
 
 class SampleText(pl.Callback):
@@ -48,14 +49,11 @@ class SampleText(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Sample on rank 0, where that holds the whole model."""
-        whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
         first = trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit"
-        if not (whole and first and self.max_new_tokens):
+        if not (first and self.max_new_tokens and holds_whole_model(trainer)):
             return
         text = self.draw(pl_module)
-        folder = self.run_dir / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"step-{trainer.global_step:06d}.txt").write_text(text, encoding="utf-8")
+        atomic_write_text(self.run_dir / "samples" / f"step-{trainer.global_step:06d}.txt", text)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("sample", as_markdown(text), trainer.global_step)

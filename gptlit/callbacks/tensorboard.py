@@ -12,12 +12,12 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from gptlit.callbacks.samples import as_markdown
 from gptlit.training.lightning_internals import datamodule_of
+from gptlit.training.strategies import holds_whole_model
 
 SHOWN_VALIDATIONS = 10  # histograms and pictures: at most so many validations of a run, and its last step
 HISTOGRAM_BINS = 60
@@ -86,7 +86,7 @@ class TensorBoardPages(pl.Callback):
             columns, values, _ = hparams(hyperparameters, dict.fromkeys(RESULTS, 0.0))
             writer.file_writer.add_summary(columns)
             writer.file_writer.add_summary(values)
-        if self._writers and has_whole_weights(trainer):
+        if self._writers and holds_whole_model(trainer):
             self._histogram_steps = shown_steps(trainer)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
@@ -236,11 +236,6 @@ def shown_steps(trainer: pl.Trainer) -> frozenset[int]:
         every *= -(-(trainer.max_steps // every) // SHOWN_VALIDATIONS) or 1
         due.update(range(every, trainer.max_steps, every))
     return frozenset(due)
-
-
-def has_whole_weights(trainer: pl.Trainer) -> bool:
-    """Whether rank 0 holds every weight in full, not a shard of it."""
-    return isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
 
 
 def named_weights(module: Any) -> list[tuple[str, Tensor]]:

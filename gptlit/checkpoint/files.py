@@ -1,65 +1,94 @@
-"""Run folders and the checkpoints in them: finding, claiming, reading."""
+"""Which checkpoint file a path means, and what it holds."""
 
-import pickle
-import zipfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gptlit.checkpoint.run_dir import RUNS
+from gptlit.checkpoint.torch_file import read_torch_file
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
 
+SETTING = "--ckpt_path"  # for messages
 
-def find_start(path: str) -> tuple[Path, dict[str, Any]]:
-    """What `fit --ckpt_path` goes on from: a file, or the newest of a run folder; with what it holds.
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """The checkpoint that training resumes from. Each file of the run was read at most once to find it."""
+
+    path: Path
+    checkpoint: dict[str, Any]
+    """Its content; tensors are memory-mapped."""
+    run_dir: Path | None
+    """Run folder to continue in; None if the file is not in a run folder or that folder holds later steps."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps made."""
+        return self.checkpoint["global_step"]
+
+
+def find_resume_point(path: str) -> ResumePoint:
+    """Return the checkpoint that `fit --ckpt_path` resumes from: a file, or the newest file of a run folder.
 
     Raises:
-        UserError: as `find_checkpoint` and `read_checkpoint`; when only one file of a run is damaged, names the other.
+        UserError: as `find_checkpoint` and `read_checkpoint`. If only one file of a run folder is damaged, the message
+            names the intact one.
     """
-    folder = find_place(path)
-    files = [folder / name for name in ("last.ckpt", "best.ckpt") if (folder / name).is_file()]
+    place = find_place(path)
+    if place.is_file():
+        checkpoint = read_checkpoint(place)
+        return ResumePoint(place, checkpoint, own_folder(place, checkpoint["global_step"]))
+    files = [place / name for name in ("last.ckpt", "best.ckpt") if (place / name).is_file()]
     if not files:
-        file = find_checkpoint(path, "last")
-        return file, read_checkpoint(file)
-    whole: list[tuple[Path, dict[str, Any]]] = []
+        raise nothing_saved(path)
+    intact: list[tuple[Path, dict[str, Any]]] = []
     damaged: UserError | None = None
     for file in files:
         try:
-            whole.append((file, read_checkpoint(file)))
+            intact.append((file, read_checkpoint(file)))
         except UserError as error:
             damaged = error
-    newest = max(whole, key=lambda start: start[1]["global_step"], default=None)  # the first of equals: last.ckpt
+    newest = max(intact, key=lambda pair: pair[1]["global_step"], default=None)  # on a tie the first: last.ckpt
     if damaged is not None:
-        way_out = "" if newest is None else f"; {newest[0].name} is whole: go on with --ckpt_path {newest[0]}"
-        raise UserError(f"{damaged}{way_out}")
+        if newest is not None:
+            damaged.message += f"; {newest[0].name} is intact: resume from {newest[0]}"
+        raise damaged
     assert newest is not None
-    return newest
+    return ResumePoint(*newest, run_dir=place if is_run_folder(place) else None)
 
 
-def home_of(path: Path, steps: int) -> Path | None:
-    """The run folder that a checkpoint of so many steps goes on in: its own, unless that holds later steps.
+def own_folder(path: Path, steps: int) -> Path | None:
+    """Return the run folder of a checkpoint of `steps` steps; None if there is none or it holds later steps.
 
-    None asks for a new folder, so that nothing that was learned is overwritten.
+    Training continues in its own folder only where that overwrites nothing learned later.
     """
-    if not (path.parent / "config.yaml").is_file():
+    if not is_run_folder(path.parent):
         return None
     for name in ("last.ckpt", "best.ckpt"):
         other = path.with_name(name)
         if other.name != path.name and other.is_file():
-            with suppress(UserError):  # a damaged file has nothing to lose
+            with suppress(UserError):  # a damaged file holds nothing to lose
                 if read_checkpoint(other)["global_step"] > steps:
                     return None
     return path.parent
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Whether `gptlit fit` trained in this folder."""
+    return (folder / "config.yaml").is_file()
+
+
 def find_checkpoint(path: str, prefer: str) -> Path:
-    """The checkpoint file meant by a path: itself, or `best.ckpt` / `last.ckpt` of a run folder.
+    """Return the checkpoint file that a path means: itself, or `best.ckpt` or `last.ckpt` of a run folder.
+
+    Args:
+        path: file or run folder.
+        prefer: "best" or "last"; the other one is taken if this one is missing.
 
     Raises:
-        UserError: when there is no such file or folder, or the folder holds no checkpoint.
+        UserError: if there is no such file or folder, or the folder holds no checkpoint.
     """
     place = find_place(path)
     if place.is_file():
@@ -67,60 +96,49 @@ def find_checkpoint(path: str, prefer: str) -> Path:
     for name in (f"{prefer}.ckpt", "best.ckpt", "last.ckpt"):
         if (place / name).is_file():
             return place / name
-    raise UserError(f"--ckpt_path {path}: the folder holds neither best.ckpt nor last.ckpt: nothing was saved there")
+    raise nothing_saved(path)
+
+
+def nothing_saved(path: str) -> UserError:
+    return UserError(f"{path}: the folder holds neither best.ckpt nor last.ckpt: nothing was saved there", SETTING)
 
 
 def find_place(path: str) -> Path:
-    """A file or a folder that is there.
+    """Return an existing file or folder.
 
     Raises:
-        UserError: when it is not; names the runs in `checkpoints` that are.
+        UserError: if it does not exist; names the runs in `checkpoints`.
     """
     place = Path(path)
     try:
         if place.is_file() or place.is_dir():
             return place
-    except OSError as error:  # a name that is too long
-        raise UserError(f"--ckpt_path {path}: {error.strerror}") from error
+    except OSError as error:  # for example a name that is too long
+        raise UserError(f"{path}: {error.strerror}", SETTING) from error
     runs = sorted(str(run) for run in RUNS.glob("*") if any(run.glob("*.ckpt"))) if RUNS.is_dir() else []
     known = f" (runs here: {', '.join(runs)})" if runs else ""
-    raise UserError(f"--ckpt_path {path}: there is no such file or run folder{known}")
+    raise UserError(f"{path}: no such file or run folder{known}", SETTING)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:  # noqa: C901
-    """The checkpoint as plain types and tensors; nothing in it is executed, and every byte of it is checked.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a gptlit checkpoint as plain types and memory-mapped tensors. Nothing in it is executed.
 
     Raises:
-        UserError: when it is not a whole gptlit checkpoint, or carries anything but plain types.
+        UserError: as `read_torch_file`; and if the file is not a checkpoint of this version of gptlit or an older one.
     """
-    where = f"--ckpt_path {path}"
-    try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{where}: the file is empty")
-        if not zipfile.is_zipfile(path):
-            raise UserError(f"{where}: the file is cut short, or no checkpoint at all")
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # torch does not look at the checksums it writes
-        if broken is not None:
-            raise UserError(f"{where}: the file is damaged: the checksum of {broken} does not match")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{where}: the file cannot be read ({error.strerror or error})") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{where}: the file is not trusted, and nothing in it was run: it holds more than tensors and plain types"
-        ) from error
-    except Exception as error:  # the reader of a damaged archive may raise anything
-        raise UserError(f"{where}: the file is damaged, or no checkpoint ({type(error).__name__})") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters", "global_step"} <= checkpoint.keys():
-        keys = ", ".join(map(str, list(checkpoint)[:4])) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise UserError(f"{where}: this is no checkpoint of gptlit (it holds {keys})")
+    checkpoint = read_torch_file(path)
+    check_is_gptlit(checkpoint, path, SETTING)
+    return checkpoint
+
+
+def check_is_gptlit(checkpoint: dict[str, Any], path: Path, setting: str) -> None:
+    """Raise `UserError` unless this is the content of a gptlit checkpoint that this version can read."""
+    if not {"state_dict", "hyper_parameters", "global_step"} <= checkpoint.keys():
+        keys = ", ".join(map(str, list(checkpoint)[:4]))
+        raise UserError(f"{path}: not a gptlit checkpoint (it holds {keys})", setting)
     if not {"gpt", "tokenizer"} <= checkpoint["hyper_parameters"].keys():
-        raise UserError(f"{where}: this is a Lightning checkpoint, but not of a gptlit model")
+        raise UserError(f"{path}: a Lightning checkpoint, but not of a gptlit model", setting)
     try:
         GPTConfig(**checkpoint["hyper_parameters"]["gpt"])
     except TypeError as error:
-        raise UserError(f"{where}: this is a checkpoint of another version of gptlit: use a newer one") from error
-    return checkpoint
+        raise UserError(f"{path}: written by a newer version of gptlit: update gptlit", setting) from error

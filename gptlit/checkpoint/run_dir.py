@@ -1,4 +1,4 @@
-"""Run folders: made, claimed and locked by one process."""
+"""Run folders: created, claimed and locked by one process."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from gptlit.errors import UserError
 
 RUNS = Path("checkpoints")
-CLAIMED = "GPTLIT_RUN_DIR"  # how the first process tells its folder to the processes that it starts
+CLAIMED = "GPTLIT_RUN_DIR"  # how the first process passes its folder to the processes that it starts
 
 
 def process_rank() -> int:
@@ -20,40 +20,46 @@ def process_rank() -> int:
 
 
 def first_process() -> bool:
-    """Whether this is the process that makes folders and speaks for all, as far as known before they are connected."""
+    """Whether this process creates folders and prints messages. Valid before the process group is initialised."""
     node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))
     return process_rank() == 0 and ("RANK" in os.environ or node == 0)
 
 
 def started_by_first_process() -> bool:
-    """Whether Lightning started this process from the first one, which then answers for all."""
+    """Whether Lightning started this process from the first one, which reports errors and the exit code for all."""
     return CLAIMED in os.environ and not first_process()
 
 
 class RunDir:
-    """The folder of a run, held by this process until it ends, so that no two processes train the same run.
+    """A run folder, locked by this process until it ends, so that no two processes train the same run.
+
+    Args:
+        path: the folder.
+        fresh: whether this process created it.
+        lock: descriptor that holds the lock; None in other processes of the run.
+        parents: parent folders created with it, innermost first.
 
     Raises:
-        UserError: when the folder cannot be made or written to, or another process holds it.
+        UserError: if the folder cannot be created or written to, or another process holds it.
     """
 
     def __init__(self, path: Path, fresh: bool, lock: int | None = None, parents: Sequence[Path] = ()) -> None:
         self.path = path
-        self.fresh = fresh  # made by this process
+        self.fresh = fresh
         self._lock = lock
-        self._parents = parents  # made with it, the innermost first
+        self._parents = parents
 
     @classmethod
     def make(cls, wanted: str | None, name: str) -> "RunDir":
-        """A new folder: `wanted`, or `checkpoints/<name>`; `-2`, `-3`, … when it is taken.
+        """Create a new folder: `wanted` or `checkpoints/<name>`, with `-2`, `-3`, … appended if it is taken.
 
-        Only the first process makes it; the others are told.
+        Only the first process creates it; the other processes read its name from the environment.
         """
         base = Path(wanted) if wanted else RUNS / name
-        if base.name in ("", ".."):  # `.` has no name to put a number behind
+        if base.name in ("", ".."):  # `.` has no name to append a number to
             base = base.resolve()
         if not base.name:
-            raise UserError(f"--run_dir {wanted}: give the folder a name of its own")
+            raise UserError(f"{wanted}: give the folder a name of its own", "--run_dir")
         if not first_process():
             return cls(Path(os.environ.get(CLAIMED, base)), fresh=False)
         try:
@@ -69,45 +75,41 @@ class RunDir:
                 os.environ[CLAIMED] = str(folder)
                 return cls(folder, fresh=True, lock=lock, parents=parents)
         except OSError as error:
-            raise UserError(
-                f"--run_dir {base}: the folder cannot be used ({error.strerror}): choose another"
-            ) from error
-        raise UserError(f"--run_dir {base}: there are 10,000 runs of that name: choose another")
+            raise UserError(f"{base}: cannot be used ({error.strerror}): choose another folder", "--run_dir") from error
+        raise UserError(f"{base}: there are 10,000 runs of that name: choose another", "--run_dir")
 
     @classmethod
     def reopen(cls, folder: Path) -> "RunDir":
-        """The folder of a run that goes on."""
+        """Lock the folder of a run that is resumed."""
         if not first_process():
             return cls(folder, fresh=False)
+        advice = "or continue in a new folder with --run_dir"
         try:
             with tempfile.TemporaryFile(dir=folder):
-                pass  # a file can be made there
+                pass  # the folder is writable
             lock = lock_folder(folder)
         except OSError as error:
             raise UserError(
-                f"--ckpt_path {folder}: the run folder cannot be written to ({error.strerror}): "
-                "change that, or go on in a new folder with --run_dir"
+                f"{folder}: cannot be written to ({error.strerror}): change that, {advice}",
+                "--ckpt_path",
             ) from error
         if lock is None:
-            raise UserError(
-                f"--ckpt_path {folder}: another process is training this run: stop it first, or go on in a new folder "
-                "with --run_dir"
-            )
+            raise UserError(f"{folder}: another process is training this run: stop it first, {advice}", "--ckpt_path")
         os.environ[CLAIMED] = str(folder)
         return cls(folder, fresh=False, lock=lock)
 
     def give_back(self) -> None:
-        """Removes a folder of our own that holds no checkpoint, and those around it that were made for it."""
+        """Remove the folder and the parents created with it, if this process created it and it holds no checkpoint."""
         if self.fresh and self.path.is_dir() and not any(self.path.glob("*.ckpt")):
             for path in sorted(self.path.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
             self.path.rmdir()
-            with suppress(OSError):  # another run has come to lie there
+            with suppress(OSError):  # a parent holds another run by now
                 for parent in self._parents:
                     parent.rmdir()
 
     def close(self) -> None:
-        """Lets other processes have it."""
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -116,9 +118,12 @@ class RunDir:
 
 
 def lock_folder(folder: Path) -> int | None:
-    """Locks a folder until the process ends: a descriptor to close, or None when another process has the lock.
+    """Lock a folder until the process ends.
 
-    Where the system or the file system knows no locks, it is as if nobody had it.
+    Systems and file systems without locks behave as if the folder were free.
+
+    Returns:
+        A descriptor to close, or None if another process holds the lock.
     """
     try:
         import fcntl

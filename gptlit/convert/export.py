@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptlit.checkpoint.atomic import atomic_folder
 from gptlit.convert.huggingface import architecture_of, import_transformers, quiet_transformers, to_huggingface
 from gptlit.convert.model_card import model_card
 from gptlit.convert.pretrained import network_weights
@@ -58,33 +57,26 @@ def export_run(checkpoint: Mapping[str, Any], output: Path, command: str = "") -
         raise UserError(f"--output {output} is there already and not empty: choose another name, or remove it")
     model = restore(gpt, checkpoint["state_dict"])
     config, weights = to_huggingface(model)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        with quiet_transformers():
-            partial.mkdir(parents=True)
+        with quiet_transformers(), atomic_folder(output) as folder:
             with torch.device("meta"):  # the weights that a new model draws would only be thrown away
                 theirs = getattr(transformers, architecture)(config)
             theirs.load_state_dict(weights, assign=True)
             theirs.tie_weights()
             # Left alone, generate() takes the most probable symbol, and when told to draw, draws from the 50 best.
             theirs.generation_config = transformers.GenerationConfig(do_sample=True, top_k=0)
-            theirs.save_pretrained(partial)
-            fast_tokenizer(tokenizer, gpt.block_size).save_pretrained(partial)
-            loaded = transformers.AutoModelForCausalLM.from_pretrained(partial, local_files_only=True)
+            theirs.save_pretrained(folder)
+            fast_tokenizer(tokenizer, gpt.block_size).save_pretrained(folder)
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
             positions, difference = compare(model, loaded)
-        exported = Exported(output, architecture, positions, difference)
-        training = checkpoint.get("gptlit", {}).get("config")
-        if training:
-            (partial / "gptlit.yaml").write_text(training, encoding="utf-8")
-        card = model_card(checkpoint, model, tokenizer, output.name, architecture, (positions, difference), command)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        if output.is_dir():
-            output.rmdir()
-        os.replace(partial, output)
+            exported = Exported(output, architecture, positions, difference)
+            training = checkpoint.get("gptlit", {}).get("config")
+            if training:
+                (folder / "gptlit.yaml").write_text(training, encoding="utf-8")
+            card = model_card(checkpoint, model, tokenizer, output.name, architecture, (positions, difference), command)
+            (folder / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {output}: the folder cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return exported
 
 

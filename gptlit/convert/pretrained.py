@@ -6,9 +6,7 @@ from the data. Both sort their characters, so the same text gives the same ids.
 """
 
 import json
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptlit.checkpoint.torch_file import read_torch_file
 from gptlit.convert.huggingface import (
     GPT2,
     NANOCHAT,
@@ -142,31 +141,9 @@ def crop_vocabulary(weights: Weights, vocab_size: int) -> Weights:
 # ---------------------------------------------------------------- files of torch
 
 
-def read_torch_file(path: Path) -> dict[str, Any]:
-    """A file that `torch.save` wrote, tensors and plain types only, on the CPU and memory-mapped.
-
-    Raises:
-        UserError: for anything else, of which nothing was executed.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"model.init_from {path}: the file does not hold tensors and plain types alone; it is not trusted, and "
-            "nothing in it was run"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"model.init_from {path}: the file cannot be read: it is empty, damaged or no checkpoint"
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"model.init_from {path}: this is no checkpoint, it holds a {type(content).__name__}")
-    return content
-
-
 def from_torch_file(path: Path) -> Pretrained:
     """A checkpoint of ours or of nanoGPT's, by what it holds."""
-    content = read_torch_file(path)
+    content = read_torch_file(path, setting="model.init_from")
     try:
         if {"state_dict", "hyper_parameters"} <= content.keys():
             return from_run(content, path)

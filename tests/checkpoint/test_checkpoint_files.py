@@ -229,7 +229,7 @@ def test_a_damaged_last_file_names_the_whole_best_file(run: Path, tmp_path: Path
     (tmp_path / "run" / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes()[:5000])
     answer = gptlit("fit", "--ckpt_path", tmp_path / "run", "--trainer.max_steps", 6)
     assert_refused(answer, tmp_path / "run" / "last.ckpt")
-    assert f"best.ckpt is whole: go on with --ckpt_path {tmp_path / 'run' / 'best.ckpt'}" in answer.err
+    assert f"best.ckpt is intact: resume from {tmp_path / 'run' / 'best.ckpt'}" in answer.err
     again = gptlit("fit", "--ckpt_path", tmp_path / "run" / "best.ckpt", "--trainer.max_steps", 6)
     assert again.code == 0, again.err
     assert load(tmp_path / "run" / "last.ckpt")["global_step"] == 6

@@ -315,7 +315,7 @@ def test_a_payload_in_a_checkpoint_is_refused_and_not_run(kind: str, tmp_path: P
         torch.save({keys[0]: {}, keys[1]: payload}, file)
     with pytest.raises(UserError) as refusal:
         load_pretrained(str(file))
-    assert "nothing in it was run" in str(refusal.value)
+    assert "nothing in it was executed" in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not proof.exists()
     pickle.loads(pickle.dumps(payload)).close()

@@ -14,7 +14,7 @@ from gptlit.checkpoint.io import AtomicCheckpointIO
 from gptlit.checkpoint.run_dir import RunDir
 from gptlit.cli.fit.parser import make_parser
 from gptlit.cli.fit.parts import RunParts, as_list, run_parts
-from gptlit.cli.fit.plan import Plan, Start
+from gptlit.cli.fit.plan import Plan
 from gptlit.cli.fit.resume import refuse_another_text
 from gptlit.cli.fit.trainer_settings import NoProfiler, check_devices
 from gptlit.cli.messages import cause_of
@@ -22,32 +22,6 @@ from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError, settings_under
 from gptlit.training.module import LitGPT, check_vocabulary
-
-LET_GO = ("state_dict", "optimizer_states")  # parts of a checkpoint that are large
-
-
-class StartOnce(AtomicCheckpointIO):
-    """Gives the Trainer the checkpoint that was read for the plan, so that the file is read once.
-
-    Args:
-        start: of the plan.
-    """
-
-    def __init__(self, start: Start) -> None:
-        self.start: Start | None = start
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Return the checkpoint of the plan the first time it is asked for; read any other file."""
-        start = self.start
-        if start is None or Path(path) != start.path:
-            return super().load_checkpoint(path, map_location, weights_only)
-        self.start = None
-        content = dict(start.content)
-        # The file is memory-mapped and will be replaced. The optimizer would keep views of it; the model copies.
-        content["optimizer_states"] = deepcopy(content.get("optimizer_states", []))
-        for part in LET_GO:
-            start.content.pop(part, None)
-        return content
 
 
 def instantiate(plan: Plan) -> Namespace:
@@ -58,7 +32,7 @@ def instantiate(plan: Plan) -> Namespace:
     """
     config = plan.config.clone()
     if plan.start is not None:
-        config.model.tokenizer = plan.start.content["hyper_parameters"]["tokenizer"]
+        config.model.tokenizer = plan.start.checkpoint["hyper_parameters"]["tokenizer"]
     try:
         return make_parser(plan.verb).instantiate_classes(config)
     except ValueError as error:
@@ -86,7 +60,7 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
     except UserError as error:
         raise blame_for_the_text(plan, error) from error
     if plan.verb == "fit" and plan.start is not None:
-        refuse_another_text(plan.start.content, data)
+        refuse_another_text(plan.start.checkpoint, data)
     with settings_under("data"):
         data.setup(plan.verb)
     assert data.tokenizer is not None
@@ -111,9 +85,9 @@ def open_run_dir(plan: Plan) -> RunDir:
     wanted, start = plan.settings["run_dir"], plan.start
     if start is None:
         return RunDir.make(wanted, plan.config_files[-1].stem if plan.config_files else "run")
-    same = not wanted or (start.home is not None and Path(wanted).resolve() == start.home.resolve())
-    if start.home is not None and same:
-        return RunDir.reopen(start.home)
+    same = not wanted or (start.run_dir is not None and Path(wanted).resolve() == start.run_dir.resolve())
+    if start.run_dir is not None and same:
+        return RunDir.reopen(start.run_dir)
     parent = start.path.parent
     in_a_run = (parent / "config.yaml").is_file()
     return RunDir.make(wanted or (str(parent) if in_a_run else None), start.path.stem)
@@ -155,13 +129,12 @@ def settings_of_ours(plan: Plan, config: Mapping[str, Any], run_dir: Path | None
         interval = max(1, int(config["max_steps"] * interval))
     if isinstance(interval, int):  # Lightning counts micro-batches; the user counts optimizer steps
         interval *= config["accumulate_grad_batches"]
-    checkpoint_io = AtomicCheckpointIO() if plan.start is None else StartOnce(plan.start)
     return {
         "use_distributed_sampler": False,  # the batches know their rank
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": None,  # the interval counts steps of the one epoch
         "val_check_interval": interval,
-        "plugins": [*as_list(config["plugins"]), checkpoint_io],
+        "plugins": [*as_list(config["plugins"]), AtomicCheckpointIO(plan.start)],
         "enable_model_summary": False,
         "default_root_dir": str(run_dir or "."),
         "logger": False,

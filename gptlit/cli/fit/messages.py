@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from gptlit.callbacks.checkpoints import RunCheckpoints
 from gptlit.callbacks.metrics import MetricsLogger
 from gptlit.callbacks.tensorboard import tensorboard_command
-from gptlit.checkpoint.files import find_start
+from gptlit.checkpoint.files import find_resume_point
 from gptlit.cli.messages import duration
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError
@@ -144,7 +144,7 @@ def way_on(run_dir: Path | None, model: LitGPT, slower: bool) -> str:
     if run_dir is None:
         return "nothing was saved: start again"
     try:
-        start, checkpoint = find_start(str(run_dir))
+        start = find_resume_point(str(run_dir))
     except UserError:
         return f"nothing was saved yet, so there is nothing to go on from in {run_dir}: start again"
     command = ["gptlit", "fit", "--ckpt_path", str(run_dir)]
@@ -152,4 +152,4 @@ def way_on(run_dir: Path | None, model: LitGPT, slower: bool) -> str:
         command += ["--model.optimizer.lr", f"{model.optimizer_config.lr / 2:g}"]
         if model.optimizer_config.name == "muon":
             command += ["--model.optimizer.muon_lr", f"{model.optimizer_config.muon_lr / 2:g}"]
-    return f"{start.name} of step {checkpoint['global_step']:,} is whole; go on with: {shlex.join(command)}"
+    return f"{start.path.name} of step {start.steps:,} is whole; go on with: {shlex.join(command)}"

@@ -15,6 +15,7 @@ from gptlit.callbacks.pictures import Pictures
 from gptlit.callbacks.samples import SampleText
 from gptlit.callbacks.signals import StopBetweenSteps
 from gptlit.callbacks.tensorboard import EventFiles, TensorBoardPages
+from gptlit.checkpoint.atomic import atomic_write_text
 from gptlit.errors import UserError
 
 
@@ -25,11 +26,8 @@ class SaveConfig(pl.Callback):
         self.run_dir = run_dir
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Replaces the file in one go."""
         if trainer.is_global_zero:
-            partial = self.run_dir / ".config.yaml.partial"
-            partial.write_text(pl_module.run_config, encoding="utf-8")
-            partial.replace(self.run_dir / "config.yaml")
+            atomic_write_text(self.run_dir / "config.yaml", pl_module.run_config)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from gptlit.checkpoint.files import find_checkpoint, find_start, home_of, read_checkpoint
+from gptlit.checkpoint.files import ResumePoint, find_checkpoint, find_resume_point, read_checkpoint
 from gptlit.cli.fit.parser import FitParser, make_parser
 from gptlit.cli.fit.resume import OF_ONE_START, is_finished, refuse_what_is_fixed, settings_to_take_over
 from gptlit.cli.parser import option_names, parse
@@ -27,22 +27,6 @@ from gptlit.errors import UserError
 
 
 @dataclass(frozen=True)
-class Start:
-    """The checkpoint that a verb starts from."""
-
-    path: Path
-    content: dict[str, Any]
-    """As `read_checkpoint` returns it. Weights and optimizer states leave it when the Trainer has loaded them."""
-    home: Path | None
-    """Folder of the run that resumes there; None for a file that belongs to no run, or to one that is further."""
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps made."""
-        return int(self.content["global_step"])
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a verb will do. `parse_fit` and `parse_evaluation` make it; nothing but a checkpoint has been read yet."""
 
@@ -54,7 +38,7 @@ class Plan:
     """The settings as plain nested types, as they are written to config.yaml."""
     config_files: tuple[Path, ...] = ()
     """Configuration files that were read, in order."""
-    start: Start | None = None
+    start: ResumePoint | None = None
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Settings that differ from those of the checkpoint: (then, now)."""
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -78,11 +62,7 @@ def parse_fit(arguments: Sequence[str]) -> Plan:
     given = option(flags, "--ckpt_path")
     if given == "":
         raise UserError("is empty: give a run folder or a checkpoint file", "--ckpt_path")
-    start = None
-    if given is not None:
-        path, content = find_start(given)
-        start = Start(path, content, home_of(path, content["global_step"]))
-    return make_plan("fit", flags, files, start)
+    return make_plan("fit", flags, files, None if given is None else find_resume_point(given))
 
 
 def parse_evaluation(verb: str, arguments: Sequence[str]) -> Plan:
@@ -96,7 +76,7 @@ def parse_evaluation(verb: str, arguments: Sequence[str]) -> Plan:
     start = None
     if given:
         path = find_checkpoint(given, "best")
-        start = Start(path, read_checkpoint(path), home=None)
+        start = ResumePoint(path, read_checkpoint(path), run_dir=None)
     plan = make_plan(verb, flags, files, start)  # --help exits here
     if start is None:
         raise UserError(f"gptlit {verb} needs a --ckpt_path: a run folder or a checkpoint file")
@@ -113,13 +93,13 @@ def read_config_options(verb: str, arguments: Sequence[str]) -> tuple[list[str],
     return flags, files
 
 
-def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: Start | None) -> Plan:
+def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumePoint | None) -> Plan:
     """Parse the settings: those of the checkpoint first, then the files, then the flags."""
     parser = make_parser(verb)
     layers: list[str] = []
     left_out: dict[str, str] = {}
     if start is not None:
-        taken, left_out = settings_to_take_over(stored_config(start.content), verb, option_names(parser))
+        taken, left_out = settings_to_take_over(stored_config(start.checkpoint), verb, option_names(parser))
         layers += ["--config", as_yaml(taken)]
         flags = [*without_option(flags, "--ckpt_path"), "--ckpt_path", str(start.path)]
     for file in files:
@@ -137,7 +117,7 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: Start |
         verb == "fit"
         and start is not None
         and not settings["trainer"]["fast_dev_run"]
-        and is_finished(start.content, start.path, settings["trainer"]["max_steps"])
+        and is_finished(start, settings["trainer"]["max_steps"])
     )
     return Plan(
         verb=verb,
@@ -152,15 +132,15 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: Start |
     )
 
 
-def changes_since(start: Start, settings: Mapping[str, Any], parser: FitParser) -> dict[str, tuple[Any, Any]]:
+def changes_since(start: ResumePoint, settings: Mapping[str, Any], parser: FitParser) -> dict[str, tuple[Any, Any]]:
     """The settings that differ from those of a checkpoint, as (then, now).
 
     Raises:
         UserError: for a setting that a checkpoint fixes.
     """
     leaves = leaves_of(option_names(parser))
-    now, then = flat(settings, stop_at=leaves), flat(stored_config(start.content), stop_at=leaves)
-    then.update(flat({"model": {"gpt": start.content["hyper_parameters"]["gpt"]}}))
+    now, then = flat(settings, stop_at=leaves), flat(stored_config(start.checkpoint), stop_at=leaves)
+    then.update(flat({"model": {"gpt": start.checkpoint["hyper_parameters"]["gpt"]}}))
     if now.get("model.gpt.vocab_size") == 0:
         then.pop("model.gpt.vocab_size", None)
     return refuse_what_is_fixed(now, then)

@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
-from gptlit.checkpoint.files import home_of
+from gptlit.checkpoint.files import ResumePoint
 from gptlit.cli.settings import flat, leaves_of
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError
@@ -120,11 +119,10 @@ def refuse_another_text(checkpoint: dict[str, Any], datamodule: TextDataModule) 
         )
 
 
-def is_finished(checkpoint: dict[str, Any], path: Path, max_steps: int) -> bool:
+def is_finished(start: ResumePoint, max_steps: int) -> bool:
     """Whether a run has nothing left to do: all steps, the validation that ends it, and last.ckpt after that."""
-    steps = checkpoint["global_step"]
-    if steps != max_steps:
-        return steps > max_steps
-    state = checkpoint.get("callbacks", {}).get("RunCheckpoints")
-    validated = state is None or state["validated_step"] == steps
-    return validated and (path.name != "best.ckpt" or home_of(path, steps) is None)
+    if start.steps != max_steps:
+        return start.steps > max_steps
+    state = start.checkpoint.get("callbacks", {}).get("RunCheckpoints")
+    validated = state is None or state["validated_step"] == start.steps
+    return validated and (start.path.name != "best.ckpt" or start.run_dir is None)

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from gptlit.checkpoint.files import find_start
+from gptlit.checkpoint.files import find_resume_point
 from gptlit.checkpoint.run_dir import lock_folder
 from gptlit.cli.fit.command import run_fit
 from gptlit.cli.fit.plan import parse_fit
@@ -178,12 +178,12 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
     """
     if not any(run.folder.glob("*.ckpt")):
         return "new"
-    path, checkpoint = find_start(str(run.folder))
-    stored, wanted = flat(stored_config(checkpoint)), wanted_settings(run)
+    start = find_resume_point(str(run.folder))
+    stored, wanted = flat(stored_config(start.checkpoint)), wanted_settings(run)
     for key, value in wanted.items():
         if key.startswith(COMPARED) and key in stored and not same(stored[key], value):
             raise UserError(f"{run.folder} holds a run with {key} {stored[key]}, not {value}: choose another --run_dir")
-    return "finished" if is_finished(checkpoint, path, int(float(wanted["trainer.max_steps"]))) else "begun"
+    return "finished" if is_finished(start, int(float(wanted["trainer.max_steps"]))) else "begun"
 
 
 # ---------------------------------------------------------------- one run

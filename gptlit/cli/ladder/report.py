@@ -1,6 +1,7 @@
 """What the ladder found: read from the run folders, written as a table (markdown, CSV) and a picture."""
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 
 from gptlit.callbacks.pictures import rasterize
-from gptlit.checkpoint.files import find_start
+from gptlit.checkpoint.atomic import atomic_write, atomic_write_text
+from gptlit.checkpoint.files import find_resume_point
 from gptlit.cli.ladder.rungs import Rung
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
@@ -56,7 +58,7 @@ def read_result(rung: Rung, seed: int, folder: Path) -> Result:
     Raises:
         UserError: when its curves are gone.
     """
-    _, checkpoint = find_start(str(folder))
+    checkpoint = find_resume_point(str(folder)).checkpoint
     steps = checkpoint["global_step"]
     curves = {name: read_curve(folder, name) for name in ("val/loss", "val/bpc", "train/loss_estimate")}
     if steps not in curves["val/loss"]:
@@ -97,20 +99,21 @@ def count_parameters(gpt: dict[str, Any]) -> int:
 
 def write_report(root: Path, results: Sequence[Result]) -> str:
     """Writes ladder.md, ladder.csv and ladder.png into `root`; returns the table."""
-    root.mkdir(parents=True, exist_ok=True)
     table = markdown_table(results)
     samples = "\n".join(f"## {result.rung.name}\n\n{quoted(result.sample)}\n" for result in firsts(results))
-    (root / "ladder.md").write_text(f"# The ladder\n\n{table}\n{NOTES}\n{samples}", encoding="utf-8")
-    with (root / "ladder.csv").open("w", encoding="utf-8", newline="") as file:
-        columns = ("parameters", "steps", "train_estimate", "val_loss", "bpc", "seconds", "lecture", "sample")
-        writer = csv.writer(file)
-        writer.writerow(("rung", "seed", "change", *columns))
-        for result in results:
-            values = (getattr(result, column) for column in columns)
-            writer.writerow((result.rung.name, result.seed, result.rung.change, *values))
+    atomic_write_text(root / "ladder.md", f"# The ladder\n\n{table}\n{NOTES}\n{samples}")
+    rows = io.StringIO(newline="")
+    columns = ("parameters", "steps", "train_estimate", "val_loss", "bpc", "seconds", "lecture", "sample")
+    writer = csv.writer(rows)
+    writer.writerow(("rung", "seed", "change", *columns))
+    for result in results:
+        values = (getattr(result, column) for column in columns)
+        writer.writerow((result.rung.name, result.seed, result.rung.change, *values))
+    atomic_write_text(root / "ladder.csv", rows.getvalue())
     from matplotlib.image import imsave
 
-    imsave(root / "ladder.png", rasterize(curves_figure(results)))
+    with atomic_write(root / "ladder.png") as file:
+        imsave(file, rasterize(curves_figure(results)), format="png")
     return table
 
 

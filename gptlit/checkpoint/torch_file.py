@@ -1,0 +1,54 @@
+"""Safe reading of files written by `torch.save`."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlit.errors import UserError
+
+
+def read_torch_file(
+    path: Path, map_location: Any = "cpu", mmap: bool = True, setting: str = "--ckpt_path"
+) -> dict[str, Any]:
+    """Read a dict of tensors and plain types. Nothing in the file is executed; every byte is checked by its CRC-32.
+
+    Args:
+        path: file in torch's zip format, the default since torch 1.6.
+        map_location: device of the tensors, as for `torch.load`.
+        mmap: map the tensors into memory instead of reading them. Only for `map_location` "cpu".
+        setting: name of the setting that holds the path, for messages.
+
+    Raises:
+        UserError: if the file is missing, empty, damaged, not a dict, or holds anything but tensors and plain types.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty", setting)
+        if not zipfile.is_zipfile(path):
+            raise UserError(
+                f"{path}: the file is cut short or not a checkpoint written by torch.save; nothing in it was executed",
+                setting,
+            )
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not verify the checksums
+        if damaged is not None:
+            raise UserError(f"{path}: the file is damaged: the checksum of {damaged} does not match", setting)
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: the file cannot be read ({error.strerror or error})", setting) from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: the file holds more than tensors and plain types; it is not trusted, and nothing in it was "
+            "executed",
+            setting,
+        ) from error
+    except Exception as error:  # a damaged archive can raise any exception
+        raise UserError(f"{path}: the file is damaged or not a checkpoint ({type(error).__name__})", setting) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a checkpoint (it holds a {type(content).__name__})", setting)
+    return content
