@@ -1,4 +1,4 @@
-"""The command in tests: in this process, where it is fast, or in one of its own, where it can be killed."""
+"""Run the command in tests: in this process, which is fast, or in its own process, which can be killed."""
 
 import contextlib
 import hashlib
@@ -19,10 +19,10 @@ import yaml
 
 from gptlit import __main__, cli
 
-torch.set_num_threads(1)  # for models this small, threads only wait for each other
+torch.set_num_threads(1)  # models this small gain nothing from more
 REPOSITORY = Path(__file__).parent.parent
 PLAY = REPOSITORY / "gptlit" / "assets" / "play.txt"
-SMALL = {  # dropout, Muon, clipping, validation and saving out of step with each other: all that resume has to restore
+SMALL = {  # everything that resume must restore: dropout, Muon, clipping, different intervals of validation and saving
     "seed_everything": 7,
     "model": {
         "gpt": {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.3},
@@ -49,7 +49,7 @@ EXTRA_CALLBACKS: list[pl.Callback] = []
 
 @contextlib.contextmanager
 def extra_callbacks(*callbacks: pl.Callback) -> Iterator[None]:
-    """Adds callbacks to the Trainer of every `gptlit("fit", …)`, validate and test inside."""
+    """Add callbacks to the Trainer of every `gptlit("fit", …)`, validate and test inside."""
     EXTRA_CALLBACKS.extend(callbacks)
     try:
         yield
@@ -58,7 +58,7 @@ def extra_callbacks(*callbacks: pl.Callback) -> Iterator[None]:
 
 
 class At(pl.Callback):
-    """Does something at a hook, once a given number of steps is done."""
+    """Callback that runs an action once, at a hook, after a given number of optimizer steps."""
 
     def __init__(self, hook: str, step: int, action: Callable[[], Any]) -> None:
         self.done = False
@@ -73,7 +73,7 @@ class At(pl.Callback):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the command returned and wrote."""
+    """Exit code and output of the command."""
 
     code: int
     out: str
@@ -81,9 +81,9 @@ class Answer:
 
 
 def gptlit(*arguments: Any) -> Answer:
-    """Runs `gptlit ARGUMENTS` here; exceptions that would be tracebacks pass through."""
+    """Run `gptlit ARGUMENTS` in this process; exceptions that would be tracebacks propagate."""
     if arguments[0] == "fit" and "--ckpt_path" in arguments:
-        # TensorBoard reads event files by the second in their names: here a run can be resumed within the same one.
+        # TensorBoard sorts event files by the second in their names; in tests a run can resume within the same second.
         time.sleep(1 - time.time() % 1)
     out, err = Stream(), io.StringIO()
     with (
@@ -103,14 +103,14 @@ def gptlit(*arguments: Any) -> Answer:
 
 
 class Stream(io.StringIO):
-    """A stdout for `gptlit predict`, which would open the real one anew."""
+    """Captured stdout for `gptlit predict`, which reconfigures the real one."""
 
     def reconfigure(self, **settings: Any) -> None:
-        """Takes any encoding."""
+        """Accept and ignore any encoding."""
 
 
 def start(*arguments: Any, env: Mapping[str, str] | None = None, **options: Any) -> "subprocess.Popen[str]":
-    """Starts `gptlit ARGUMENTS` in a process of its own, with stderr to be read."""
+    """Start `gptlit ARGUMENTS` in its own process, with stderr as a pipe."""
     command = [sys.executable, "-m", "gptlit", *map(str, arguments)]
     paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **(env or {})}
@@ -118,7 +118,7 @@ def start(*arguments: Any, env: Mapping[str, str] | None = None, **options: Any)
 
 
 def write_config(folder: Path, **changes: Any) -> Path:
-    """A small run's configuration; `changes` name settings by their flags, dots as two underscores."""
+    """Write `small.yaml` and its text; `changes` are settings named by flag, with two underscores for a dot."""
     config = yaml.safe_load(yaml.safe_dump(SMALL))
     text = folder / "text.txt"
     if not text.exists():
@@ -136,26 +136,32 @@ def write_config(folder: Path, **changes: Any) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint."""
+    """Read a checkpoint."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 REPORT: dict[str, list[tuple[str, ...]]] = {}
+REPORT_FILE = os.environ.get("GPTLIT_REPORT") and Path(os.environ["GPTLIT_REPORT"]).resolve()
 
 
 def report(table: str, header: tuple[str, ...], *cells: object) -> None:
-    """Adds a row to the tables that GPTLIT_REPORT=FILE asks for, in Markdown."""
-    path = os.environ.get("GPTLIT_REPORT")
-    if not path:
+    """Add a row to a generated table of tests/README.md, if `GPTLIT_REPORT=FILE` asks for them.
+
+    Args:
+        table: name of the table.
+        header: titles of the columns; the same in every call for a table.
+        cells: the row.
+    """
+    if not REPORT_FILE:
         return
     rows = REPORT.setdefault(table, [header, ("---",) * len(header)])
     rows.append(tuple(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells))
     lines = [f"## {name}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) for name, rows in REPORT.items()]
-    Path(path).write_text("\n".join(lines), encoding="utf-8")
+    Path(REPORT_FILE).write_text("\n".join(lines), encoding="utf-8")
 
 
 def tensors(tree: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of nested dicts and lists, by where they stand."""
+    """Yield all tensors of nested dicts and lists with their paths."""
     if isinstance(tree, torch.Tensor):
         yield name, tree
     elif isinstance(tree, Mapping):
@@ -167,11 +173,11 @@ def tensors(tree: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of the weights, their average if there is one, and the whole state of the optimizer in a checkpoint."""
+    """Return the SHA-256 of the weights, their average if there is one, and the optimizer state of a checkpoint."""
     checkpoint = load(path)
     sha = hashlib.sha256()
     state = {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "global_step")}
-    state["current_model_state"] = checkpoint.get("current_model_state")  # beside an average
+    state["current_model_state"] = checkpoint.get("current_model_state")  # raw weights next to an average
     for name, tensor in tensors(state):
         sha.update(name.encode())
         sha.update(tensor.contiguous().numpy().tobytes())

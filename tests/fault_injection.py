@@ -1,11 +1,10 @@
-"""Kills runs at random moments, resumes each, and compares where they end with a run that was never disturbed.
+"""Kill runs at random moments, resume each, and compare the result with an undisturbed run.
 
     python tests/fault_injection.py --kills 20 --seed 1
 
-prints a table in Markdown. A run is killed with SIGKILL while it trains, while it writes a checkpoint or while it
-starts, and resumed with `gptlit fit --ckpt_path RUN`; a part of the runs is killed again after that. At the end the
-weights, the whole state of the optimizer, best.ckpt and every metric but the speed must be the undisturbed run's, bit
-for bit.
+prints a Markdown table. A run is killed with SIGKILL during training, while it writes a checkpoint, or during start-up,
+and resumed with `gptlit fit --ckpt_path RUN`; some runs are killed again after that. At the end the weights, the whole
+optimizer state, best.ckpt and every metric except the speed must equal the undisturbed run's bit by bit.
 """
 
 import argparse
@@ -38,35 +37,35 @@ COMMON = {
     "save_every_n_steps": 25,
     "sample_text__max_new_tokens": 60,
 }
-HANGING = 600.0  # seconds after which a process is given up
+HANGING = 600.0  # seconds before a process is given up
 
 
 @dataclass
 class Trial:
-    """One run and what was done to it."""
+    """A run, its kills and its result."""
 
     variant: str
     killed: list[str] = field(default_factory=list)
-    """Steps in metrics.csv when the kills came, and whether a checkpoint was half-written."""
+    """Steps in metrics.csv at each kill, and whether a checkpoint was being written."""
     resumed_from: list[str] = field(default_factory=list)
-    """Steps in the newest checkpoint."""
+    """Step of the newest checkpoint after each kill."""
     equal: bool = False
 
 
 def metrics_digest(run: Path) -> str:
-    """SHA-256 of metrics.csv without the speed."""
+    """Return the SHA-256 of metrics.csv without the speed."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]
     return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
 def fingerprint(run: Path) -> tuple[str, str, str]:
-    """What must be equal at the end."""
+    """Return the digests that must be equal at the end."""
     return digest(run / "last.ckpt"), digest(run / "best.ckpt"), metrics_digest(run)
 
 
 def steps_logged(run: Path) -> int:
-    """Rows of metrics.csv."""
+    """Return the number of rows of metrics.csv."""
     path = run / "metrics.csv"
     return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
 
@@ -78,13 +77,13 @@ def finish(process: "subprocess.Popen[str]") -> None:
 
 
 def kill(process: "subprocess.Popen[str]", run: Path, moment: str, step: int, delay: float) -> bool:
-    """Kills a process and all that it started; whether it was still alive.
+    """Kill a process and its children; return whether it was still alive.
 
     Args:
-        process: leads a session of its own.
+        process: leader of its own session.
         run: its folder.
-        moment: `start`, `delay` seconds after it was started; else not before metrics.csv has the row of `step`, and
-            then `write`, as soon as there is a half-written file, or `step`, after `delay`.
+        moment: `start` kills `delay` seconds after the start. The others wait until metrics.csv has the row of `step`;
+            then `write` kills as soon as a file is half-written, and `step` after `delay`.
         step: see `moment`.
         delay: seconds.
     """
@@ -104,12 +103,12 @@ def kill(process: "subprocess.Popen[str]", run: Path, moment: str, step: int, de
 
 
 def newest_step(run: Path) -> int:
-    """Steps in the newest file of a run."""
+    """Return the step of the newest checkpoint of a run."""
     return max((load(path)["global_step"] for path in run.glob("*.ckpt")), default=0)
 
 
-def trial(variant: str, config: Path, run: Path, whole: tuple[str, str, str], kills: int, seed: int) -> Trial:
-    """Starts a run, kills it so many times, lets it end, and compares."""
+def trial(variant: str, config: Path, run: Path, undisturbed: tuple[str, str, str], kills: int, seed: int) -> Trial:
+    """Start a run, kill it `kills` times, let it end, and compare it with the undisturbed digests."""
     chance = random.Random(seed)
     done = Trial(variant)
     process = start("fit", "--config", config, "--run_dir", run, start_new_session=True)
@@ -121,26 +120,26 @@ def trial(variant: str, config: Path, run: Path, whole: tuple[str, str, str], ki
             break
         half_written = any(run.glob(".*.ckpt.*.partial"))
         done.killed.append(f"{steps_logged(run)}{' (writing)' if half_written else ''}")
-        if not any(run.glob("*.ckpt")):  # too early for a first file: the command says so, and one starts again
-            done.resumed_from.append("anew")
+        if not any(run.glob("*.ckpt")):  # before the first checkpoint: start again
+            done.resumed_from.append("from the start")
             run = run.with_name(f"{run.name}-again")
             process = start("fit", "--config", config, "--run_dir", run, start_new_session=True)
         else:
             done.resumed_from.append(str(newest_step(run)))
             process = start("fit", "--ckpt_path", run, start_new_session=True)
     finish(process)
-    done.equal = fingerprint(run) == whole
+    done.equal = fingerprint(run) == undisturbed
     return done
 
 
 def inject(folder: Path, kills: int, seed: int, at_once: int = 2) -> list[Trial]:
-    """So many kills over as many runs as it takes, half of each variant."""
-    configs, whole = {}, {}
+    """Distribute the kills over runs of both variants."""
+    configs, undisturbed = {}, {}
     for number, (variant, changes) in enumerate(VARIANTS.items()):
         (folder / str(number)).mkdir()
         configs[variant] = write_config(folder / str(number), **COMMON, **changes)
-        finish(start("fit", "--config", configs[variant], "--run_dir", folder / f"{number}-whole"))
-        whole[variant] = fingerprint(folder / f"{number}-whole")
+        finish(start("fit", "--config", configs[variant], "--run_dir", folder / f"{number}-undisturbed"))
+        undisturbed[variant] = fingerprint(folder / f"{number}-undisturbed")
     chance = random.Random(seed)
     plans, left = [], kills
     while left:
@@ -151,14 +150,14 @@ def inject(folder: Path, kills: int, seed: int, at_once: int = 2) -> list[Trial]
         futures = []
         for number, count in enumerate(plans):
             variant = list(VARIANTS)[number % len(VARIANTS)]
-            arguments = (variant, configs[variant], folder / f"run-{number}", whole[variant], count)
+            arguments = (variant, configs[variant], folder / f"run-{number}", undisturbed[variant], count)
             futures.append(pool.submit(trial, *arguments, seed * 1000 + number))
         return [future.result() for future in futures]
 
 
 def table(trials: list[Trial]) -> str:
-    """Markdown."""
-    lines = ["| run | killed after step | went on after step | weights, optimizer state, best.ckpt, metrics |"]
+    """Return the trials as a Markdown table."""
+    lines = ["| run | killed after step | resumed after step | weights, optimizer state, best.ckpt, metrics |"]
     lines.append("|---|---|---|---|")
     for result in trials:
         killed, resumed = ", ".join(result.killed), ", ".join(result.resumed_from)
@@ -170,7 +169,7 @@ def table(trials: list[Trial]) -> str:
 
 
 def main() -> int:
-    """Exit code 0 when every run ended like the undisturbed one."""
+    """Return 0 if every run equals the undisturbed one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,7 +1,7 @@
-"""Makes the golden checkpoint of this version: `python tests/make_golden.py`, once, before a release; never again.
+"""Write the golden checkpoint of a version: `python tests/make_golden.py`, once before a release.
 
-A run of 12 steps that was stopped after 8, with its text, and what it validated to then: `test_checkpoint_files.py`
-holds every later version to it.
+It holds a run of 12 steps that was stopped after 8, its text, and its validation loss. `test_checkpoint_files.py`
+requires every later version to load, validate and resume it.
 """
 
 import os
@@ -20,12 +20,12 @@ MAX_STEPS = 12
 
 
 def main() -> int:
-    """Refuses to replace a file that is there."""
+    """Refuse to replace an existing file."""
     folder = Path(__file__).parent / "checkpoint" / "golden" / __version__
     folder.mkdir(parents=True)
     (folder / "text.txt").write_text(PLAY.read_text(encoding="utf-8")[:3000], encoding="utf-8")
     with tempfile.TemporaryDirectory() as temporary:
-        os.chdir(temporary)  # relative names: no path of this machine belongs into the file
+        os.chdir(temporary)  # relative names: the file must hold no path of this machine
         shutil.copy(folder / "text.txt", "text.txt")
         run, end = Path("run"), Path("end")
         config = write_config(
