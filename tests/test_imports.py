@@ -14,7 +14,7 @@ LEVELS = [
     {"device", "model", "optim", "tokenizer"},
     {"checkpoint"},
     {"convert", "data", "generation"},
-    {"training"},
+    {"play", "training"},
     {"callbacks"},
     {"cli"},
 ]

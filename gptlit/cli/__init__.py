@@ -43,6 +43,8 @@ def dispatch(verb: str, arguments: list[str], options: dict[str, Any]) -> int:
             from gptlit.cli.ladder.command import ladder as command
         elif verb == "export":
             from gptlit.cli.export import export as command
+        elif verb == "play":
+            from gptlit.cli.play import play as command
         elif verb == "completion":
             from gptlit.cli.completion import completion as command
         else:

@@ -3,30 +3,23 @@
 import argparse
 import types
 from collections.abc import Iterable
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import shtab
 
 from gptlit.cli.export import export_parser
 from gptlit.cli.fit.parser import make_parser as fit_parser
 from gptlit.cli.ladder.command import make_parser as ladder_parser
+from gptlit.cli.messages import Parser
+from gptlit.cli.play import play_parser
 from gptlit.cli.predict.command import make_parser as predict_parser
 from gptlit.cli.settings import names_of_packaged_configs
 from gptlit.cli.verbs import VERBS
-from gptlit.errors import UserError
 
 SHELLS = ("bash", "zsh")
 PATHS = {
     "ckpt_path", "data.corpus", "data.tokenizer", "data.val_corpus", "model.init_from", "output", "prompts", "run_dir",
 }  # fmt: skip
-
-
-class Parser(argparse.ArgumentParser):
-    """Whose mistakes become one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises instead of exiting."""
-        raise UserError(f"gptlit completion: {message}")
 
 
 def completion(verb: str, arguments: list[str]) -> int:
@@ -62,6 +55,8 @@ def options_of(verb: str) -> Iterable[argparse.Action]:
         known = ladder_parser()._actions  # noqa: SLF001
         names = {action.dest for action in known}
         return [*known, *(action for action in options_of("fit") if action.dest not in names)]
+    if verb == "play":
+        return play_parser()._actions  # noqa: SLF001
     if verb in ("predict", "export"):
         return (predict_parser() if verb == "predict" else export_parser())._actions  # noqa: SLF001
     return fit_parser(verb)._actions  # noqa: SLF001
@@ -74,7 +69,7 @@ def add_option(parser: argparse.ArgumentParser, action: argparse.Action) -> None
         return
     flag = action.nargs == 0
     settings: dict[str, Any] = {"action": "store_true"} if flag else {}
-    values = [] if flag else values_of(getattr(action, "_typehint", None))
+    values = [] if flag else [*(action.choices or values_of(getattr(action, "_typehint", None)))]
     if values:
         settings["choices"] = values
     added = parser.add_argument(*names, dest=action.dest, help=one_line(action.help or ""), **settings)

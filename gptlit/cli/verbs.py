@@ -7,5 +7,6 @@ VERBS = {
     "test": "the same, printed as test/…",
     "ladder": "the lecture, rung by rung, as a table: gptlit ladder --seeds 3",
     "export": "a folder for transformers: gptlit export --ckpt_path checkpoints/base --output my-model",
+    "play": "models as an interactive page in the browser: gptlit play --ckpt_path checkpoints/base",
     "completion": "a script for bash or zsh that completes all this: gptlit completion bash",
 }

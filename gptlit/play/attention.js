@@ -70,7 +70,7 @@ class AttentionView {
     list.replaceChildren();
     this.details.hidden = !row;
     if (!row) {
-      this.sentence.textContent = index >= 0 ? 'Attention is kept for the newest tokens only.' : 'Nothing is read yet.';
+      this.sentence.textContent = index >= 0 ? 'Attention is kept for the newest tokens only.' : 'No token is read here.';
       return;
     }
     this.sentence.replaceChildren(element('bdi', { textContent: `“${panel.label(index)}”` }), ' gathers from');
@@ -109,8 +109,8 @@ class BigramView {
     this.canvas = element('canvas', { role: 'img', width: 1, height: 1 });
     this.caption = element('p', { className: 'quiet' });
     const why = panel.model.config.position === 'none'
-      ? 'The model has no layers: what follows depends on one token alone. Row: the token. Column: what follows.'
-      : 'The model has no layers: what follows depends on one token and its position. Row: the token. Column: what follows.';
+      ? 'The model has no layers: what follows depends on one token alone. A row: what follows its token.'
+      : 'The model has no layers: what follows depends on one token and its position. A row: what follows its token.';
     place.append(element('h3', { textContent: 'Table' }), element('p', { className: 'quiet', textContent: why }));
     if (V > LARGEST_TABLE) {
       this.caption.textContent = `The table of ${V} tokens is too large to show; its rows are the bars above.`;
@@ -118,7 +118,12 @@ class BigramView {
       return;
     }
     this.mark = element('i');
-    this.frame = element('div', { className: 'table' }, this.canvas, this.mark);
+    const axis = (side) => {
+      const labels = Array.from({ length: V }, (_, id) => element('span', { textContent: panel.tokenizer.label(id) }));
+      return element('div', { className: `axis ${side}`, 'aria-hidden': 'true' }, ...labels);
+    };
+    const cells = element('div', { className: 'cells' }, this.canvas, this.mark);
+    this.frame = element('div', { className: 'table', style: `--cells: ${V}` }, axis('next'), axis('this'), cells);
     place.append(this.frame, this.caption);
     this.canvas.addEventListener('pointermove', (event) => this.point(event));
     this.canvas.addEventListener('pointerleave', () => this.show());

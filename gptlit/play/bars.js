@@ -5,7 +5,8 @@ const LOG_DECADES = 6; // the log scale runs from 10⁻⁶ to 1
 /** A probability in percent, with two or three digits. */
 function percent(p) {
   if (p === 0) return '0 %';
-  if (p < 1e-4) return `${(100 * p).toExponential(0)} %`;
+  if (p < 5e-7) return '< 0.0001 %';
+  if (p < 1e-4) return `${(100 * p).toFixed(4)} %`;
   return `${(100 * p).toPrecision(p < 0.1 ? 2 : 3)} %`;
 }
 

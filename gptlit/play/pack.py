@@ -1,15 +1,14 @@
 """A model as JSON and base64, for the JavaScript of the page."""
 
 import base64
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
 from gptlit.tokenizer import BPETokenizer, Tokenizer
 from gptlit.tokenizer.bpe import BYTE_OF_CHARACTER
 
@@ -22,11 +21,11 @@ CONFIG = (
 )  # fmt: skip
 
 
-def pack_weights(weights: Mapping[str, Tensor], dtype: WeightType) -> tuple[list[tuple[str, int]], str]:
-    """Encode weights, one tensor after the other.
+def pack_weights(network: GPT, dtype: WeightType) -> tuple[list[tuple[str, int]], str]:
+    """Encode the weights of a model, one tensor after the other; a shared table once, under the embedding's name.
 
     Args:
-        weights: tensors by the GPT's own names. A head that shares the table of the embedding is left out.
+        network: the model.
         dtype: type of a number in the page.
 
     Returns:
@@ -35,20 +34,17 @@ def pack_weights(weights: Mapping[str, Tensor], dtype: WeightType) -> tuple[list
     Raises:
         UserError: for weights that are too large for a page, non-finite, or beyond the range of float16.
     """
-    table = weights["transformer.wte.weight"]
-    head = weights.get("lm_head.weight")
-    tied = head is not None and head.data_ptr() == table.data_ptr()
-    kept = {name: tensor for name, tensor in weights.items() if not (tied and name == "lm_head.weight")}
-    check_size(sum(tensor.numel() for tensor in kept.values()), dtype)
+    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    check_size(sum(tensor.numel() for tensor in weights.values()), dtype)
     parts = []
-    for name, tensor in kept.items():
-        numbers = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
+    for name, tensor in weights.items():
+        numbers = tensor.to("cpu", DTYPES[dtype]).contiguous()
         if not bool(tensor.isfinite().all()):
             raise UserError(f"the weights of this model are not finite ({name}): take an earlier checkpoint")
         if not bool(numbers.isfinite().all()):
             raise UserError(f"float16 does not reach the weights of {name} (up to 65,504): use float32", "dtype")
         parts.append(numbers.numpy().astype(f"<f{numbers.element_size()}").tobytes())
-    return [(name, tensor.numel()) for name, tensor in kept.items()], base64.b64encode(b"".join(parts)).decode()
+    return [(name, tensor.numel()) for name, tensor in weights.items()], base64.b64encode(b"".join(parts)).decode()
 
 
 def check_size(parameters: int, dtype: WeightType) -> None:

@@ -20,7 +20,16 @@ from gptlit.model.gpt import GPT
 from gptlit.play.pack import WeightType, pack_config, pack_tokenizer, pack_weights
 from gptlit.tokenizer import Tokenizer, from_json
 
-SCRIPTS = ("model.js", "reading.js", "sampling.js", "tokenizer.js", "bars.js", "text_view.js", "attention.js", "page.js")
+SCRIPTS = (
+    "model.js",
+    "reading.js",
+    "sampling.js",
+    "tokenizer.js",
+    "bars.js",
+    "text_view.js",
+    "attention.js",
+    "page.js",
+)
 OPENING = "First Citizen:\nBefore we proceed any further, hear me speak."
 SAMPLE_CHARACTERS = 160  # of a run's own sample, where the vocabulary lacks the opening
 MARK = "<!doctype html>\n<!-- gptlit play -->\n"  # a file that begins so may be replaced
@@ -33,7 +42,9 @@ class Playable(Protocol):
     def network(self) -> GPT:
         """The network."""
 
-    tokenizer: Tokenizer | None
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,9 @@ def page(models: Mapping[str, Playable], text: str | None = None, dtype: WeightT
         policy=html.escape(f"default-src 'none'; script-src 'sha256-{sha256(script)}'; style-src 'unsafe-inline'"),
         style=read_asset("style.css"),
         content=json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
-        weights="\n".join(f'<script type="text/plain" id="weights-{i}">{data}</script>' for i, (_, data) in enumerate(packed)),
+        weights="\n".join(
+            f'<script type="text/plain" id="weights-{i}">{data}</script>' for i, (_, data) in enumerate(packed)
+        ),
         script=script,
     )
 
@@ -92,7 +105,7 @@ def pack(name: str, model: Playable, dtype: WeightType) -> tuple[dict[str, Any],
     if tokenizer is None:
         raise UserError(f"the model {name} has no tokenizer: give it one, or fit it on a text first")
     try:
-        tensors, data = pack_weights(network.state_dict(), dtype)
+        tensors, data = pack_weights(network, dtype)
         vocabulary = pack_tokenizer(tokenizer)
     except UserError as error:
         raise UserError(f"{name}: {error.message}", error.setting) from error
@@ -167,7 +180,9 @@ def newest_sample(folder: Path) -> str:
     return ""
 
 
-def write_page(path: Path, models: Mapping[str, Playable], text: str | None = None, dtype: WeightType = "float32") -> None:
+def write_page(
+    path: Path, models: Mapping[str, Playable], text: str | None = None, dtype: WeightType = "float32"
+) -> None:
     """Write `page(models, text, dtype)` to a file, atomically. An earlier page is replaced.
 
     Raises:
@@ -179,11 +194,15 @@ def write_page(path: Path, models: Mapping[str, Playable], text: str | None = No
         if path.exists():
             with path.open("rb") as file:
                 if file.read(len(MARK)) != MARK.encode():
-                    raise UserError(f"{path}: the file exists and is not a page of gptlit play: choose another name", "output")
+                    raise UserError(
+                        f"{path}: the file exists and is not a page of gptlit play: choose another name", "output"
+                    )
         partial.write_text(document, encoding="utf-8", newline="\n")
         os.replace(partial, path)
     except OSError as error:
-        raise UserError(f"{path}: the page cannot be written ({error.strerror}): choose another place", "output") from error
+        raise UserError(
+            f"{path}: the page cannot be written ({error.strerror}): choose another place", "output"
+        ) from error
     finally:
         with suppress(OSError):
             partial.unlink()
@@ -210,7 +229,7 @@ def sha256(script: str) -> str:
 
 def fill(template: str, **parts: str) -> str:
     """Replace each `{{name}}` of a template once; what is put in is not searched again."""
-    pieces = []
+    pieces: list[str] = []
     for piece in template.split("{{"):
         name, closed, rest = piece.partition("}}")
         pieces.append(parts[name] + rest if closed and pieces else piece)

@@ -26,18 +26,21 @@ def guarded(view: View) -> Callable[..., Any]:
     """Turn a view into a WSGI application that refuses other methods and sites, and never raises."""
 
     @wraps(view)
-    def answer(self: "PlayPlugin", request: Request) -> Response:
+    def application(self: "PlayPlugin", environ: Any, start_response: Any) -> Any:
+        request = Request(environ)
         if request.method not in ("GET", "HEAD"):
-            return respond(request, "only GET and HEAD", "text/plain", code=405, headers=[("Allow", "GET, HEAD")])
-        if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-            return respond(request, "requests from other sites are refused", "text/plain", code=403)
-        try:
-            return view(self, request)
-        except Exception as error:
-            logging.getLogger("gptlit").exception("the tab of gptlit failed")
-            return message_page(request, f"{type(error).__name__}: {error}", 500)
+            answer = respond(request, "only GET and HEAD", "text/plain", code=405, headers=[("Allow", "GET, HEAD")])
+        elif request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            answer = respond(request, "requests from other sites are refused", "text/plain", code=403)
+        else:
+            try:
+                answer = view(self, request)
+            except Exception as error:
+                logging.getLogger("gptlit").exception("the tab of gptlit failed")
+                answer = message_page(request, f"{type(error).__name__}: {error}", 500)
+        return answer(environ, start_response)
 
-    return Request.application(answer)
+    return application
 
 
 class PlayPlugin(base_plugin.TBPlugin):
@@ -73,7 +76,7 @@ class PlayPlugin(base_plugin.TBPlugin):
             logging.getLogger("gptlit").debug("no look at the runs", exc_info=True)
 
     def iter_runs(self) -> Iterator[tuple[str, Path]]:
-        """Yield names and folders of runs with a checkpoint; none lies outside of the folders that TensorBoard shows."""
+        """Yield names and folders of runs with a checkpoint; all lie inside of the folders that TensorBoard shows."""
         for prefix, root in self.roots():
             inside = Path(os.path.realpath(root))
             for folder in folders_below(inside):
@@ -153,5 +156,7 @@ def respond(request: Request, content: Any, kind: str, **options: Any) -> Respon
 def message_page(request: Request, message: str, code: int) -> Response:
     """Answer with a message instead of the page."""
     style = "font: 1rem system-ui, sans-serif; margin: 2rem; color-scheme: light dark"
-    document = f'<!doctype html><html lang="en"><body style="{style}"><p>gptlit: {html.escape(message)}</p></body></html>'
+    document = (
+        f'<!doctype html><html lang="en"><body style="{style}"><p>gptlit: {html.escape(message)}</p></body></html>'
+    )
     return respond(request, document, "text/html", code=code)

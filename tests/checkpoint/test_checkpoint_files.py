@@ -32,11 +32,12 @@ def use(verb: str, checkpoint: Path, tmp_path: Path) -> Answer:
         "fit": ["--trainer.max_steps", 8],
         "predict": ["--max_new_tokens", 5, "--output", tmp_path / "drawn.txt"],
         "export": ["--output", tmp_path / "exported"],
+        "play": ["--output", tmp_path / "play.html"],
     }
     return gptlit(verb, "--ckpt_path", checkpoint, *more.get(verb, []))
 
 
-VERBS = ["fit", "validate", "test", "predict", "export"]
+VERBS = ["fit", "validate", "test", "predict", "export", "play"]
 
 
 def assert_refused(answer: Answer, place: Path) -> None:

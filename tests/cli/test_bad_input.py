@@ -237,6 +237,16 @@ export --ckpt_path {}/run --output {}/full                    | {}/full
 export --ckpt_path {}/run --output {}/file/below              | {}/file/below
 export --ckpt_path {}/run --output .                          | --output .
 export --ckpt_path {}/run --outputt {}/new                    | did you mean --output?
+play                                                          | --ckpt_path
+play --ckpt_path                                              | --ckpt_path
+play --ckpt_path {}/nothing                                   | {}/nothing
+play --ckpt_path {}/run {}/none                               | {}/none
+play --ckpt_path {}/run --output {}/file/below                | --output {}/file/below
+play --ckpt_path {}/run --output {}/one.txt                   | --output {}/one.txt
+play --ckpt_path {}/run --output                              | --output
+play --ckpt_path {}/run --dtype float64                       | --dtype
+play --ckpt_path {}/run --outputt {}/new                      | did you mean --output?
+play {}/run                                                   | {}/run
 predict                                                       | --ckpt_path
 predict --ckpt_path {}/missing                                | {}/missing
 PREDICT --trainer.accelerator gpuu                            | gpuu

@@ -53,6 +53,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ladder --rungs 1 --model.gpt.n_h", {"--model.gpt.n_head"}),
         ("predict --context ", {"exact", "rolling"}),
         ("export --outp", {"--output"}),
+        ("play --dtype ", {"float32", "float16"}),
         ("completion ", {"bash", "zsh"}),
     ],
 )
