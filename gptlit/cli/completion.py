@@ -10,7 +10,7 @@ import shtab
 from gptlit.cli.export import export_parser
 from gptlit.cli.fit.parser import make_parser as fit_parser
 from gptlit.cli.ladder.command import make_parser as ladder_parser
-from gptlit.cli.messages import Parser
+from gptlit.cli.parser import PlainParser
 from gptlit.cli.play import play_parser
 from gptlit.cli.predict.command import make_parser as predict_parser
 from gptlit.cli.settings import names_of_packaged_configs
@@ -24,7 +24,7 @@ PATHS = {
 
 def completion(verb: str, arguments: list[str]) -> int:
     """Prints the script on stdout; returns the exit code."""
-    parser = Parser(
+    parser = PlainParser(
         prog=f"gptlit {verb}",
         description="Prints a script that completes gptlit's verbs, options and values; keep it where the shell looks.",
     )

@@ -1,28 +1,15 @@
 """What the command says: one-line errors, quiet libraries, the lines at the start and the table at the end of a run."""
 
-import argparse
 import logging
 import re
 import sys
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from gptlit.errors import UserError
-
-
-class Parser(argparse.ArgumentParser):
-    """ArgumentParser that raises `UserError` instead of exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise `UserError` with what is wrong."""
-        line = parser_error_line(ValueError(message), [action.dest for action in self._actions])
-        raise UserError(line.removeprefix("argument "))
 
 
 def say(text: str, style: str | None = None) -> None:

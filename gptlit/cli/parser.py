@@ -1,11 +1,12 @@
 """The argument parser of every verb: texts are taken as typed, nulls are checked, user errors become `UserError`."""
 
+import argparse
 import types
 from argparse import Action, ArgumentError
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 import jsonargparse
 from jsonargparse import Namespace
@@ -41,6 +42,15 @@ class TextsAsTyped:
 
 class Parser(TextsAsTyped, jsonargparse.ArgumentParser):
     """jsonargparse's parser, with texts taken as typed."""
+
+
+class PlainParser(argparse.ArgumentParser):
+    """The standard library's parser, for verbs without typed options; raises `UserError` instead of exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UserError` with one line that names the option."""
+        line = parser_error_line(ValueError(message), [action.dest for action in self._actions])
+        raise UserError(line.removeprefix("argument "))
 
 
 def check_before_yaml(action: Any) -> None:

@@ -4,13 +4,14 @@ import webbrowser
 from pathlib import Path
 
 from gptlit.checkpoint.files import find_checkpoint
-from gptlit.cli.messages import Parser, say
+from gptlit.cli.messages import say
+from gptlit.cli.parser import PlainParser
 from gptlit.errors import UserError
 
 
-def play_parser() -> Parser:
+def play_parser() -> PlainParser:
     """Return the parser of the verb's options."""
-    parser = Parser(
+    parser = PlainParser(
         prog="gptlit play",
         description="Writes models as one HTML page, which computes next-token probabilities, surprise, attention and "
         "samples in the browser, without a network.",

@@ -42,7 +42,7 @@ def pack_weights(network: GPT, dtype: WeightType) -> tuple[list[tuple[str, int]]
         if not bool(tensor.isfinite().all()):
             raise UserError(f"the weights of this model are not finite ({name}): take an earlier checkpoint")
         if not bool(numbers.isfinite().all()):
-            raise UserError(f"float16 does not reach the weights of {name} (up to 65,504): use float32", "dtype")
+            raise UserError(f"the weights {name} go beyond the range of float16 (65,504): use float32")
         parts.append(numbers.numpy().astype(f"<f{numbers.element_size()}").tobytes())
     return [(name, tensor.numel()) for name, tensor in weights.items()], base64.b64encode(b"".join(parts)).decode()
 

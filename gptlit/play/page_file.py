@@ -4,7 +4,6 @@ import base64
 import hashlib
 import html
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
-from gptlit.checkpoint.files import find_checkpoint, read_checkpoint
+from gptlit.checkpoint.atomic import atomic_write_text
+from gptlit.checkpoint.files import SETTING, find_checkpoint, read_checkpoint
 from gptlit.convert.pretrained import network_weights
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
@@ -108,7 +108,7 @@ def pack(name: str, model: Playable, dtype: WeightType) -> tuple[dict[str, Any],
         tensors, data = pack_weights(network, dtype)
         vocabulary = pack_tokenizer(tokenizer)
     except UserError as error:
-        raise UserError(f"{name}: {error.message}", error.setting) from error
+        raise UserError(f"{name}: {error.message}") from error
     spec = {
         "name": name,
         "note": getattr(model, "note", ""),
@@ -162,12 +162,12 @@ def read_run(path: Path) -> Run:
     checkpoint = read_checkpoint(path)
     hyper = checkpoint["hyper_parameters"]
     if not hyper["tokenizer"]:
-        raise UserError(f"--ckpt_path {path}: the checkpoint has no tokenizer")
+        raise UserError(f"{path}: the checkpoint has no tokenizer", SETTING)
     network = GPT(GPTConfig(**hyper["gpt"]))
     try:
         network.load_state_dict(network_weights(checkpoint["state_dict"]))
     except RuntimeError as error:
-        raise UserError(f"--ckpt_path {path}: the weights do not fit the checkpoint's own settings") from error
+        raise UserError(f"{path}: the weights do not fit the checkpoint's own settings", SETTING) from error
     steps = checkpoint["global_step"]
     return Run(network.float().eval(), from_json(hyper["tokenizer"]), newest_sample(path.parent), f"step {steps:,}")
 
@@ -189,23 +189,16 @@ def write_page(
         UserError: as `page`; if the file exists and is not a page of this function, or cannot be written.
     """
     document = page(models, text, dtype)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         if path.exists():
             with path.open("rb") as file:
                 if file.read(len(MARK)) != MARK.encode():
                     raise UserError(
-                        f"{path}: the file exists and is not a page of gptlit play: choose another name", "output"
+                        f"{path}: the file exists and is not a page of gptlit: choose another name", "output"
                     )
-        partial.write_text(document, encoding="utf-8", newline="\n")
-        os.replace(partial, path)
+        atomic_write_text(path, document)
     except OSError as error:
-        raise UserError(
-            f"{path}: the page cannot be written ({error.strerror}): choose another place", "output"
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+        raise UserError(f"{path}: the page cannot be written: {error.strerror}", "output") from error
 
 
 # ---------------------------------------------------------------- parts of the document

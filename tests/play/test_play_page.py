@@ -166,7 +166,7 @@ def word_bpe() -> Run:
     ("make", "dtype", "named"),
     [
         (lambda: set_weight(small(), float("nan")), "float32", "not finite (lm_head.weight)"),
-        (lambda: set_weight(small(), 1e5), "float16", "float16 does not reach"),
+        (lambda: set_weight(small(), 1e5), "float16", "beyond the range of float16"),
         (word_bpe, "float32", "GPT-2's pattern"),
         (lambda: Run(small().network, None), "float32", "no tokenizer"),  # type: ignore[arg-type]
     ],
@@ -185,7 +185,7 @@ def test_a_page_replaces_an_earlier_page_and_no_other_file(tmp_path: Path) -> No
     write_page(target, models, "second")
     assert Document(target.read_text(encoding="utf-8")).content["text"] == "second"
     target.write_text("my notes", encoding="utf-8")
-    with pytest.raises(UserError, match="not a page of gptlit play"):
+    with pytest.raises(UserError, match="not a page of gptlit"):
         write_page(target, models)
     assert target.read_text(encoding="utf-8") == "my notes"
     assert list(tmp_path.iterdir()) == [target]
@@ -230,7 +230,7 @@ def test_several_runs_share_a_page_and_are_named_apart(runs: Path, tmp_path: Pat
 def test_a_page_that_cannot_be_written_is_one_line(runs: Path, tmp_path: Path) -> None:
     """It names the file, and nothing is lost."""
     (tmp_path / "notes.html").write_text("mine", encoding="utf-8")
-    for output in (tmp_path / "nowhere" / "page.html", tmp_path / "notes.html", tmp_path):
+    for output in (tmp_path / "notes.html" / "page.html", tmp_path / "notes.html", tmp_path):
         answer = gptlit("play", "--ckpt_path", runs / "a", "--output", output)
         assert (answer.code, answer.out) == (2, "")
         assert answer.err.startswith(f"gptlit: --output {output}: ")
