@@ -129,6 +129,10 @@ class BPETokenizer:
         """How many characters begin in each token: their sum over a text is its exact number of characters."""
         return [sum(byte & 0xC0 != 0x80 for byte in token) for token in self._bytes]  # not 10xxxxxx: a first byte
 
+    def bytes_per_token(self) -> list[int]:
+        """Return the length of each token in UTF-8."""
+        return [len(token) for token in self._bytes]
+
     @property
     def definition(self) -> dict[str, Any]:
         """The content of its `tokenizer.json`, which the `tokenizers` library and `transformers` read."""

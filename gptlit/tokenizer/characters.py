@@ -98,6 +98,10 @@ class CharTokenizer:
         """How many characters each id stands for: always one."""
         return [1] * self.vocab_size
 
+    def bytes_per_token(self) -> list[int]:
+        """Return the length of each character in UTF-8."""
+        return [len(symbol.encode()) for symbol in self.symbols]
+
     def to_json(self) -> str:
         """All of it as one JSON string, for `from_json`."""
         return dump(kind=self.kind, source=self.source, symbols="".join(self.symbols))

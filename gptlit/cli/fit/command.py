@@ -17,6 +17,7 @@ from gptlit.cli.fit.parts import RunParts
 from gptlit.cli.fit.plan import Plan, parse_evaluation, parse_fit
 from gptlit.cli.fit.trainer_settings import check_trainer_settings
 from gptlit.cli.messages import say, table
+from gptlit.cli.report import check_report, report_on
 from gptlit.data import TextDataModule
 from gptlit.device.memory import keep_freed_memory
 from gptlit.device.processes import leave_process_group
@@ -44,6 +45,9 @@ def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> N
     prepare(plan, objects.model, objects.data)
     trainer, _ = make_trainer(plan, objects, None, extra_callbacks, quiet=False)
     assert plan.start is not None
+    report = plan.settings.get("report") == "full"
+    if report:
+        check_report(trainer, objects.model, plan.settings["report_stride"])
     run = trainer.validate if plan.verb == "validate" else trainer.test
     found = run(objects.model, datamodule=objects.data, ckpt_path=plan.start.path, verbose=False)
     if not found:
@@ -52,6 +56,8 @@ def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> N
     if process_rank() == 0:
         for name, value in found[0].items():
             print(f"{name} {value:.6f}")
+    if report:
+        print(f"\n{report_on(trainer, objects.model, objects.data, plan.settings['report_stride'])}")
     leave_process_group()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser
@@ -45,6 +45,9 @@ def make_parser(verb: str) -> FitParser:
         parser.add_class_arguments(SampleText, "sample_text", skip={"run_dir"}, instantiate=False)
         parser.add_class_arguments(AverageWeights, "average", instantiate=False)
         parser.add_class_arguments(Pictures, "pictures", instantiate=False)
+    if verb == "validate":
+        parser.add_argument("--report", type=Literal["none", "full"], default="none", help=REPORT)
+        parser.add_argument("--report_stride", type=int, default=0, help=STRIDE)
     for kind, group in GROUPS.items():
         parser.add_instantiator(partial(instantiate_in, group), kind)
     parser.add_argument("--ckpt_path", type=str | None, default=None, help=CKPT_PATH[verb])
@@ -69,6 +72,11 @@ DESCRIPTIONS = {
     "validate": "Exact loss over the validation part of the text.",
     "test": "Exact loss over the validation part of the text, printed as test/….",
 }
+REPORT = (
+    "full prints a table of measures that published losses use: the whole validation part, each half of it, a sliding "
+    "window and nanoGPT's estimate over random batches, in nats per token and in bits per character and byte."
+)
+STRIDE = "Predictions that each sliding window of the report counts; 0 takes half of block_size."
 CKPT_PATH = {
     "fit": "Run folder (its newest checkpoint) or checkpoint file to resume from.",
     "validate": "Run folder (its best.ckpt) or checkpoint file.",

@@ -1,0 +1,126 @@
+"""`gptlit validate --report full`: each measure against a plain computation, and none of them in `val/loss`."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from command import Answer, gptlit, write_config
+from conftest import random_gpt
+from torch.nn import functional as F
+
+from gptlit.cli.report import RANDOM_BATCHES, Measure, full_report
+from gptlit.data.chunks import ESTIMATE_STREAM, RandomChunks
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
+from gptlit.tokenizer import CharTokenizer
+
+T = 8
+
+
+def tiny(vocabulary: int) -> GPT:
+    return random_gpt(GPTConfig(vocab_size=vocabulary, block_size=T, n_layer=1, n_head=2, n_embd=8))
+
+
+def report_on(tokens: torch.Tensor, tokenizer: CharTokenizer, stride: int, rows: int = 3) -> dict[str, Measure]:
+    model = tiny(tokenizer.vocab_size)
+    measures = full_report(model, tokens, tokenizer, batch_size=4, stride=stride, seed=5, rows=rows)
+    return dict(zip(("whole", "first", "second", "sliding", "random"), measures, strict=True))
+
+
+def plain_loss(model: GPT, tokens: torch.Tensor, start: int, target: int) -> float:
+    """Return the loss of one token, read from the window that starts at `start`."""
+    logits = model(tokens[None, start:target])[0, -1]
+    return F.cross_entropy(logits[None].float(), tokens[target : target + 1]).item()
+
+
+@pytest.mark.parametrize("length", [T + 1, 2 * T + 1, 43])
+@pytest.mark.parametrize("stride", [1, 3, 4, T])
+def test_every_token_is_predicted_once_from_the_longest_context_that_its_window_has(length: int, stride: int) -> None:
+    """Against one forward pass per token."""
+    tokenizer = CharTokenizer("abcdé")
+    tokens = torch.randint(5, (length,), generator=torch.Generator().manual_seed(length))
+    model = tiny(5)
+    found = report_on(tokens, tokenizer, stride)
+    with torch.no_grad():
+        apart = [plain_loss(model, tokens, (t - 1) // T * T, t) for t in range(1, length)]
+        starts = [max(0, -(-(t - T) // stride)) * stride for t in range(1, length)]
+        slid = [plain_loss(model, tokens, start, t) for start, t in zip(starts, range(1, length), strict=True)]
+    half = (length - 1) // 2
+    for name, losses in {
+        "whole": apart,
+        "first": apart[:half],
+        "second": apart[half:],
+        "sliding": slid,
+    }.items():
+        assert found[name].loss == pytest.approx(sum(losses) / len(losses), rel=1e-6), name
+    if stride == T:
+        assert found["sliding"].loss == pytest.approx(found["whole"].loss)
+
+
+def test_bits_count_characters_and_the_bytes_of_utf_8() -> None:
+    """A text of two-byte characters has half as many bits per byte as per character."""
+    tokenizer = CharTokenizer("éüñß")
+    found = report_on(torch.tensor([0, 1, 2, 3] * 10), tokenizer, 4)
+    for measure in found.values():
+        assert measure.bits_per_character == pytest.approx(measure.loss / math.log(2))
+        assert measure.bits_per_byte == pytest.approx(measure.bits_per_character / 2)
+
+
+def test_the_estimate_is_the_mean_of_200_random_batches_with_its_standard_error() -> None:
+    """Against the same batches one by one."""
+    tokenizer = CharTokenizer("abcde")
+    tokens = torch.randint(5, (200,), generator=torch.Generator().manual_seed(3))
+    estimate = report_on(tokens, tokenizer, 4)["random"]
+    model, chunks = tiny(5), RandomChunks(tokens, T, 4, seed=5)
+    with torch.no_grad():
+        batches = (chunks[ESTIMATE_STREAM + number] for number in range(RANDOM_BATCHES))
+        losses = torch.tensor([F.cross_entropy(model(x).flatten(0, 1).float(), y.flatten()).item() for x, y in batches])
+    assert estimate.loss == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert estimate.standard_error == pytest.approx(losses.std().item() / math.sqrt(RANDOM_BATCHES), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run."""
+    folder = tmp_path_factory.mktemp("report")
+    answer = gptlit("fit", "--config", write_config(folder, trainer__max_steps=6), "--run_dir", folder / "run")
+    assert answer.code == 0, answer.err
+    return folder / "run"
+
+
+def metrics(answer: Answer) -> dict[str, str]:
+    return dict(re.findall(r"^(val/\w+) (\S+)$", answer.out, flags=re.MULTILINE))
+
+
+def test_the_report_leaves_the_metrics_as_they_are_and_its_first_row_is_the_loss(run: Path) -> None:
+    """Sliding windows and random batches never enter `val/loss`."""
+    plain = gptlit("validate", "--ckpt_path", run)
+    full = gptlit("validate", "--ckpt_path", run, "--report", "full", "--report_stride", "4")
+    assert full.code == 0, full.err
+    assert "|" not in plain.out
+    assert metrics(full) == metrics(plain)
+    rows = re.findall(
+        r"^\| (.*?) \| (\d+\.\d+)( ± \d\.\d+)? \| (\d+\.\d+) \| (\d+\.\d+) \|$", full.out, flags=re.MULTILINE
+    )
+    assert [bool(row[2]) for row in rows] == [False, False, False, False, True]
+    assert "sliding window of 16, stride 4" in rows[3][0]
+    assert "200 random batches of 8 × 16" in rows[4][0]
+    assert float(rows[0][1]) == pytest.approx(float(metrics(plain)["val/loss"]), abs=2e-4)
+    assert float(rows[0][3]) == pytest.approx(float(metrics(plain)["val/bpc"]), abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--report_stride", "17"), "--report_stride is 17: it must be at most block_size (16), or 0 for half of it"),
+        (("--report_stride", "-1"), "--report_stride is -1: it must be at most block_size (16), or 0 for half of it"),
+        (("--trainer.devices", "2"), "trainer.devices is 2: it must be 1 for --report full"),
+    ],
+)
+def test_a_report_that_cannot_be_made_is_refused_in_one_line(run: Path, flags: tuple[str, str], line: str) -> None:
+    """Before anything is computed."""
+    answer = gptlit("validate", "--ckpt_path", run, "--report", "full", *flags)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err == f"gptlit: {line}\n"
