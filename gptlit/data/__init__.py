@@ -17,8 +17,9 @@ if TYPE_CHECKING:
         ValidationWindows,
         share_of_batch,
     )
+    from gptlit.data.corpus.load import TextSpec
     from gptlit.data.datamodule import TextDataModule
-    from gptlit.data.encode import EncodedText, TextSpec, encode_text
+    from gptlit.data.encode import EncodedText, encode_text
     from gptlit.data.tokens import StoredTokens, TokenFile
 
 _HOMES = {
@@ -29,7 +30,7 @@ _HOMES = {
     "RandomChunks": "chunks",
     "StoredTokens": "tokens",
     "TextDataModule": "datamodule",
-    "TextSpec": "encode",
+    "TextSpec": "corpus.load",
     "TokenFile": "tokens",
     "Tokens": "chunks",
     "TrainingBatches": "chunks",

@@ -1,4 +1,4 @@
-"""What is kept between two starts: the folder, small records, one maker at a time, and a bar while it is made."""
+"""Files that are kept between two starts: their folder, small records, a lock, and a progress bar."""
 
 import hashlib
 import json
@@ -13,17 +13,21 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from gptlit.data.corpus.download import cache_folder
 from gptlit.errors import UserError
 
-FORMAT = 1  # of what is kept; a new number leaves everything older aside
+FORMAT = 2  # of what is kept; a new number puts everything older out of use
+
+
+def cache_folder() -> Path:
+    """Return the folder of everything that is kept: `$XDG_CACHE_HOME/gptlit`, by default `~/.cache/gptlit`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gptlit"
 
 
 def token_folder() -> Path:
-    """`<cache>/tokens`, made if need be.
+    """Return `<cache>/tokens`, created if need be.
 
     Raises:
-        UserError: when it cannot be written.
+        UserError: it cannot be written.
     """
     folder = cache_folder() / "tokens"
     try:
@@ -35,12 +39,12 @@ def token_folder() -> Path:
 
 @contextmanager
 def building(path: Path) -> Iterator[None]:
-    """One process at a time makes what is kept at `path`; the others wait, and then find it."""
+    """Let one process at a time build the file at `path`; the others wait, and then find it."""
     lock = FileLock(f"{path}.lock")
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        console().print(f"waiting for another process that makes {path}")
+        console().print(f"waiting for another process that builds {path}")
         lock.acquire()
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): set XDG_CACHE_HOME to another folder") from error
@@ -51,18 +55,18 @@ def building(path: Path) -> Iterator[None]:
 
 
 def hash_of(*things: object) -> str:
-    """32 hexadecimal digits, the same for the same numbers, strings and lists of them."""
+    """Return 32 hexadecimal digits, a function of numbers, strings and lists of them."""
     return hashlib.sha256(json.dumps(things).encode()).hexdigest()[:32]
 
 
 def console() -> Console:
-    """On stderr, as all that is not text."""
+    """Return a console on stderr; stdout is for sampled text alone."""
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 @contextmanager
 def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, and one line at the end elsewhere; gives the function that moves it on."""
+    """Show a bar on a terminal, one line at the end elsewhere; gives the function that advances it."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(20),
@@ -76,7 +80,7 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 def write_record(path: Path, fields: dict[str, Any]) -> None:
-    """A small JSON file with its own checksum, replaced as a whole, also where several threads write the same."""
+    """Write a small JSON file with its own checksum, atomically, also where several threads write the same."""
     content = json.dumps(fields).encode()
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
@@ -84,7 +88,7 @@ def write_record(path: Path, fields: dict[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """What `write_record` wrote, or None when it is not there or damaged."""
+    """Return what `write_record` wrote, or None when it is missing or damaged."""
     try:
         digest, _, content = path.read_bytes().partition(b"\n")
     except OSError:

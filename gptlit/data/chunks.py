@@ -1,4 +1,4 @@
-"""From tokens to batches: `RandomChunks` (step number -> batch), the windows of validation and the loss estimates.
+"""From tokens to batches: `RandomChunks` (step -> batch), the windows of validation, and the loss estimates.
 
 A batch is a pure function of (seed, step). Exact resume, and equal batches for any number of devices or accumulation
 steps, follow from that without any state to save.
@@ -17,17 +17,23 @@ Tokens = Tensor | np.ndarray | StoredTokens
 Batch = tuple[Tensor, Tensor]
 IGNORED = -100  # target that cross-entropy leaves out (torch's default)
 EVAL_TOKENS = 16_384  # tokens of one validation batch when no size is given: fills two cores, fits any GPU
-ESTIMATE_STREAM = 1 << 62  # step numbers of the loss estimates, far from every training step
+ESTIMATE_STREAM = 1 << 62  # step numbers of the loss estimates, apart from those of training
 
 
 def take(tokens: Tokens, starts: np.ndarray, length: int) -> Tensor:
-    """`length` tokens from each of `starts` (rows,) on, (rows, length) int64, on the device where the tokens lie.
+    """Read `length` tokens from each start on; positions past the end repeat the last token.
 
-    Behind the end of the text its last token stands again.
+    Args:
+        tokens: (N,) ids.
+        starts: (rows,) int64.
+        length: tokens of each row.
+
+    Returns:
+        (rows, length) int64, on the device of the tokens.
     """
     last = len(tokens) - 1
     if isinstance(tokens, Tensor):
-        # The starts alone travel: so few bytes reach a GPU without waiting for what it does.
+        # Only the starts are copied: so few bytes reach a GPU without a synchronisation.
         on_device = torch.from_numpy(starts).to(tokens.device, non_blocking=True)
         spans = on_device[:, None] + torch.arange(length, device=tokens.device)
         return tokens[spans.clamp_(max=last)].long()
@@ -35,10 +41,10 @@ def take(tokens: Tokens, starts: np.ndarray, length: int) -> Tensor:
 
 
 class RandomChunks:
-    """Batch `i` of random chunks of a text: `chunks[i]` is (inputs, targets), each (B, T) int64, targets one further.
+    """Random chunks of a text: `chunks[i]` is batch i, (inputs, targets), each (B, T) int64, targets one further.
 
     The offsets come from Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), a generator
-    that is itself a function of (key, counter): key = seed, counter = i.
+    that is a function of (key, counter): key = seed, counter = i.
 
     Args:
         tokens: (N,) integer tensor, or a NumPy array (which may be memory-mapped).
@@ -47,14 +53,14 @@ class RandomChunks:
         seed: any integer.
 
     Raises:
-        UserError: when the text holds fewer than block_size + 1 tokens.
+        UserError: the text holds fewer than block_size + 1 tokens.
     """
 
     def __init__(self, tokens: Tokens, block_size: int, batch_size: int, seed: int) -> None:
         if len(tokens) < block_size + 1:
             raise UserError(
-                f"the training part has {len(tokens)} tokens, but a chunk of model.gpt.block_size {block_size} needs "
-                f"{block_size + 1}: give a longer text, or a smaller block_size"
+                f"the training part has {len(tokens)} tokens, but a chunk of block_size {block_size} needs "
+                f"{block_size + 1}: give a longer text, or a smaller model.gpt.block_size"
             )
         self.tokens = tokens
         self.block_size = block_size
@@ -62,7 +68,7 @@ class RandomChunks:
         self.seed = seed
 
     def offsets(self, step: int) -> np.ndarray:
-        """Where the chunks of a step begin: (B,) int64, each in [0, N - block_size)."""
+        """Return where the chunks of a step begin: (B,) int64, each in [0, N - block_size)."""
         philox = np.random.Philox(key=self.seed % 2**64, counter=(0, 0, step, 0))
         return (philox.random_raw(self.batch_size) % (len(self.tokens) - self.block_size)).astype(np.int64)
 
@@ -70,33 +76,48 @@ class RandomChunks:
         return self.rows(step, slice(None))
 
     def rows(self, step: int, rows: slice) -> Batch:
-        """The chosen rows of batch `step`: two (rows, T) tensors, on the device of the tokens."""
+        """Return some rows of batch `step`: inputs and targets, (rows, T) each, on the device of the tokens."""
         offsets = self.offsets(step)[rows]
         chunk = take(self.tokens, offsets, self.block_size + 1)  # (rows, T + 1)
         return chunk[:, :-1], chunk[:, 1:]
 
 
 def share_of_batch(batch_size: int, accumulate: int, world_size: int) -> int:
-    """How many rows of a step's batch one process gets at a time.
+    """Return how many rows of a step's batch one process gets at a time.
+
+    Args:
+        batch_size: rows of the whole batch.
+        accumulate: micro-batches of a step.
+        world_size: number of processes.
 
     Raises:
-        UserError: when they do not all get the same.
+        UserError: the parts would not be equal.
     """
     parts = accumulate * world_size
     if batch_size % parts:
         raise UserError(
-            f"data.batch_size {batch_size} is the whole batch of a step and cannot be cut into "
-            f"{accumulate} (trainer.accumulate_grad_batches) × {world_size} (devices) equal parts: "
-            f"make it a multiple of {parts}"
+            f"is {batch_size}, the whole batch of a step, which cannot be cut into {accumulate} "
+            f"(trainer.accumulate_grad_batches) × {world_size} (devices) equal parts: make it a multiple of {parts}",
+            "batch_size",
         )
     return batch_size // parts
 
 
 class TrainingBatches:
-    """The micro-batches that one process trains on, beginning at the step the run has reached.
+    """The micro-batches of one process, from the step that the run has reached on.
 
-    Step i is cut into `accumulate` micro-batches and each of these into `world_size` slices; the process of rank r
-    takes slice r.
+    Step i is cut into `accumulate` micro-batches and each of these into `world_size` slices; rank r takes slice r.
+
+    Args:
+        chunks: batches by step.
+        max_steps: number of steps of the run.
+        accumulate: micro-batches of a step.
+        rank: of this process.
+        world_size: number of processes.
+        done: returns the number of steps made.
+
+    Raises:
+        UserError: the batch cannot be cut into equal parts.
     """
 
     def __init__(
@@ -117,20 +138,27 @@ class TrainingBatches:
 
 
 class ValidationWindows:
-    """The whole text once, in windows of block_size that do not overlap; every token but the first is predicted once.
+    """The whole text once, in windows that do not overlap: every token but the first is predicted exactly once.
 
-    Windows are (rows, T); what lies behind the end of the text has target -100 and does not count. Every process
-    gets the same number of batches, the rows dealt out in turn, so that collective calls always meet.
+    Windows are (rows, T); targets past the end of the text are -100 and do not count. Window i belongs to rank
+    i mod world_size, and every rank gets the same number of batches, as collective calls require.
+
+    Args:
+        tokens: (N,) ids.
+        block_size: T, tokens of a window.
+        batch_size: windows of a batch of one process.
+        rank: of this process.
+        world_size: number of processes.
 
     Raises:
-        UserError: when the text holds fewer than block_size + 1 tokens.
+        UserError: the text holds fewer than block_size + 1 tokens.
     """
 
     def __init__(self, tokens: Tokens, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if len(tokens) < block_size + 1:
             raise UserError(
-                f"the validation part has {len(tokens)} tokens, but a window of model.gpt.block_size {block_size} "
-                f"needs {block_size + 1}: give a longer text, a larger data.val_fraction, or a smaller block_size"
+                f"the validation part has {len(tokens)} tokens, but a window of block_size {block_size} needs "
+                f"{block_size + 1}: give a longer text, a larger data.val_fraction, or a smaller model.gpt.block_size"
             )
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
         self.rank, self.world_size = rank, world_size
@@ -145,14 +173,14 @@ class ValidationWindows:
             yield self.batch(range(first + self.rank, min(first + stride, self.windows), self.world_size))
 
     def batch(self, windows: range) -> Batch:
-        """Inputs and targets (rows, T) of the numbered windows; one row that counts nothing when there are none."""
+        """Return inputs and targets, (rows, T) each, of numbered windows; of none one row without counted targets."""
         if not windows:
             inputs, targets = self.batch(range(1))
             return inputs, torch.full_like(targets, IGNORED)
         starts = np.array(windows, dtype=np.int64) * self.block_size
         chunk = take(self.tokens, starts, self.block_size + 1)  # (rows, T + 1)
         targets = chunk[:, 1:]
-        missing = int(starts[-1]) + self.block_size + 1 - len(self.tokens)  # only the last window can be cut short
+        missing = int(starts[-1]) + self.block_size + 1 - len(self.tokens)  # only the last window can be incomplete
         if missing > 0:
             targets = targets.clone()
             targets[-1, -missing:] = IGNORED
@@ -160,7 +188,14 @@ class ValidationWindows:
 
 
 class LossEstimate:
-    """`count` random batches of a text, the same ones every time: the lecture's `estimate_loss`."""
+    """Random batches of a text, the same every time: the lecture's `estimate_loss`.
+
+    Args:
+        chunks: batches by number.
+        count: batches over all processes.
+        rank: of this process.
+        world_size: number of processes.
+    """
 
     def __init__(self, chunks: RandomChunks, count: int, rank: int = 0, world_size: int = 1) -> None:
         self.chunks, self.count, self.rank, self.world_size = chunks, count, rank, world_size

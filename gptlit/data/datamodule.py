@@ -1,5 +1,6 @@
-"""The DataModule: a text, encoded, as batches to train and validate on."""
+"""The DataModule: a text, encoded, as batches for training and validation."""
 
+import sys
 from typing import Any
 
 import lightning.pytorch as pl
@@ -7,29 +8,42 @@ import torch
 from torch import Tensor
 
 from gptlit.data.chunks import EVAL_TOKENS, LossEstimate, RandomChunks, Tokens, TrainingBatches, ValidationWindows
-from gptlit.data.encode import EncodedText, TextSpec, encode_text
-from gptlit.errors import UserError
+from gptlit.data.corpus.load import TextSpec
+from gptlit.data.encode import EncodedText, encode_text
+from gptlit.errors import UserError, require
 from gptlit.tokenizer import Tokenizer
 
 
 class TextDataModule(pl.LightningDataModule):
-    """A text, its tokenizer and its two parts: random chunks to train on, fixed windows to validate on.
+    """A text, its tokenizer and its two parts: random chunks for training, fixed windows for validation.
+
+    Batches are a function of (seed, step), each of shape (batch_size, block_size), int64: inputs, and targets one
+    further.
 
     Args:
-        corpus: `tinyshakespeare`, `sample` (the play in the package), a file, a glob, a folder, a URL or a hub id.
+        corpus: `tinyshakespeare`, `sample` (the play in the package), a file, a glob, a folder, a URL or a hub id; or
+            several of these. Files may be texts, JSON, JSON Lines, CSV, TSV, Parquet and Arrow, compressed or in
+            archives.
         block_size: tokens of a chunk; the command takes it from `model.gpt.block_size`.
         batch_size: chunks of the whole batch of one optimizer step, over all devices and accumulation steps.
-        val_fraction: share of the text, at its end, that is held out for validation.
-        val_corpus: a text of its own for validation, instead of the end of `corpus`.
+        val_fraction: share of the text that is held out for validation.
+        val_corpus: a text of its own for validation, instead of a part of `corpus`.
         fallback: `sample` trains on the packaged play when the network is out of reach.
-        text_column: column that holds the text, in JSONL, CSV, Parquet and hub data sets.
-        streaming: keep only the text of a hub data set, while it arrives, instead of first bringing all of it here;
-            what is kept is not asked for again.
+        text_column: column that holds the text in tables; conversations (lists of messages) become lines `ROLE: TEXT`.
+        streaming: keep only the text of a hub data set, while it arrives, instead of downloading all of it first.
+        documents: what a document is: `lines`, `blank_lines` (what stands between them), `rows` of tables, `files`, or
+            the `whole` text; null takes rows of tables, files where there are several, and else the whole text.
+        separator: text between documents, at which a whole text is also cut, e.g. `<|endoftext|>`. null is one line
+            end between lines and one-line rows, and a blank line between all others.
+        split: what is held out: `tail`, the end of the text as in the lecture, or `documents`, whole ones at random.
         tokenizer: `char`, `bpe`, or the path of a tokenizer.json.
         vocab_size: tokens of a BPE that is learned from the training part.
-        eval_batch_size: windows of a validation batch on one device; by default about 16,384 tokens.
-        estimate_batches: random batches for `train/loss_estimate` and `val/loss_estimate`; 0 leaves them out.
-        seed: fixes the batches; the command takes it from `seed_everything`.
+        eval_batch_size: windows of a validation batch on one device; null for about 16,384 tokens.
+        estimate_batches: random batches for `train/loss_estimate` and `val/loss_estimate`; 0 for none.
+        seed: fixes the batches and the documents that are held out; the command takes it from `seed_everything`.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     def __init__(
@@ -42,6 +56,9 @@ class TextDataModule(pl.LightningDataModule):
         fallback: str | None = None,
         text_column: str = "text",
         streaming: bool = False,
+        documents: str | None = None,
+        separator: str | None = None,
+        split: str = "tail",
         tokenizer: str = "char",
         vocab_size: int = 512,
         eval_batch_size: int | None = None,
@@ -55,13 +72,10 @@ class TextDataModule(pl.LightningDataModule):
             ("estimate_batches", estimate_batches, 0),
             ("block_size", block_size, 1),
         ):
-            if value is not None and value < least:
-                raise UserError(f"data.{name} is {value}: it must be {least} or more")
-        if not 0.0 < val_fraction < 1.0:
-            raise UserError(f"data.val_fraction is {val_fraction}: it must lie between 0 and 1")
-        if fallback not in (None, "sample"):
-            raise UserError(f"data.fallback is {fallback!r}: it must be sample or null")
-        self.text = TextSpec(corpus, val_corpus, val_fraction, fallback, text_column, streaming)
+            require(value is None or value >= least, name, value, f"{least} or more")
+        self.text = TextSpec(
+            corpus, val_corpus, val_fraction, fallback, text_column, streaming, documents, separator, split, seed
+        )
         self.tokenizer_kind, self.vocab_size = tokenizer, vocab_size
         self.block_size, self.batch_size, self.eval_batch_size = block_size, batch_size, eval_batch_size
         self.estimate_batches, self.seed = estimate_batches, seed
@@ -80,11 +94,15 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def val_tokens(self) -> Tokens | None:
-        """The validation part, (N,) ids; None before `setup`."""
+        """The validation part, (M,) ids; None before `setup`."""
         return None if self.corpus is None else self.corpus.val
 
     def prepare_data(self) -> None:
-        """Brings the text to this machine and encodes it, with the model's tokenizer if it has one already."""
+        """Read the text and encode it, with the model's tokenizer if it has one already.
+
+        Raises:
+            UserError: the text cannot be read, or the tokenizer does not fit it.
+        """
         if self.corpus is not None:
             return
         module = self.trainer.lightning_module if self.trainer is not None else None
@@ -93,19 +111,25 @@ class TextDataModule(pl.LightningDataModule):
         self.tokenizer = self.corpus.tokenizer
 
     def setup(self, stage: str | None = None) -> None:
-        """Checks both parts before anything is trained."""
-        self.prepare_data()  # Lightning calls it on the first process of a machine only
-        RandomChunks(self._tokens(self.train_tokens), self.block_size, self.batch_size, self.seed)
-        ValidationWindows(self._tokens(self.val_tokens), self.block_size, 1)
+        """Check before training that both parts are long enough.
 
-    def fingerprint(self) -> dict[str, str | int]:
-        """What tells this text, and where it is split, from any other; kept in the checkpoints trained on it."""
+        Raises:
+            UserError: one of them is shorter than block_size + 1 tokens.
+        """
+        self.prepare_data()  # Lightning calls it on the first process of a machine only
+        train, val = self._encoded()
+        RandomChunks(train, self.block_size, self.batch_size, self.seed)
+        ValidationWindows(val, self.block_size, 1)
+
+    def fingerprint(self) -> dict[str, str | int | None]:
+        """Return what identifies the corpus and its split; kept in the checkpoints trained on it."""
         if self.corpus is None:
             raise RuntimeError("the DataModule is not set up yet: call setup() first")
         return {
             "name": self.corpus.name,
             "sha256": self.corpus.sha256,
             "train_characters": self.corpus.train_characters,
+            "document_start": self.corpus.document_start,
         }
 
     @property
@@ -114,10 +138,20 @@ class TextDataModule(pl.LightningDataModule):
         return 1.0 if self.corpus is None else self.corpus.train_characters / len(self.corpus.train)
 
     def train_dataloader(self) -> TrainingBatches:
-        trainer = self._trainer()
+        """Return the batches of a run; without a Trainer all batches from step 0 on, on the CPU.
+
+        Raises:
+            UserError: the Trainer has no max_steps.
+        """
+        trainer = self.trainer
+        if trainer is None:
+            self.setup()
+            train, _ = self._encoded()
+            chunks = RandomChunks(train, self.block_size, self.batch_size, self.seed)
+            return TrainingBatches(chunks, sys.maxsize, 1, 0, 1, done=lambda: 0)
         if trainer.max_steps < 1:
-            raise UserError("trainer.max_steps is not set: the length of a run is counted in optimizer steps, give it")
-        chunks = RandomChunks(self._on_device(self.train_tokens), self.block_size, self.batch_size, self.seed)
+            raise UserError("is not set: the length of a run is counted in optimizer steps", "trainer.max_steps")
+        chunks = RandomChunks(self._on_device()[0], self.block_size, self.batch_size, self.seed)
         return TrainingBatches(
             chunks,
             trainer.max_steps,
@@ -128,41 +162,39 @@ class TextDataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> list[Any]:
-        """The windows of the validation part; then, when asked for, the estimates on both parts."""
-        trainer = self._trainer()
-        place = (trainer.global_rank, trainer.world_size)
+        """Return the windows of the validation part; at fit also the estimates on both parts, if asked for."""
+        trainer = self.trainer
+        if trainer is None:
+            self.setup()
+        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         rows = self.eval_batch_size or max(1, EVAL_TOKENS // self.block_size)
-        val_tokens = self._on_device(self.val_tokens)
-        loaders: list[Any] = [ValidationWindows(val_tokens, self.block_size, rows, *place)]
-        if self.estimate_batches and trainer.state.fn == "fit":
-            for tokens in (self._on_device(self.train_tokens), val_tokens):
+        train, val = self._on_device()
+        loaders: list[Any] = [ValidationWindows(val, self.block_size, rows, rank, world_size)]
+        if self.estimate_batches and trainer is not None and trainer.state.fn == "fit":
+            for tokens in (train, val):
                 chunks = RandomChunks(tokens, self.block_size, self.batch_size, self.seed)
-                loaders.append(LossEstimate(chunks, self.estimate_batches, *place))
+                loaders.append(LossEstimate(chunks, self.estimate_batches, rank, world_size))
         return loaders
 
     def test_dataloader(self) -> list[Any]:
-        """The validation windows: the 90/10 split of the lecture has no third part."""
+        """Return the validation windows: the 90/10 split of the lecture has no third part."""
         return self.val_dataloader()
 
-    def _trainer(self) -> pl.Trainer:
-        if self.trainer is None:
-            raise RuntimeError("the DataModule has no Trainer yet: hand it to Trainer.fit, validate or test")
-        return self.trainer
-
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches read from a token file go through pinned memory, so that copying them does not wait."""
+        """Copy a batch of a token file through pinned memory, without a wait."""
         if all(part.device == device for part in batch):
             return batch
         if device.type == "cuda":
             batch = tuple(part if part.is_cuda else part.pin_memory() for part in batch)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def _on_device(self, tokens: Tokens | None) -> Tokens:
-        """A text in memory lies on the device; a token file stays where it is."""
-        tokens = self._tokens(tokens)
-        return tokens.to(self._trainer().strategy.root_device) if isinstance(tokens, Tensor) else tokens
-
-    def _tokens(self, tokens: Tokens | None) -> Tokens:
-        if tokens is None:
+    def _encoded(self) -> tuple[Tokens, Tokens]:
+        if self.corpus is None:
             raise RuntimeError("the DataModule is not set up yet: call setup() first")
-        return tokens
+        return self.corpus.train, self.corpus.val
+
+    def _on_device(self) -> tuple[Tokens, Tokens]:
+        """Both parts: ids in memory on the device of the Trainer, a token file where it is."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        train, val = (ids.to(device) if isinstance(ids, Tensor) else ids for ids in self._encoded())
+        return train, val

@@ -1,10 +1,11 @@
-"""From what the user names to token ids: in memory when the text is small, else in a token file that is kept.
+"""A text as token ids: in memory when it is short, else in a token file that is kept.
 
-Beside the token file `<cache>/tokens` keeps what a text was found to hold (its checksum, length and characters), so
-that a second start neither reads nor encodes it again, and the BPE vocabularies that were learned.
+Next to the token files `<cache>/tokens` holds the facts of long texts, so that a second start neither reads nor encodes
+them again, and the BPE vocabularies that were learned.
 """
 
 import importlib.metadata
+import itertools
 import json
 import os
 import sys
@@ -16,44 +17,45 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gptlit.data.cache import FORMAT, building, console, hash_of, progress, read_record, token_folder, write_record
 from gptlit.data.chunks import Tokens
-from gptlit.data.corpus.download import NetworkError
-from gptlit.data.corpus.load import Corpus, read_corpus, stand_in, together
-from gptlit.data.corpus.sources import Source, resolve
-from gptlit.data.reading import facts_of, kept_text, split, text_bytes, text_of
+from gptlit.data.corpus.load import Corpus, TextSpec, open_corpus, settings_from, together
+from gptlit.data.reading import Facts, Parts, read, split
 from gptlit.data.tokens import DamagedFileError, TokenFile, TokenWriter
 from gptlit.errors import UserError
 from gptlit.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from gptlit.tokenizer.bpe import slices
 from gptlit.tokenizer.characters import describe, smallest_dtype
 
-IN_MEMORY_BYTES = {"char": 2**26, "bpe": 2**23}  # a larger text goes into a token file: encoding it takes seconds
-BPE_CHARACTERS = 2**28  # of a larger text, as many spread over it are enough to learn a vocabulary from
-NO_TEXT: tuple[Source, ...] = ()
-
-
-@dataclass(frozen=True)
-class TextSpec:
-    """What the user named; the fields are those of `TextDataModule`."""
-
-    corpus: str | list[str]
-    val_corpus: str | list[str] | None = None
-    val_fraction: float = 0.1
-    fallback: str | None = None
-    text_column: str = "text"
-    streaming: bool = False
+IN_MEMORY_CHARACTERS = {"char": 2**26, "bpe": 2**23}  # a longer text goes into a token file: encoding takes seconds
+BPE_CHARACTERS = 2**28  # of a longer text, so many characters spread over it are enough to learn a vocabulary from
+SHOWN = 8  # characters that a notice shows
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text as token ids, in two parts; `name`, `source`, `sha256` and `notice` are those of `Corpus`."""
+    """A text as token ids in two parts.
+
+    Attributes:
+        name: short, for file names and messages.
+        source: where the text comes from, in words.
+        sha256: of both parts, the training part first, as UTF-8.
+        notices: lines for the user, such as a fallback or characters that the training part lacks.
+        document_start: text after which a document begins; None where the text is one document.
+        tokenizer: of the ids.
+        train: ids of the training part, (N,).
+        val: ids of the validation part, (M,).
+        train_characters: length of the training part.
+        val_characters: length of the validation part.
+    """
 
     name: str
     source: str
     sha256: str
-    notice: str | None
+    notices: tuple[str, ...]
+    document_start: str | None
     tokenizer: Tokenizer
     train: Tokens
     val: Tokens
@@ -62,7 +64,7 @@ class EncodedText:
 
 
 def encode_text(spec: TextSpec, tokenizer: Tokenizer | None, kind: str, vocab_size: int) -> EncodedText:
-    """The ids of both parts of a text.
+    """Read and encode both parts of a text.
 
     Args:
         spec: which text.
@@ -71,97 +73,108 @@ def encode_text(spec: TextSpec, tokenizer: Tokenizer | None, kind: str, vocab_si
         vocab_size: of a BPE learned here.
 
     Raises:
-        UserError: when the text or the tokenizer cannot be had, or do not fit each other.
+        UserError: the text or the tokenizer cannot be read, or do not fit each other.
     """
     if tokenizer is None and kind not in ("char", "bpe"):
         if not Path(kind).is_file():
-            raise UserError(f"data.tokenizer is {kind!r}: it must be char, bpe, or the path of a tokenizer.json")
-        tokenizer = BPETokenizer.from_file(kind)
-    try:
-        sources, val_sources = (
-            tuple(resolve(part, text_column=spec.text_column, cache_dir=None, streaming=spec.streaming))
-            if part is not None
-            else NO_TEXT
-            for part in (spec.corpus, spec.val_corpus)
-        )
-    except NetworkError as error:
-        if spec.fallback is None:
-            raise
-        return in_memory(stand_in(error, spec.fallback, spec.val_fraction), tokenizer, kind, vocab_size)
-    sources, val_sources = (
-        tuple(kept_text(source, spec.text_column) for source in part) for part in (sources, val_sources)
-    )
-    if sum(map(text_bytes, sources + val_sources)) <= IN_MEMORY_BYTES[tokenizer.kind if tokenizer else kind]:
-        return in_memory(read_corpus(sources, val_sources, spec.val_fraction), tokenizer, kind, vocab_size)
-    return on_disk(spec, sources, val_sources, tokenizer, kind, vocab_size)
-
-
-def in_memory(corpus: Corpus, tokenizer: Tokenizer | None, kind: str, vocab_size: int) -> EncodedText:
-    """A small text, as tensors."""
-    if tokenizer is None and kind == "bpe":
-        fixed_by = (corpus.sha256, len(corpus.train), vocab_size)
-        tokenizer = learned_bpe(lambda: [corpus.train], fixed_by, vocab_size, corpus.name)
-    tokenizer = tokenizer or CharTokenizer.train([corpus.train, corpus.val], source=corpus.name)
-    train, val = (
-        torch.from_numpy(tokenizer.encode_array(part).astype(np.int32)) for part in (corpus.train, corpus.val)
-    )
-    return EncodedText(
-        name=corpus.name,
-        source=corpus.source,
-        sha256=corpus.sha256,
-        notice=corpus.notice,
-        tokenizer=tokenizer,
-        train=train,
-        val=val,
-        train_characters=len(corpus.train),
-        val_characters=len(corpus.val),
-    )
-
-
-def on_disk(
-    spec: TextSpec,
-    sources: tuple[Source, ...],
-    val_sources: tuple[Source, ...],
-    tokenizer: Tokenizer | None,
-    kind: str,
-    vocab_size: int,
-) -> EncodedText:
-    """A large text, in a token file: the one that is kept, or else a new one."""
-    facts = facts_of(sources, val_sources, spec.text_column)
-    characters, val_characters = facts.characters
-    train_characters = characters if val_sources else int(characters * (1.0 - spec.val_fraction))
-    name = together([source.name for source in sources], "+")
-    source = together([source.words for source in sources], ", ")
-    if not train_characters or characters + val_characters == train_characters:
-        raise UserError(f"{source} has only {characters + val_characters} characters: too few for two parts")
+            raise UserError(f"is {kind!r}: it must be char, bpe, or the path of a tokenizer.json", "tokenizer")
+        with settings_from("tokenizer"):
+            tokenizer = BPETokenizer.from_file(kind)
+    corpus = open_corpus(spec)
+    facts, pieces = read(corpus, IN_MEMORY_CHARACTERS[tokenizer.kind if tokenizer else kind])
+    train_characters = characters_to_train_on(corpus, facts)
 
     def parts() -> Iterator[tuple[int, str]]:
-        return split(text_of(sources), train_characters, text_of(val_sources))
+        return split(corpus.parts() if pieces is None else pieces, train_characters)
 
     if tokenizer is None and kind == "bpe":
         fixed_by = (facts.sha256, train_characters, vocab_size)
-        tokenizer = learned_bpe(lambda: (text for part, text in parts() if part == 0), fixed_by, vocab_size, name)
-    tokenizer = tokenizer or CharTokenizer(facts.symbols, source=name)
-    refuse_unknown_symbols(facts.symbols, tokenizer, source)
-    key = hash_of(facts.sha256, train_characters, identity(tokenizer), FORMAT)
-    file = token_file(token_folder() / f"{key}.tokens", tokenizer, parts, characters + val_characters)
+        with settings_from("vocab_size"):
+            tokenizer = learned_bpe(lambda: (t for part, t in parts() if not part), fixed_by, vocab_size, corpus.name)
+    tokenizer = tokenizer or CharTokenizer(facts.symbols, source=corpus.name)
+    with settings_from("corpus"):
+        refuse_unknown_symbols(facts, tokenizer, corpus.words)
+        if pieces is None:
+            key = hash_of(facts.sha256, train_characters, identity(tokenizer), FORMAT)
+            path = token_folder() / f"{key}.tokens"
+            ids: tuple[Tokens, Tokens] = token_file(path, tokenizer, parts, sum(facts.characters)).parts
+        else:
+            ids = in_memory(tokenizer, parts())
     return EncodedText(
-        name=name,
-        source=source,
+        name=corpus.name,
+        source=corpus.words,
         sha256=facts.sha256,
-        notice=None,
+        notices=(*corpus.notices, *notices(facts, train_characters, tokenizer, sum(map(len, ids)))),
+        document_start=corpus.document_start,
         tokenizer=tokenizer,
-        train=file.parts[0],
-        val=file.parts[1],
+        train=ids[0],
+        val=ids[1],
         train_characters=train_characters,
-        val_characters=characters + val_characters - train_characters,
+        val_characters=sum(facts.characters) - train_characters,
     )
+
+
+def characters_to_train_on(corpus: Corpus, facts: Facts) -> int:
+    """Return the length of the training part: all of part 0, or of a text without part 1 all but its end.
+
+    Raises:
+        UserError: one of the parts would be empty.
+    """
+    total = sum(facts.characters)
+    if not facts.symbols or facts.symbols.isspace():
+        raise UserError(f"{corpus.words} holds no text", "corpus")
+    if corpus.val_sources and not facts.characters[1]:
+        raise UserError(
+            f"{together([source.words for source in corpus.val_sources], ', ')} holds no text", "val_corpus"
+        )
+    text = facts.characters[0]
+    train_characters = text if corpus.has_val_part else int(text * (1.0 - corpus.spec.val_fraction))
+    if train_characters in (0, total):
+        what = "documents" if corpus.spec.split == "documents" else "characters"
+        raise UserError(f"{corpus.words} has only {total} characters: too few {what} for two parts", "corpus")
+    return train_characters
+
+
+def notices(facts: Facts, train_characters: int, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
+    """Yield what the user should know before training on these parts."""
+    if lacking := facts.missing_before(train_characters):
+        shown = ", ".join(ascii(symbol) for symbol in lacking[:SHOWN]) + (", …" if len(lacking) > SHOWN else "")
+        yield (
+            f"the validation part holds {len(lacking)} character{'s' * (len(lacking) > 1)} that the training part "
+            f"lacks ({shown}): the model cannot learn {'them' if len(lacking) > 1 else 'it'}"
+        )
+    characters = sum(facts.characters)
+    if isinstance(tokenizer, BPETokenizer) and tokens > characters:
+        yield (
+            f"BPE makes {tokens / characters:.2f} tokens of each character of this text: characters (data.tokenizer "
+            "char) or a larger data.vocab_size are better"
+        )
+
+
+def in_memory(tokenizer: Tokenizer, parts: Parts) -> tuple[Tensor, Tensor]:
+    """Encode a short text; (N,) ids of each part, as narrow as torch can index."""
+    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    size = tokenizer.vocab_size
+    dtype = np.uint8 if size <= 2**8 else np.int16 if size <= 2**15 else np.int32
+    for part, text in whole_parts(parts, tokenizer):
+        found[part].append(tokenizer.encode_array(text).astype(dtype))
+    train, val = (torch.from_numpy(np.concatenate(ids)) for ids in found)
+    return train, val
+
+
+def whole_parts(parts: Parts, tokenizer: Tokenizer) -> Iterator[tuple[int, str]]:
+    """Yield the pieces of a text as this tokenizer may read them: joined, where its tokens may span any cut."""
+    if isinstance(tokenizer, CharTokenizer) or tokenizer.splits_words:
+        yield from parts
+        return
+    for part, pieces in itertools.groupby(parts, key=lambda piece: piece[0]):
+        yield part, "".join(text for _, text in pieces)
 
 
 def learned_bpe(
     texts: Callable[[], Iterable[str]], fixed_by: tuple[str, int, int], vocab_size: int, source: str
 ) -> BPETokenizer:
-    """The BPE vocabulary of a training part: the one that is kept, or else a new one.
+    """Return the BPE vocabulary of a training part: the one that is kept, or else a new one.
 
     Args:
         texts: opens the training part, in pieces that are cut between words.
@@ -183,55 +196,61 @@ def learned_bpe(
 
 
 def sample(pieces: Iterable[str], characters: int, wanted: int) -> Iterator[str]:
-    """Some pieces, spread evenly over a text of so many characters, that hold about the wanted number of them.
+    """Yield pieces spread evenly over a text of so many characters, that together hold about the wanted number.
 
     All of them when the text has no more. Learning takes time for every character, and memory for every new word.
     """
-    seen = kept = 0
+    seen = taken = 0
     for piece in pieces:
-        if kept * characters <= seen * wanted:
+        if taken * characters <= seen * wanted:
             yield piece
-            kept += len(piece)
+            taken += len(piece)
         seen += len(piece)
 
 
 def identity(tokenizer: Tokenizer) -> str:
-    """What a tokenizer does, without the name of the text that it comes from."""
+    """Return what a tokenizer does, without the name of the text that it comes from."""
     return "".join(tokenizer.symbols) if isinstance(tokenizer, CharTokenizer) else json.dumps(tokenizer.definition)
 
 
-def refuse_unknown_symbols(symbols: str, tokenizer: Tokenizer, source: str) -> None:
-    """Says before a long text is encoded that it cannot be.
+def refuse_unknown_symbols(facts: Facts, tokenizer: Tokenizer, source: str) -> None:
+    """Check, before a text is encoded, that it can be.
 
     Raises:
-        UserError: for a character that is not in the vocabulary.
+        UserError: a character is not in the vocabulary.
     """
-    unknown = sorted(set(symbols) - set(tokenizer.symbols)) if isinstance(tokenizer, CharTokenizer) else []
+    if not isinstance(tokenizer, CharTokenizer):
+        return
+    known = set(tokenizer.symbols)
+    unknown = sorted((first, s) for s, first in zip(facts.symbols, facts.first, strict=True) if s not in known)
     if unknown:
-        more = f" (and {len(unknown) - 1} others)" if len(unknown) > 1 else ""
+        first, symbol = unknown[0]
+        others = len(unknown) - 1
+        more = f" (and {others} other character{'s' * (others > 1)})" if others else ""
         raise UserError(
-            f"{describe(unknown[0])}{more} of {source} is not in the vocabulary of {tokenizer.source or 'the model'}: "
-            "take it out of the text, or train a new model on this text"
+            f"{source} holds {describe(symbol)} at character {first + 1:,}{more}, which is not in the vocabulary of "
+            f"{tokenizer.source or 'the model'} ({tokenizer.vocab_size} characters): take it out of the text, or train "
+            "a new model on this text"
         )
 
 
 def token_file(
     path: Path, tokenizer: Tokenizer, parts: Callable[[], Iterator[tuple[int, str]]], characters: int
 ) -> TokenFile:
-    """The token file at `path`; made, or made anew, when it is not there or damaged.
+    """Return the token file at `path`; written when it is missing or damaged.
 
-    Encoding uses all cores and needs memory for a few pieces. One that was interrupted goes on where it was.
+    Encoding uses all cores and memory for a few pieces. It continues where an earlier start was interrupted.
     """
     if file := opened(path):
         return file
     with building(path):
-        if file := opened(path):  # another process made it meanwhile
+        if file := opened(path):  # another process wrote it meanwhile
             return file
         try:
             with progress("encoding", characters) as advance:
                 write_tokens(path, tokenizer, parts(), characters, advance)
         except (KeyboardInterrupt, SystemExit):
-            console().print("stopped while encoding: the next start goes on from there", style="yellow")
+            console().print("stopped while encoding: the next start continues from there", style="yellow")
             raise
         except OSError as error:
             raise UserError(
@@ -242,13 +261,13 @@ def token_file(
 
 
 def opened(path: Path) -> TokenFile | None:
-    """The token file, or None when there is none; a damaged one is removed, with a line that says so."""
+    """Return the token file, or None when there is none; a damaged one is removed, with a line that says so."""
     try:
         return TokenFile(path)
     except FileNotFoundError:
         return None
     except DamagedFileError as error:
-        console().print(f"the token file {path} is damaged ({error}): it is made anew", style="yellow")
+        console().print(f"the token file {path} is damaged ({error}): it is written again", style="yellow")
         path.unlink(missing_ok=True)
         return None
 
@@ -256,14 +275,14 @@ def opened(path: Path) -> TokenFile | None:
 def write_tokens(
     path: Path,
     tokenizer: Tokenizer,
-    parts: Iterable[tuple[int, str]],
+    parts: Parts,
     characters: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Encodes pieces into a token file, in order; several at once, since both tokenizers work outside of the GIL.
+    """Encode pieces into a token file, in order; several at once, since both tokenizers release the GIL.
 
     Raises:
-        UserError: when they do not have as many characters as the text was found to have.
+        UserError: they do not have as many characters as the text was found to have.
     """
     threads = max(2, (os.cpu_count() or 1) // 8)  # the BPE library has threads of its own for each piece
     waiting: deque[tuple[int, int, Future[np.ndarray]]] = deque()
@@ -275,7 +294,7 @@ def write_tokens(
             advance(length)
 
         done = writer.pieces
-        for number, (part, text) in enumerate(parts):
+        for number, (part, text) in enumerate(whole_parts(parts, tokenizer)):
             characters -= len(text)
             if number < done:
                 advance(len(text))
@@ -286,5 +305,5 @@ def write_tokens(
         while waiting:
             write_one()
         if characters:
-            raise UserError("the text has changed while it was read: start again when it is complete")
+            raise UserError("has changed while it was read: start again when the text is complete", "corpus")
         writer.finish()

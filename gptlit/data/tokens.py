@@ -2,13 +2,13 @@
 
 | in this order | as |
 |---|---|
-| ids of the training part, behind them those of the validation part | uint8, uint16 or uint32 |
+| ids of the training part, then those of the validation part | uint8, uint16 or uint32 |
 | a CRC-32 for every 64 KiB of ids | uint32 |
 | the description: type of the ids, number of them in each part, CRC-32 of the table | JSON |
 | length of the description, and its CRC-32 | uint32 |
 | `gptlit01` | 8 bytes |
 
-All numbers are little-endian. The description stands at the end, so that ids can be appended while a text is read.
+All numbers are little-endian. The description comes last, so that ids can be appended while a text is read.
 """
 
 import json
@@ -29,10 +29,10 @@ from gptlit.errors import UserError
 MAGIC = b"gptlit01"
 END = struct.Struct("<II8s")  # length of the description, its CRC-32, MAGIC
 BLOCK = 2**16  # bytes that share a checksum: about what a disk reads at a time anyway
-SPOT_CHECKS = 64  # blocks looked at when a file is opened; each other one is when it is first read
-MAPPED_BYTES = 2**27  # of the file, that may count as memory of this process before they are handed back
+SPOT_CHECKS = 64  # blocks checked when a file is opened; the others are checked when they are first read
+MAPPED_BYTES = 2**27  # of the file, that may count as memory of this process before they are released
 FAULT_AROUND = 2**16  # bytes that Linux maps around the first byte touched
-SAVE_SECONDS = 3.0  # between two notes of how far a writer has come
+SAVE_SECONDS = 3.0  # between two saves of a writer's progress
 
 
 class DamagedFileError(Exception):
@@ -40,14 +40,17 @@ class DamagedFileError(Exception):
 
 
 class TokenFile:
-    """A whole token file, opened for reading; `parts` are its training and validation ids.
+    """A complete token file, opened for reading; `parts` are its training and validation ids.
 
-    Description and table are checked at once, with a sample of the blocks; every other block when it is first read. So
-    opening takes no longer for a larger file, and still no id is used that has not been checked.
+    Description, table and a sample of the blocks are checked at once, every other block when it is first read. So
+    opening takes no longer for a larger file, and no id is used unchecked.
+
+    Args:
+        path: the file.
 
     Raises:
-        DamagedFileError: when the file is cut short or changed.
-        OSError: when there is no file, or it cannot be read.
+        DamagedFileError: the file is incomplete or changed.
+        OSError: there is no file, or it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,10 +82,10 @@ class TokenFile:
         return TokenFile, (self.path,)
 
     def read(self, positions: np.ndarray) -> np.ndarray:
-        """The ids at `positions`, of the same shape.
+        """Return the ids at `positions`, of the same shape.
 
         Raises:
-            UserError: when one of them lies in a block that is damaged; the file is removed.
+            UserError: one of them is in a damaged block; the file is removed.
         """
         blocks = positions * self._ids.itemsize // BLOCK
         unchecked = ~self._checked[blocks]
@@ -92,7 +95,7 @@ class TokenFile:
             except DamagedFileError as error:
                 self.path.unlink(missing_ok=True)
                 raise UserError(
-                    f"the token file {self.path} was damaged ({error}) and is removed: start again, and it is made anew"
+                    f"the token file {self.path} was damaged ({error}) and is removed: start again to rewrite it"
                 ) from error
         ids = self._ids[positions]
         self._mapped += len(positions) * FAULT_AROUND + ids.nbytes
@@ -109,14 +112,14 @@ class TokenFile:
             self._mapped += BLOCK
 
     def _hand_back(self) -> None:
-        """What was read stays in the system's cache of the disk, which is not this process's memory."""
+        """Release the mapped pages; they stay in the page cache, which does not count as memory of the process."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
         self._mapped = 0
 
 
 class StoredTokens:
-    """A part of a token file: (N,) ids, of which `tokens[positions]` reads some, as from an array."""
+    """A part of a token file: (N,) ids; `tokens[positions]` reads some, as from an array."""
 
     def __init__(self, file: TokenFile, start: int, length: int) -> None:
         self.file, self._start, self._length = file, start, length
@@ -131,12 +134,12 @@ class StoredTokens:
 
 
 class TokenWriter:
-    """Appends ids to `<path>.part`, which becomes `path` when it is whole. To be used in a `with` statement.
+    """Appends ids to `<path>.part`, which becomes `path` when it is complete. A context manager.
 
-    Goes on where an interrupted writer of the same path left off: `pieces` says how many are there already.
+    Continues where an interrupted writer of the same path stopped: `pieces` is the number of pieces already there.
 
     Args:
-        path: of the file; what it is named after must fix the ids.
+        path: of the file; its name must determine the ids.
         dtype: of the ids, `uint8`, `uint16` or `uint32`.
     """
 
@@ -164,7 +167,7 @@ class TokenWriter:
                 self._stream.close()
 
     def append(self, part: int, ids: np.ndarray) -> None:
-        """Writes the ids of the next piece, of the training (0) or, when that is complete, the validation part (1)."""
+        """Write the ids of the next piece of the training (0) or, when that is complete, the validation part (1)."""
         content = np.ascontiguousarray(ids, self.dtype).tobytes()
         self._stream.write(content)
         self._checksum = zlib.crc32(content, self._checksum)
@@ -174,15 +177,15 @@ class TokenWriter:
             self._save()
 
     def finish(self) -> None:
-        """Adds checksums and description; the file appears under its name once all of it is on the disk.
+        """Add checksums and description; the file gets its name once it is complete on the disk.
 
         Raises:
-            OSError: when the disk is full, or gave back other bytes than it was given.
+            OSError: the disk is full, or returns other bytes than were written.
         """
         size = sum(self.lengths) * self.dtype.itemsize
         checksums, checksum = block_checksums(self._stream, size)
         if checksum != self._checksum:
-            raise OSError(None, "the disk gives back other bytes than were written")
+            raise OSError(None, "the disk returns other bytes than were written")
         table = checksums.tobytes()
         fields = {"dtype": self.dtype.str, "lengths": self.lengths, "table": zlib.crc32(table)}
         description = json.dumps(fields).encode()
@@ -211,7 +214,7 @@ class TokenWriter:
 
 
 def block_checksums(stream: IO[bytes], size: int) -> tuple[np.ndarray, int]:
-    """CRC-32 of each block of the first `size` bytes, and of all of them."""
+    """Return the CRC-32 of each block of the first `size` bytes, and of all of them."""
     stream.seek(0)
     found, whole = np.zeros(-(-size // BLOCK), "<u4"), 0
     for number in range(len(found)):

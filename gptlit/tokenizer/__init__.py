@@ -1,7 +1,7 @@
 """Text to token ids and back: characters, as in the lecture, or byte-level BPE through the `tokenizers` library.
 
-Both kinds lose nothing (`decode(encode(text)) == text`) and travel as one JSON string, so that a checkpoint carries its
-own vocabulary.
+Both are lossless (`decode(encode(text)) == text`) and are stored as one JSON string, so that a checkpoint contains its
+vocabulary.
 """
 
 import json
@@ -16,7 +16,11 @@ Tokenizer = CharTokenizer | BPETokenizer
 
 
 def from_json(text: str) -> Tokenizer:
-    """The tokenizer that `to_json` wrote. Raises `UserError` for any other string."""
+    """Read the tokenizer that `to_json` wrote.
+
+    Raises:
+        UserError: it is something else.
+    """
     try:
         fields = json.loads(text)
         kind, version, source = fields["kind"], fields["version"], fields["source"]
@@ -29,5 +33,5 @@ def from_json(text: str) -> Tokenizer:
     except UserError:
         raise
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"this is not a tokenizer of gptlit: {type(error).__name__}: {error}") from error
+        raise UserError(f"not a gptlit tokenizer: {type(error).__name__}: {error}") from error
     raise UserError(f"this tokenizer is of the kind {kind!r}: gptlit knows 'char' and 'bpe'")

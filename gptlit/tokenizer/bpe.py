@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding, learnt, read and applied by the `tokenizers` library; that is imported when needed."""
+"""Byte-level byte-pair encoding through the `tokenizers` library, which is imported when needed."""
 
 import codecs
 import json
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gptlit.errors import UserError
+from gptlit.errors import UserError, require
 from gptlit.tokenizer.characters import checked, dump, of, smallest_dtype
 
 if TYPE_CHECKING:
@@ -15,14 +15,29 @@ if TYPE_CHECKING:
     import tokenizers
 
 SLICE = 2**16  # characters that one thread of the library takes
+LONGEST_WORD = 1_000  # characters; learning takes time quadratic in the longest word, so longer ones are cut
 
 # Places where a text may be cut and a byte-level BPE still finds the same tokens: before a single space, and after a
 # single newline, between words. The patterns of GPT-2, Llama 3 and GPT-4 all end a word there.
 SAFE_CUT = re.compile(r"(?<=\S)(?= \w)|(?<=\S\n)(?=\w)")
 
+# GPT-2's words, with combining marks and joiners kept at their letters: without them every vowel sign of Hindi, Tamil
+# or vocalised Arabic ends a word, and no token can span it.
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}[\p{L}\p{M}\x{200C}\x{200D}]*| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT4 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CONTRACTIONS = ("'(?i:[sdmt]|ll|ve|re)|", "(?i:'s|'t|'re|'ve|'m|'ll|'d)|")  # as GPT-4 and as Llama 3 write them
+WORD_PATTERNS = frozenset(
+    {
+        WORDS,
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
+        *(start + GPT4 for start in CONTRACTIONS),
+        *(start + GPT4.replace("{1,3}", "") for start in CONTRACTIONS),  # Qwen
+    }
+)
+
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's way of writing bytes in JSON: a printable Latin-1 byte as itself, the others from U+0100 on, in order."""
+    """Return GPT-2's spelling of bytes in JSON: printable Latin-1 as itself, the others from U+0100 on, in order."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -32,11 +47,17 @@ BYTE_OF_CHARACTER = _byte_alphabet()
 
 
 class BPETokenizer:
-    """Byte-level byte-pair encoding (GPT-2): merges over UTF-8 bytes, so that no text is unknown.
+    """Byte-level byte-pair encoding (GPT-2; Radford et al., 2019): merges over UTF-8 bytes, so no text is unknown.
 
-    `definition` is the content of a `tokenizer.json`. Whatever in it would change text is switched off: normalizer,
-    prefix space, truncation, padding, dropout, and template tokens around the text. `train` and `from_file` make one.
-    Raises `UserError` for anything that is not a byte-level BPE.
+    Everything that would change a text is switched off: normalizer, prefix space, truncation, padding, dropout, and
+    template tokens around the text. `train` and `from_file` make one.
+
+    Args:
+        definition: content of a `tokenizer.json`.
+        source: name of the text or file that it comes from, for messages.
+
+    Raises:
+        UserError: it is not a byte-level BPE.
     """
 
     kind: Literal["bpe"] = "bpe"
@@ -46,7 +67,7 @@ class BPETokenizer:
         self._bpe = _lossless(definition, source)
         vocabulary = self._bpe.get_vocab(with_added_tokens=True)
         added = {token.content for token in self._bpe.get_added_tokens_decoder().values()}
-        self._bytes = [b""] * (max(vocabulary.values()) + 1)  # id -> bytes; ids may have gaps, which stand for nothing
+        self._bytes = [b""] * (max(vocabulary.values()) + 1)  # id -> bytes; gaps between ids are empty
         for token, i in vocabulary.items():
             # an added token is written as it reads; the others in GPT-2's alphabet of 256 printable characters
             self._bytes[i] = token.encode() if token in added else bytes(BYTE_OF_CHARACTER[c] for c in token)
@@ -55,6 +76,7 @@ class BPETokenizer:
             raise UserError(
                 f"the tokenizer{of(source)} does not give back every text: use a byte-level BPE like GPT-2's"
             )
+        self.splits_words = splits_words(self.definition)
 
     @classmethod
     def train(
@@ -62,15 +84,26 @@ class BPETokenizer:
     ) -> "BPETokenizer":
         """Learn merges until there are `vocab_size` tokens, or no pair is left to merge. Deterministic.
 
-        Raises `UserError` for a `vocab_size` below 256, the number of bytes.
+        Args:
+            texts: to learn from, cut between words.
+            vocab_size: number of tokens, at least 256.
+            source: name of the text, for messages.
+            show_progress: show the library's bars.
+
+        Raises:
+            UserError: `vocab_size` is below 256, the number of bytes.
         """
-        if vocab_size < 256:
-            raise UserError(
-                f"the vocabulary of a byte-level BPE has at least 256 tokens, one for a byte: not {vocab_size}"
-            )
+        require(
+            vocab_size >= 256, "vocab_size", vocab_size, "256 or more for a byte-level BPE, one token for each byte"
+        )
         library = _tokenizers()
         bpe = library.Tokenizer(library.models.BPE())
-        bpe.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.pre_tokenizer = library.pre_tokenizers.Sequence(
+            [
+                library.pre_tokenizers.Split(library.Regex(WORDS), "isolated"),
+                library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
         bpe.decoder = library.decoders.ByteLevel()
         trainer = library.trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -78,12 +111,17 @@ class BPETokenizer:
             special_tokens=[],
             initial_alphabet=sorted(BYTE_OF_CHARACTER),
         )
-        bpe.train_from_iterator([texts] if isinstance(texts, str) else texts, trainer)
+        pieces = (part for text in ([texts] if isinstance(texts, str) else texts) for part in without_long_words(text))
+        bpe.train_from_iterator(pieces, trainer)
         return cls(json.loads(bpe.to_str()), source)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "BPETokenizer":
-        """From a `tokenizer.json`, as the `tokenizers` library and `transformers` write it."""
+        """Read a `tokenizer.json`, as the `tokenizers` library and `transformers` write it.
+
+        Raises:
+            UserError: it cannot be read, or is not a byte-level BPE.
+        """
         try:
             definition = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
@@ -98,14 +136,19 @@ class BPETokenizer:
         return len(self._bytes)
 
     def encode(self, text: str, unknown: str = "error") -> list[int]:
-        """The ids of the text; `unknown` has no effect, since no text is unknown."""
+        """Encode a text; `unknown` has no effect, since no text is unknown."""
         return self._bpe.encode(text, add_special_tokens=False).ids
 
     def encode_array(self, text: str) -> "np.ndarray":
-        """`encode`, in slices on all cores: the ids in the smallest of uint8, uint16 and uint32 that holds them all."""
+        """Encode a text as `encode` does, on all cores where it may be cut.
+
+        Returns:
+            (N,) ids, in the narrowest of uint8, uint16 and uint32.
+        """
         import numpy as np
 
-        pieces, dtype = list(slices(text)), smallest_dtype(self.vocab_size)
+        pieces = list(slices(text)) if self.splits_words else [text]
+        dtype = smallest_dtype(self.vocab_size)
         found = [np.empty(0, dtype)]
         for start in range(0, len(pieces), 64):
             encodings = self._bpe.encode_batch_fast(pieces[start : start + 64], add_special_tokens=False)
@@ -113,11 +156,15 @@ class BPETokenizer:
         return np.concatenate(found)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; bytes that are no UTF-8 become U+FFFD. Raises `UserError` for an id out of range."""
+        """Decode ids; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            UserError: an id is out of range.
+        """
         return b"".join([self._bytes[i] for i in checked(ids, self.vocab_size)]).decode("utf-8", "replace")
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of the ids while they arrive; the bytes of an incomplete character wait for the rest of it."""
+        """Decode ids while they arrive; the bytes of an incomplete character wait for the rest of it."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for i in ids:
             if piece := decoder.decode(self._bytes[checked([i], self.vocab_size)[0]]):
@@ -126,7 +173,7 @@ class BPETokenizer:
             yield rest
 
     def chars_per_token(self) -> list[int]:
-        """How many characters begin in each token: their sum over a text is its exact number of characters."""
+        """Return how many characters begin in each token: their sum over a text is its number of characters."""
         return [sum(byte & 0xC0 != 0x80 for byte in token) for token in self._bytes]  # not 10xxxxxx: a first byte
 
     def bytes_per_token(self) -> list[int]:
@@ -139,7 +186,7 @@ class BPETokenizer:
         return json.loads(self._bpe.to_str())
 
     def to_json(self) -> str:
-        """All of it as one JSON string, for `from_json`."""
+        """Return everything as one JSON string, for `from_json`."""
         return dump(kind=self.kind, source=self.source, definition=self.definition)
 
     def __eq__(self, other: object) -> bool:
@@ -162,7 +209,7 @@ def _tokenizers() -> Any:
 
 
 def slices(text: str, size: int = SLICE) -> Iterator[str]:
-    """A text in pieces of a little over `size` characters, in which a BPE finds the same tokens as in the whole."""
+    """Yield a text in pieces of a little over `size` characters, cut where a BPE finds the same tokens."""
     start = 0
     while start < len(text):
         cut = SAFE_CUT.search(text, start + size)
@@ -171,8 +218,33 @@ def slices(text: str, size: int = SLICE) -> Iterator[str]:
         start = end
 
 
+def without_long_words(text: str) -> Iterator[str]:
+    """Yield a text, cut inside words of more than LONGEST_WORD characters; only for learning."""
+    start = 0
+    for word in re.finditer(rf"\S{{{LONGEST_WORD + 1},}}", text):
+        for cut in range(word.start() + LONGEST_WORD, word.end(), LONGEST_WORD):
+            yield text[start:cut]
+            start = cut
+    yield text[start:]
+
+
+def splits_words(definition: dict[str, Any]) -> bool:
+    """Return whether a BPE is known to find the same tokens in a text that is cut at SAFE_CUT.
+
+    True for pre-tokenizers that split words as GPT-2, GPT-4, Llama 3 or Qwen do. A BPE without such a pattern may
+    merge across spaces.
+    """
+    part = definition.get("pre_tokenizer") or {}
+    parts = part.get("pretokenizers", [part])
+    kinds = {part.get("type") for part in parts}
+    patterns = [part.get("pattern", {}).get("Regex", "") for part in parts if part.get("type") == "Split"]
+    by_bytes = any(part.get("type") == "ByteLevel" and part.get("use_regex", True) for part in parts)
+    known = all(pattern in WORD_PATTERNS for pattern in patterns)
+    return kinds <= {"ByteLevel", "Digits", "Split"} and known and (by_bytes or bool(patterns))
+
+
 def _lossless(definition: dict[str, Any], source: str) -> "tokenizers.Tokenizer":
-    """A tokenizer of the library from the content of a `tokenizer.json`, with all that changes text switched off."""
+    """Make a tokenizer of the library from a `tokenizer.json`, with everything that changes text switched off."""
     try:
         added = [{**token, "lstrip": False, "rstrip": False} for token in definition.get("added_tokens", [])]
         words = definition["model"]["vocab"].keys() - {token["content"] for token in added}
@@ -196,7 +268,7 @@ def _lossless(definition: dict[str, Any], source: str) -> "tokenizers.Tokenizer"
 
 
 def _without_prefix_space(part: Any) -> Any:
-    """A pre-tokenizer, or a sequence of them, that puts no space before the text."""
+    """Return a pre-tokenizer, or a sequence of them, without a space before the text."""
     if isinstance(part, list):
         return [_without_prefix_space(member) for member in part]
     if not isinstance(part, dict):

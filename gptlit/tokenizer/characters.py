@@ -11,14 +11,18 @@ JSON_VERSION = 1
 if TYPE_CHECKING:
     import numpy as np
 
-BLOCK = 2**20  # characters that encode_array takes at a time, so that its memory does not grow with the text
+BLOCK = 2**20  # characters that encode_array converts at a time, which bounds its memory
 
 
 class CharTokenizer:
-    """One id for each distinct character, in the order of `symbols` (A. Karpathy, "Let's build GPT").
+    """One id for each distinct character (A. Karpathy, "Let's build GPT"). Equal when the characters are.
 
-    `source` names the text that the symbols come from, for messages. Two tokenizers are equal when their symbols are.
-    Raises `UserError` for no symbols, a symbol given twice, and anything that is not a single character.
+    Args:
+        symbols: the characters in the order of their ids.
+        source: name of the text that they come from, for messages.
+
+    Raises:
+        UserError: no characters, one given twice, or something that is not a single character.
     """
 
     kind: Literal["char"] = "char"
@@ -39,7 +43,7 @@ class CharTokenizer:
 
     @classmethod
     def train(cls, text: str | Iterable[str], source: str = "") -> "CharTokenizer":
-        """The sorted distinct characters of a text, or of its pieces."""
+        """Make the vocabulary of a text, or of its pieces: its distinct characters, sorted."""
         symbols: set[str] = set()
         for piece in [text] if isinstance(text, str) else text:
             symbols.update(piece)
@@ -47,14 +51,19 @@ class CharTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of symbols."""
+        """Number of characters in the vocabulary."""
         return len(self.symbols)
 
     def encode(self, text: str, unknown: str = "error") -> list[int]:
-        """The id of every character.
+        """Encode a text.
 
-        `unknown` says what becomes of a character outside the vocabulary: `error` raises `UserError`, `skip` leaves it
-        out, `replace:C` puts the character C of the vocabulary in its place.
+        Args:
+            text: to encode.
+            unknown: what becomes of a character outside the vocabulary: `error` raises, `skip` leaves it out,
+                `replace:C` puts the character C of the vocabulary in its place.
+
+        Raises:
+            UserError: a character is not in the vocabulary, or `unknown` is none of these.
         """
         instead = self._instead_of_unknown(unknown)
         try:
@@ -66,14 +75,18 @@ class CharTokenizer:
         return [i for i in ids if i is not None]
 
     def encode_array(self, text: str) -> "np.ndarray":
-        """`encode`, vectorised: the ids in the smallest of uint8, uint16 and uint32 that holds them all.
+        """Encode a text as `encode` does, vectorised.
 
-        Raises `UserError` for a character outside the vocabulary.
+        Returns:
+            (N,) ids, in the narrowest of uint8, uint16 and uint32.
+
+        Raises:
+            UserError: a character is not in the vocabulary.
         """
         import numpy as np
 
         missing = self.vocab_size
-        last = max(map(ord, self.symbols)) + 1  # stands for every code point beyond the highest symbol
+        last = max(map(ord, self.symbols)) + 1  # stands for every code point beyond the highest one
         table = np.full(last + 1, missing, dtype=np.uint32)
         table[[ord(symbol) for symbol in self.symbols]] = np.arange(self.vocab_size)
         ids = np.empty(len(text), dtype=smallest_dtype(self.vocab_size))
@@ -86,16 +99,20 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids. Raises `UserError` for an id outside [0, vocab_size)."""
+        """Decode ids.
+
+        Raises:
+            UserError: an id is out of range.
+        """
         return "".join([self.symbols[i] for i in checked(ids, self.vocab_size)])
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of the ids, character by character, while they arrive."""
+        """Decode ids one by one while they arrive."""
         for i in ids:
             yield self.decode([i])
 
     def chars_per_token(self) -> list[int]:
-        """How many characters each id stands for: always one."""
+        """Return the number of characters of each id: always one."""
         return [1] * self.vocab_size
 
     def bytes_per_token(self) -> list[int]:
@@ -103,7 +120,7 @@ class CharTokenizer:
         return [len(symbol.encode()) for symbol in self.symbols]
 
     def to_json(self) -> str:
-        """All of it as one JSON string, for `from_json`."""
+        """Return everything as one JSON string, for `from_json`."""
         return dump(kind=self.kind, source=self.source, symbols="".join(self.symbols))
 
     def __eq__(self, other: object) -> bool:
@@ -132,12 +149,12 @@ class CharTokenizer:
         more = f" (and {others} other character{'s' * (others > 1)} of this text)" if others else ""
         return UserError(
             f"{describe(text[at])} at line {line}, column {column}{more} is not in the vocabulary{of(self.source)} "
-            f"({self.vocab_size} symbols): {remedy}"
+            f"({self.vocab_size} characters): {remedy}"
         )
 
 
 def describe(character: str) -> str:
-    """A character for a one-line message on any terminal, e.g. `'\\xe9' (U+00E9, LATIN SMALL LETTER E WITH ACUTE)`."""
+    """Describe a character in ASCII, e.g. `'\\xe9' (U+00E9, LATIN SMALL LETTER E WITH ACUTE)`."""
     name = unicodedata.name(character, "")
     return f"the character {character!a} (U+{ord(character):04X}{', ' * bool(name)}{name})"
 

@@ -157,7 +157,7 @@ FIT --trainer.overfit_batches 1                               | trainer.overfit_
 FIT --trainer.val_check_interval 0                            | trainer.val_check_interval
 FIT --trainer.val_check_interval 1.5                          | trainer.val_check_interval
 FIT --trainer.accumulate_grad_batches 0                       | trainer.accumulate_grad_batches
-FIT --trainer.accumulate_grad_batches 3                       | data.batch_size 8
+FIT --trainer.accumulate_grad_batches 3                       | data.batch_size is 8
 FIT --trainer.log_every_n_steps 0                             | trainer.log_every_n_steps
 FIT --trainer.gradient_clip_val -1                            | trainer.gradient_clip_val
 FIT --save_every_n_steps 0                                    | save_every_n_steps is 0
@@ -194,11 +194,11 @@ FIT --data.corpus ftp://example.com/a.txt                     | ftp://example.co
 FIT --data.corpus {}/empty.txt                                | {}/empty.txt
 FIT --data.corpus {}/blank.txt                                | {}/blank.txt
 FIT --data.corpus {}/one.txt                                  | {}/one.txt
-FIT --data.corpus {}/short.txt                                | model.gpt.block_size
+FIT --data.corpus {}/short.txt                                | block_size
 FIT --data.corpus {}/latin1.txt                               | {}/latin1.txt is not UTF-8
 FIT --data.corpus {}/utf16.txt                                | UTF-16
 FIT --data.corpus {}/picture.txt                              | {}/picture.txt
-FIT --data.corpus {}/table.csv                                | --data.text_column
+FIT --data.corpus {}/table.csv                                | data.text_column 'text'
 FIT --data.corpus {}/broken.jsonl                             | {}/broken.jsonl
 FIT --data.corpus {}/broken.txt.gz                            | {}/broken.txt.gz
 FIT --data.val_corpus {}/missing.txt                          | missing.txt

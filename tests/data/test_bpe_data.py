@@ -24,7 +24,7 @@ TEXT = "".join(f"{number}. À la mode, naïve — 日本語 🙂🙃 e\u0301, on
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of our own."""
+    """An empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "gptlit" / "tokens"
 
@@ -38,7 +38,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def bpe_data(path: Path, vocab_size: int = 280, **more: object) -> TextDataModule:
-    """The text as subwords."""
+    """Set up the text as BPE tokens."""
     data = TextDataModule(str(path), tokenizer="bpe", vocab_size=vocab_size, block_size=8, batch_size=4, **more)  # type: ignore[arg-type]
     data.setup()
     return data
@@ -54,13 +54,13 @@ def test_the_tokens_of_each_part_are_the_text_of_that_part(text: Path) -> None:
 
 
 def test_the_vocabulary_is_learned_from_the_training_part_alone(text: Path) -> None:
-    """Guards against a tokenizer that has seen what it is measured on."""
+    """Guards against a tokenizer that has seen the validation text."""
     alone = BPETokenizer.train(TEXT[: int(0.9 * len(TEXT))], 280)
     assert bpe_data(text).tokenizer == alone
 
 
 def test_the_vocabulary_is_learned_once(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second start, and a moved text, find it; another text, split or size is learned anew."""
+    """A second start, and a moved text, find it; another text, split or size is learned again."""
     first = bpe_data(text).tokenizer
     calls: list[int] = []
     train = BPETokenizer.train
@@ -81,8 +81,8 @@ def test_the_vocabulary_is_learned_once(text: Path, monkeypatch: pytest.MonkeyPa
     assert calls == [281, 280, 280]
 
 
-def test_learning_gives_the_same_vocabulary_however_the_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the size of the text decides about memory alone; ties between pairs included."""
+def test_the_vocabulary_does_not_depend_on_how_the_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ties between pairs included."""
     text = PLAY.read_text()[:60_000]
     whole = learned_bpe(lambda: [text], ("whole", 0, 400), 400, "")
     monkeypatch.setattr("gptlit.tokenizer.bpe.slices.__defaults__", (500,))
@@ -92,8 +92,8 @@ def test_learning_gives_the_same_vocabulary_however_the_text_is_cut(monkeypatch:
 
 
 @pytest.mark.parametrize("wanted", [100, 300, 1000])
-def test_of_a_very_long_text_a_sample_of_all_its_parts_is_enough(wanted: int) -> None:
-    """Guards against a vocabulary that takes a day to learn, or knows the beginning of the text alone."""
+def test_a_very_long_text_is_sampled_evenly(wanted: int) -> None:
+    """Guards against a vocabulary that takes a day to learn, or knows only the beginning of the text."""
     pieces = [f"{number:03}" + "." * (number % 7) for number in range(200)]
     characters = sum(map(len, pieces))
     taken = list(sample(pieces, characters, wanted))
@@ -103,7 +103,7 @@ def test_of_a_very_long_text_a_sample_of_all_its_parts_is_enough(wanted: int) ->
     assert quarter == pytest.approx(sum(map(len, taken)) / 4, abs=10)
 
 
-def test_of_a_text_that_is_not_so_long_everything_counts() -> None:
+def test_a_shorter_text_is_learned_from_completely() -> None:
     """Guards against a sample that leaves out the last piece."""
     pieces = ["abc", "def", "gh"]
     assert list(sample(pieces, 8, 8)) == list(sample(pieces, 8, 9)) == pieces
@@ -118,14 +118,14 @@ def tokenizer() -> BPETokenizer:
 @given(text=st.text(max_size=80))
 @settings(max_examples=100, deadline=None)
 def test_the_characters_of_the_tokens_are_the_characters_of_the_text(tokenizer: BPETokenizer, text: str) -> None:
-    """Exactly, for any text: what bits per character are divided by."""
+    """Exactly, for any text: bits per character are divided by them."""
     per_token = np.array(tokenizer.chars_per_token())
     assert per_token[tokenizer.encode(text)].sum() == len(text)
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_bits_per_character_are_exact(text: Path, tmp_path: Path, kind: str) -> None:
-    """A model that knows nothing needs log2(V) bits for every token but the first, over the characters of these."""
+    """An untrained uniform model needs log2(V) bits for every token but the first."""
     data = TextDataModule(str(text), tokenizer=kind, vocab_size=280, block_size=8, batch_size=4, eval_batch_size=7)
     data.setup()
     module = LitGPT(GPTConfig(block_size=8, n_layer=0, n_head=1, n_embd=8))
@@ -141,8 +141,8 @@ def test_bits_per_character_are_exact(text: Path, tmp_path: Path, kind: str) -> 
     assert metrics["val/loss"] == pytest.approx(math.log(data.tokenizer.vocab_size))
 
 
-def test_a_tokenizer_from_disk_is_taken_as_it_is(text: Path, tmp_path: Path) -> None:
-    """Such as GPT-2's own; its size comes with it, and the text is encoded with it."""
+def test_a_tokenizer_file_is_used_as_it_is(text: Path, tmp_path: Path) -> None:
+    """Such as GPT-2's; its size is taken over."""
     path = tmp_path / "tokenizer.json"
     theirs = BPETokenizer.train("another text altogether, for a vocabulary that does not fit", 270)
     path.write_text(json.dumps(theirs.definition))
@@ -152,29 +152,29 @@ def test_a_tokenizer_from_disk_is_taken_as_it_is(text: Path, tmp_path: Path) -> 
     assert data.tokenizer.decode(data.val_tokens.tolist()) == TEXT[int(0.9 * len(TEXT)) :]
 
 
-def test_a_tokenizer_that_is_not_there_is_named(text: Path) -> None:
-    """With what it could have been."""
-    with pytest.raises(UserError, match=r"data.tokenizer is 'bep': it must be char, bpe, or the path"):
+def test_an_unknown_tokenizer_is_refused_with_the_choices(text: Path) -> None:
+    """And with the name of the setting."""
+    with pytest.raises(UserError, match=r"tokenizer is 'bep': it must be char, bpe, or the path"):
         encode_text(TextSpec(str(text)), None, "bep", 300)
 
 
 def test_a_missing_library_is_named_with_what_installs_it(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`tokenizers` comes with an extra: without it there are characters only."""
+    """The command that installs it stands in the error."""
     monkeypatch.setattr("importlib.metadata.distributions", lambda **_: iter(()))
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match=r"pip install 'gptlit\[hf\]'"):
         bpe_data(text)
 
 
-def test_too_small_a_vocabulary_is_named_and_nothing_is_kept(text: Path, cache: Path) -> None:
+def test_too_small_a_vocabulary_is_refused_and_nothing_is_kept(text: Path, cache: Path) -> None:
     """A byte-level BPE has a token for each byte."""
-    with pytest.raises(UserError, match="at least 256 tokens"):
+    with pytest.raises(UserError, match="vocab_size is 100: it must be 256 or more"):
         bpe_data(text, vocab_size=100)
     assert not list(cache.glob("*.bpe"))
 
 
-def test_the_checkpoint_brings_its_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """Going on, validating and drawing need no learning, even where nothing is kept any more."""
+def test_a_checkpoint_contains_its_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Resuming and validating need no learning, even with an empty cache."""
     monkeypatch.chdir(tmp_path)
     config = write_config(tmp_path, data__tokenizer="bpe", data__vocab_size=270, trainer__max_steps=2)
     assert gptlit("fit", "--config", config, "--run_dir", "run").code == 0
@@ -189,7 +189,7 @@ def test_the_checkpoint_brings_its_vocabulary(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_config_is_base_with_subwords() -> None:
-    """So that their bits per character compare; the only differences are the tokenizer and the length of the run."""
+    """So their bits per character compare; only the tokenizer and the length of the run differ."""
     base, bpe = (yaml.safe_load((packaged_configs() / name).read_text()) for name in ("base.yaml", "bpe.yaml"))
     assert base["model"] == bpe["model"]
     extra = {"tokenizer": "bpe", "vocab_size": 1024}

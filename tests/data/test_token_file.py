@@ -1,4 +1,4 @@
-"""Texts larger than memory: the token file holds what memory would, survives interruptions, and notices damage."""
+"""Token files: the same ids as in memory, resumed after interruptions, and damage is detected."""
 
 import gzip
 import json
@@ -31,17 +31,17 @@ TEXT = "".join(f"{number}. {VERSE}" for number in range(300))
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of our own."""
+    """An empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "gptlit" / "tokens"
 
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every text is too large for memory, and read in many pieces."""
-    monkeypatch.setattr("gptlit.data.encode.IN_MEMORY_BYTES", {"char": 0, "bpe": 0})
-    monkeypatch.setattr("gptlit.data.corpus.text.READ_BYTES", 4000)
-    monkeypatch.setattr("gptlit.data.reading.text_of.__defaults__", (2000,))
+    """Every text is too long for memory, and read in many pieces."""
+    monkeypatch.setattr("gptlit.data.encode.IN_MEMORY_CHARACTERS", {"char": 0, "bpe": 0})
+    monkeypatch.setattr("gptlit.data.corpus.streams.READ_BYTES", 4000)
+    monkeypatch.setattr("gptlit.data.corpus.load.PIECE", 2000)
     monkeypatch.setattr("gptlit.data.tokens.SAVE_SECONDS", 0.0)
 
 
@@ -54,23 +54,23 @@ def text(tmp_path: Path) -> Path:
 
 
 def encoded(corpus: Path | str, kind: str = "char", **more: object) -> EncodedText:
-    """The text, with a tokenizer made from it."""
+    """Encode a text with a tokenizer made from it."""
     return encode_text(TextSpec(str(corpus), **more), None, kind, 300)  # type: ignore[arg-type]
 
 
 def ids(tokens: object) -> np.ndarray:
-    """All of a part, however it is kept."""
+    """Return all ids of a part, however it is stored."""
     return np.asarray(tokens[np.arange(len(tokens))])  # type: ignore[arg-type, index]
 
 
 def the_file(cache: Path) -> Path:
-    """The only token file in the cache."""
+    """Return the only token file in the cache."""
     (path,) = cache.glob("*.tokens")
     return path
 
 
 def write(path: Path, parts: list[list[int]], dtype: str = "uint16") -> Path:
-    """A token file of two parts, each in pieces of seven ids."""
+    """Write a token file of two parts, each in pieces of seven ids."""
     with TokenWriter(path, dtype) as writer:
         for part, content in enumerate(parts):
             for start in range(0, len(content), 7):
@@ -83,7 +83,7 @@ def write(path: Path, parts: list[list[int]], dtype: str = "uint16") -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
-def test_ids_come_back_at_any_position(tmp_path: Path, dtype: str) -> None:
+def test_ids_can_be_read_at_any_position(tmp_path: Path, dtype: str) -> None:
     """Of both parts and every width: guards against an offset that is off by a part or by a byte."""
     top = np.iinfo(dtype).max
     train, val = [int(top) - i % 200 for i in range(1000)], [i % 200 for i in range(100)]
@@ -100,7 +100,7 @@ def test_ids_come_back_at_any_position(tmp_path: Path, dtype: str) -> None:
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(max_examples=60, deadline=None)
-def test_any_flipped_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, place: float, bit: int) -> None:
+def test_any_flipped_bit_is_detected(tmp_path_factory: pytest.TempPathFactory, place: float, bit: int) -> None:
     """In the ids, the table of checksums, the description or its frame."""
     path = write(tmp_path_factory.mktemp("flip") / "a.tokens", [list(range(300)), list(range(40))])
     content = bytearray(path.read_bytes())
@@ -112,8 +112,8 @@ def test_any_flipped_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, pl
 
 @given(kept=st.floats(0, 1, exclude_max=True))
 @settings(max_examples=30, deadline=None)
-def test_a_file_cut_short_anywhere_is_noticed(tmp_path_factory: pytest.TempPathFactory, kept: float) -> None:
-    """And so is one with bytes missing in front, or with bytes behind its end."""
+def test_a_file_cut_short_anywhere_is_detected(tmp_path_factory: pytest.TempPathFactory, kept: float) -> None:
+    """And so is one with bytes missing at the beginning, or added at the end."""
     path = write(tmp_path_factory.mktemp("cut") / "a.tokens", [list(range(300)), list(range(40))])
     content = path.read_bytes()
     cut = int(kept * len(content))
@@ -123,10 +123,10 @@ def test_a_file_cut_short_anywhere_is_noticed(tmp_path_factory: pytest.TempPathF
             TokenFile(path)
 
 
-def test_damage_outside_the_sample_is_noticed_before_it_is_used(
+def test_damage_outside_the_spot_checks_is_detected_before_it_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening looks at a few blocks only; no id of the others is handed out unchecked."""
+    """Opening checks a few blocks only; no id of the others is returned unchecked."""
     monkeypatch.setattr("gptlit.data.tokens.BLOCK", 64)
     monkeypatch.setattr("gptlit.data.tokens.SPOT_CHECKS", 4)
     path = write(tmp_path / "a.tokens", [list(range(3200)), [1]])  # 100 blocks of 32 ids
@@ -144,10 +144,10 @@ def test_damage_outside_the_sample_is_noticed_before_it_is_used(
     assert np.array_equal(train[np.arange(1600)], np.arange(1600))  # up to the damage
     with pytest.raises(UserError, match=r"a\.tokens was damaged .* 3,200 .* start again"):
         train[np.array([1631])]
-    assert not path.exists()  # the next start makes it anew
+    assert not path.exists()  # the next start writes it again
 
 
-def test_an_interrupted_writer_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_writer_continues_where_it_stopped(tmp_path: Path) -> None:
     """The file is, byte for byte, the one that was never interrupted."""
     whole = write(tmp_path / "whole.tokens", [list(range(70)), list(range(30))]).read_bytes()
     pieces = [(0, start) for start in range(0, 70, 7)] + [(1, start) for start in range(0, 30, 7)]
@@ -162,7 +162,7 @@ def test_an_interrupted_writer_goes_on_where_it_was(tmp_path: Path) -> None:
             writer.finish()
     assert starts == [0, 4, 8, 12]
     assert path.read_bytes() == whole
-    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "whole.tokens"]  # nothing is left lying about
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "whole.tokens"]  # no temporary file is left
 
 
 class nothing:  # noqa: N801
@@ -174,8 +174,8 @@ class nothing:  # noqa: N801
 
 
 @pytest.mark.parametrize("what", ["part", "notes"])
-def test_an_interrupted_file_that_was_damaged_is_begun_anew(tmp_path: Path, what: str) -> None:
-    """Guards against a file whose beginning nobody wrote, e.g. after a power failure."""
+def test_an_interrupted_file_that_was_damaged_is_started_again(tmp_path: Path, what: str) -> None:
+    """Guards against a file with a beginning that was never written, e.g. after a power failure."""
     path = tmp_path / "a.tokens"
     with TokenWriter(path, "uint16") as writer:
         writer.append(0, np.arange(50, dtype=np.uint16))
@@ -190,8 +190,8 @@ def test_an_interrupted_file_that_was_damaged_is_begun_anew(tmp_path: Path, what
     assert np.array_equal(ids(TokenFile(path).parts[0]), np.arange(9))
 
 
-def test_parts_travel_to_other_processes(tmp_path: Path) -> None:
-    """Strategies that start processes of their own pickle the data; the copy opens the file again."""
+def test_parts_can_be_pickled_for_other_processes(tmp_path: Path) -> None:
+    """The copy opens the file again."""
     file = TokenFile(write(tmp_path / "a.tokens", [list(range(300)), list(range(40))]))
     assert np.array_equal(ids(pickle.loads(pickle.dumps(file.parts[1]))), np.arange(40))
 
@@ -200,7 +200,7 @@ def test_parts_travel_to_other_processes(tmp_path: Path) -> None:
 def test_reading_all_of_a_file_does_not_make_it_memory_of_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guards against a file that grows into the process page by page, until the machine has no memory left."""
+    """Guards against mapped pages that count as memory of the process until the machine has none left."""
     monkeypatch.setattr("gptlit.data.tokens.MAPPED_BYTES", 2**22)
     with TokenWriter(tmp_path / "a.tokens", "uint32") as writer:
         for start in range(0, 2**23, 2**20):  # 32 MB
@@ -219,7 +219,7 @@ def test_reading_all_of_a_file_does_not_make_it_memory_of_the_process(
 
 
 def smaps() -> str:
-    """What of each mapping of this process is in memory, exactly."""
+    """Return the resident pages of each mapping of this process."""
     return Path("/proc/self/smaps").read_text()
 
 
@@ -271,10 +271,10 @@ SOURCES = [as_text, as_folder, as_two_texts, as_gzip, as_zstandard, as_json_line
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 @pytest.mark.parametrize("source", SOURCES, ids=[source.__name__ for source in SOURCES])
-def test_a_token_file_holds_what_memory_would_hold(
+def test_a_token_file_holds_the_same_ids_as_memory(
     tmp_path: Path, request: pytest.FixtureRequest, source: Callable[[Path], dict], kind: str
 ) -> None:
-    """Same ids, split, tokenizer and fingerprint, whatever the text comes as: size decides about the place alone."""
+    """Same ids, split, tokenizer and fingerprint for every format: size decides only where they are stored."""
     named = source(tmp_path)
 
     def data() -> TextDataModule:
@@ -305,7 +305,7 @@ def test_a_token_file_holds_what_memory_would_hold(
 def test_a_second_start_reads_no_text(text: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Guards against a start that takes minutes each time."""
     first = encoded(text, kind)
-    monkeypatch.setattr("gptlit.data.reading.text_of", lambda *_: pytest.fail("the text was read again"))
+    monkeypatch.setattr("gptlit.data.corpus.load.Corpus.parts", lambda *_: pytest.fail("the text was read again"))
     monkeypatch.setattr("gptlit.data.encode.write_tokens", lambda *_: pytest.fail("the text was encoded again"))
     monkeypatch.setattr(BPETokenizer, "train", lambda *_, **__: pytest.fail("the vocabulary was learned again"))
     second = encoded(text, kind)
@@ -314,10 +314,10 @@ def test_a_second_start_reads_no_text(text: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("large")
-def test_a_text_that_moved_is_read_but_not_encoded_again(
+def test_a_moved_text_is_read_but_not_encoded_again(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the file is named after is its content."""
+    """The name of the file is a hash of the content."""
     first = encoded(text)
     text.rename(tmp_path / "moved.txt")
     monkeypatch.setattr("gptlit.data.encode.write_tokens", lambda *_: pytest.fail("the text was encoded again"))
@@ -326,8 +326,8 @@ def test_a_text_that_moved_is_read_but_not_encoded_again(
 
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("told_by", ["its time", "its samples"])
-def test_a_text_that_changed_is_read_again(text: Path, monkeypatch: pytest.MonkeyPatch, told_by: str) -> None:
-    """Even one of the same size: by a new time, and by an old one where the change is among the samples."""
+def test_a_changed_text_is_read_again(text: Path, monkeypatch: pytest.MonkeyPatch, told_by: str) -> None:
+    """Even at the same size: detected by its time, or with the old time by a sample of its bytes."""
     if told_by == "its time":  # nothing is sampled but the first and the last byte
         monkeypatch.setattr("gptlit.data.reading.SAMPLES", 2)
         monkeypatch.setattr("gptlit.data.reading.SAMPLE", 1)
@@ -342,7 +342,7 @@ def test_a_text_that_changed_is_read_again(text: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("large")
 def test_another_split_or_tokenizer_is_another_file(text: Path, cache: Path) -> None:
-    """Guards against ids of one vocabulary read as those of another."""
+    """Guards against ids of one vocabulary that are read as those of another."""
     for more in ({}, {"val_fraction": 0.2}, {"kind": "bpe"}):
         encoded(text, **more)
     assert len(list(cache.glob("*.tokens"))) == 3
@@ -364,7 +364,7 @@ def empty(path: Path) -> None:
 
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("damage", [cut_short, flip_a_bit, empty])
-def test_a_damaged_file_is_made_anew(
+def test_a_damaged_token_file_is_written_again(
     text: Path, cache: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a line that says so, and the same bytes as before."""
@@ -379,7 +379,7 @@ def test_a_damaged_file_is_made_anew(
 
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("suffix", ["facts", "bpe"])
-def test_a_damaged_note_is_made_anew(text: Path, cache: Path, suffix: str) -> None:
+def test_a_damaged_record_is_written_again(text: Path, cache: Path, suffix: str) -> None:
     """Guards against a wrong checksum, a wrong split or another vocabulary from a file half written."""
     before = encoded(text, "bpe")
     (note,) = cache.glob(f"*.{suffix}")
@@ -393,8 +393,8 @@ def test_a_damaged_note_is_made_anew(text: Path, cache: Path, suffix: str) -> No
 
 
 @pytest.mark.usefixtures("large")
-def test_encoding_that_was_killed_goes_on_where_it_was(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL in the middle: the second start encodes only what is missing, and the result is whole."""
+def test_encoding_continues_after_sigkill(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second start encodes only what is missing, and the result is complete."""
     pieces: list[int] = []
     encode = CharTokenizer.encode_array
 
@@ -417,10 +417,10 @@ def test_encoding_that_was_killed_goes_on_where_it_was(text: Path, monkeypatch: 
 
 
 @pytest.mark.usefixtures("large")
-def test_who_interrupts_the_encoding_is_told_that_it_goes_on(
+def test_ctrl_c_while_encoding_says_that_it_continues(
     text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C keeps what is there, too."""
+    """And keeps what has been encoded."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -429,13 +429,13 @@ def test_who_interrupts_the_encoding_is_told_that_it_goes_on(
         patch.setattr(TokenWriter, "finish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             encoded(text)
-    assert "the next start goes on from there" in capsys.readouterr().err
+    assert "the next start continues from there" in capsys.readouterr().err
     monkeypatch.setattr(CharTokenizer, "encode_array", lambda *_: pytest.fail("a piece was encoded again"))
     assert len(encoded(text).train) == int(0.9 * len(TEXT))
 
 
 @pytest.mark.usefixtures("large")
-def test_of_several_processes_one_encodes(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_several_processes_encodes(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against processes of one machine that write the same file at the same time."""
     import gptlit.data.encode
 
@@ -450,10 +450,8 @@ def test_of_several_processes_one_encodes(text: Path, monkeypatch: pytest.Monkey
     assert all(np.array_equal(results[0], result) for result in results)
 
 
-def test_threads_that_write_the_same_record_leave_each_other_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guards against one file in between for both, which the first to be done takes away from the other."""
+def test_threads_can_write_the_same_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against one temporary file for both, which the first thread moves away."""
     replace, both_wrote = os.replace, threading.Barrier(2, timeout=30)
     monkeypatch.setattr(os, "replace", lambda *paths: (both_wrote.wait(), replace(*paths)))
     with ThreadPoolExecutor(2) as pool:
@@ -462,16 +460,19 @@ def test_threads_that_write_the_same_record_leave_each_other_alone(
 
 
 @pytest.mark.usefixtures("large")
-def test_a_character_that_the_model_does_not_know_is_named_before_anything_is_encoded(text: Path, cache: Path) -> None:
+def test_an_unknown_character_is_named_before_anything_is_encoded(text: Path, cache: Path) -> None:
     """Guards against an hour of encoding that ends at the last character."""
-    with pytest.raises(UserError, match=r"U\+65E5.* \(and 1 others\) of .*rhyme.txt is not in the vocabulary of old"):
+    with pytest.raises(
+        UserError,
+        match=r"corpus .*rhyme.txt holds .*U\+65E5.* \(and 1 other character\), .* vocabulary of old",
+    ):
         encode_text(TextSpec(str(text)), CharTokenizer(sorted(set(TEXT) - set("日本")), "old"), "char", 300)
     assert not list(cache.glob("*.tokens*"))
 
 
 @pytest.mark.usefixtures("large")
 def test_a_full_disk_is_named(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one line, with what to do."""
+    """In one line, with the remedy."""
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -486,20 +487,20 @@ def test_a_text_that_grows_while_it_is_read_is_refused(text: Path, monkeypatch: 
     """Guards against ids that belong to another text than the checksum."""
     import gptlit.data.encode
 
-    facts_of = gptlit.data.encode.facts_of
+    read = gptlit.data.encode.read
 
     def then_grow(*arguments: object) -> object:
-        facts = facts_of(*arguments)  # type: ignore[arg-type]
+        facts, pieces = read(*arguments)  # type: ignore[arg-type]
         text.write_text(TEXT + "more", encoding="utf-8")
-        return facts
+        return facts, pieces
 
-    monkeypatch.setattr("gptlit.data.encode.facts_of", then_grow)
+    monkeypatch.setattr("gptlit.data.encode.read", then_grow)
     with pytest.raises(UserError, match="has changed while it was read"):
         encoded(text)
 
 
-def test_a_hub_data_set_that_streams_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its text alone is kept; reading it a second time, for the vocabulary or another run, asks nobody."""
+def test_a_streamed_hub_data_set_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its texts are kept; a second reading, for the vocabulary or another run, needs no network."""
     import datasets
 
     path = Path(as_json_lines(tmp_path)["corpus"])
@@ -527,7 +528,7 @@ def test_a_hub_data_set_that_streams_is_fetched_once(tmp_path: Path, monkeypatch
 def test_training_from_a_token_file_takes_the_same_steps(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way through the Trainer, validation included: the same weights and the same loss, bit for bit."""
+    """Through the Trainer, validation included: the same weights and the same loss, bit-exactly."""
 
     def run() -> tuple[list[torch.Tensor], float]:
         module = LitGPT(GPTConfig(block_size=8, n_layer=1, n_head=2, n_embd=16), OptimizerConfig(name="adamw", lr=1e-2))
@@ -543,7 +544,7 @@ def test_training_from_a_token_file_takes_the_same_steps(
 
     on_disk = True
     disk = run()
-    monkeypatch.setattr("gptlit.data.encode.IN_MEMORY_BYTES", {"char": 2**26, "bpe": 2**26})
+    monkeypatch.setattr("gptlit.data.encode.IN_MEMORY_CHARACTERS", {"char": 2**26, "bpe": 2**26})
     on_disk = False
     memory = run()
     assert disk[1] == memory[1]

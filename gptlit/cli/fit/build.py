@@ -58,7 +58,9 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
         with settings_under("data"):
             data.prepare_data()
     except UserError as error:
-        raise blame_for_the_text(plan, error) from error
+        if plan.start is not None and not plan.corpus_given and error.setting == "data.corpus":
+            error.message += " (the name is the checkpoint's: give --data.corpus another)"
+        raise
     if plan.verb == "fit" and plan.start is not None:
         refuse_another_text(plan.start.checkpoint, data)
     with settings_under("data"):
@@ -67,17 +69,6 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
     if not borrowed:  # else the borrowed embedding is cut to the tokenizer
         check_vocabulary(model.gpt, data.tokenizer.vocab_size)
     model.run_config = as_yaml({key: value for key, value in settings.items() if key != "ckpt_path"})
-
-
-def blame_for_the_text(plan: Plan, error: UserError) -> UserError:
-    """Name data.corpus in an error of the tokenizer, which does not know where the text came from."""
-    if plan.start is None:
-        return error
-    if not error.setting and "data." not in str(error):
-        return UserError(f"data.corpus: {error}")
-    if plan.corpus_given:
-        return error
-    return UserError(f"{error} (the name is the checkpoint's: give --data.corpus another)")
 
 
 def open_run_dir(plan: Plan) -> RunDir:

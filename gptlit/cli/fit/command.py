@@ -84,8 +84,8 @@ def run_fit(plan: Plan, extra_callbacks: Sequence[pl.Callback] = (), quiet: bool
     check_trainer_settings(plan.settings, fit=True)
     objects = instantiate(plan)
     prepare(plan, objects.model, objects.data)
-    if objects.data.corpus.notice:
-        say_once(objects.data.corpus.notice, style="bold red")
+    for notice in objects.data.corpus.notices:
+        say_once(notice, style="bold red")
     folder = None if plan.settings["trainer"]["fast_dev_run"] else open_run_dir(plan)
     try:
         trainer, parts = make_trainer(plan, objects, None if folder is None else folder.path, extra_callbacks, quiet)

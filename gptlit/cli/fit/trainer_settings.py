@@ -9,7 +9,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from gptlit.data import share_of_batch
-from gptlit.errors import UserError
+from gptlit.errors import UserError, settings_under
 from gptlit.training.lightning_internals import starts_processes_by_fork
 
 
@@ -93,7 +93,8 @@ def check_devices(trainer: pl.Trainer, batch_size: int, optimizer: str) -> None:
             "trainer.strategy starts its processes by spawn or fork, which a run of gptlit does not survive: choose "
             "trainer.strategy ddp"
         )
-    share_of_batch(batch_size, trainer.accumulate_grad_batches, trainer.world_size)
+    with settings_under("data"):
+        share_of_batch(batch_size, trainer.accumulate_grad_batches, trainer.world_size)
     if optimizer == "muon" and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
         raise UserError(
             "model.optimizer.name is muon, which needs whole matrices, and trainer.strategy spreads each over the "

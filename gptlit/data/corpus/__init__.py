@@ -1,5 +1,5 @@
-"""Where text comes from: a name, a file, a glob, a folder, a URL or a hub id becomes a `Corpus` of two parts."""
+"""Corpora: a name, file, glob, folder, URL or hub id becomes documents, and these one text in two parts."""
 
-from gptlit.data.corpus.load import Corpus, iter_text, load_corpus
+from gptlit.data.corpus.load import Corpus, TextSpec, open_corpus
 
-__all__ = ["Corpus", "iter_text", "load_corpus"]
+__all__ = ["Corpus", "TextSpec", "open_corpus"]

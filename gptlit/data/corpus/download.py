@@ -1,9 +1,8 @@
-"""What needs a network: URLs and hub data sets, through `datasets`. Of both a copy is kept on disk.
+"""Downloads through `datasets`: URLs and hub data sets. Of both a copy is kept on disk.
 
-`datasets` takes one to two seconds to import, so it is left alone when the copy of a URL is there already.
+`datasets` takes one to two seconds to import, so it is not imported when the copy of a URL is there already.
 """
 
-import glob
 import hashlib
 import os
 import re
@@ -17,35 +16,37 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gptlit.data.cache import cache_folder
 from gptlit.errors import UserError
 
-CONNECT_SECONDS = 5.0  # until a server must have taken the call
-SILENCE_SECONDS = 10.0  # between two parts of its answer
+CONNECT_SECONDS = 5.0  # timeout of connecting
+SILENCE_SECONDS = 10.0  # timeout between two parts of an answer
 NETWORK = (ConnectionError, TimeoutError, socket.gaierror)
 
 
 class NetworkError(UserError):
-    """The network is out of reach, or a server has trouble of its own: the user asked for nothing wrong."""
+    """The network is out of reach, or a server fails: the only reason for the fallback text."""
 
     def __init__(self, what: str, reason: BaseException) -> None:
         self.what, self.reason = what, _line(reason)
         super().__init__(
-            f"cannot reach {what} ({self.reason}): a network is needed once, then a copy is kept; "
-            "without one use --data.corpus sample, or a text file of your own"
+            f"{what} cannot be reached ({self.reason}): a network is needed once, then a copy is kept; without one use "
+            "sample, or a text file of your own"
         )
 
 
-def cache_folder() -> Path:
-    """Where copies are kept: `$XDG_CACHE_HOME/gptlit`, and without that variable `~/.cache/gptlit`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gptlit"
-
-
 def fetch(url: str, what: str, cache_dir: Path | None, known_good: bool = False) -> Path:
-    """The file of a URL: the copy in `cache_dir` (by default `$XDG_CACHE_HOME/gptlit`), or else downloaded into it.
+    """Return the file of a URL, downloaded once and then kept.
 
-    A copy is kept for good, and appears only when it is whole. Raises `NetworkError` when no server answers or it has
-    trouble, and `UserError` when it refuses (e.g. 404); the refusal of an address that is `known_good` is the network's
-    doing, too (e.g. a firewall's).
+    Args:
+        url: what to download.
+        what: its name in messages.
+        cache_dir: where copies are kept, by default `cache_folder()`. A copy appears only when it is complete.
+        known_good: whether the address is right, so that a refusal (e.g. 403) comes from a firewall.
+
+    Raises:
+        NetworkError: no server answers, or it fails.
+        UserError: the server refuses the address (e.g. 404), or the copy cannot be written.
     """
     folder = cache_dir or cache_folder()
     name = re.sub(r"[^\w.-]", "_", PurePosixPath(urllib.parse.urlsplit(url).path).name)[-64:]
@@ -58,7 +59,7 @@ def fetch(url: str, what: str, cache_dir: Path | None, known_good: bool = False)
             os.replace(_download(url, what, empty, known_good), kept)
     except OSError as error:
         raise UserError(
-            f"cannot keep {what} in {folder} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be written"
+            f"{what} cannot be kept in {folder} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be written"
         ) from error
     return kept
 
@@ -77,7 +78,7 @@ def _download(url: str, what: str, folder: str, known_good: bool) -> str:
     try:
         return datasets.DownloadManager(download_config=settings).download(url)
     except (OSError, ValueError, aiohttp.ClientError) as error:
-        # At first contact the library says FileNotFoundError whatever went wrong: the reason is the error behind it.
+        # The library turns every failure into FileNotFoundError: the reason is its cause.
         for failure in _chain(error):
             if isinstance(failure, aiohttp.ClientResponseError):
                 if failure.status >= 500 or known_good:
@@ -85,41 +86,64 @@ def _download(url: str, what: str, folder: str, known_good: bool) -> str:
                 raise UserError(f"{url} answers {failure.status} {failure.message}: check the address") from error
             if isinstance(failure, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, *NETWORK)):
                 raise NetworkError(what, failure) from error
-        raise UserError(f"cannot download {what}: {_line(error)}") from error
+        raise UserError(f"{what} cannot be downloaded: {_line(error)}") from error
 
 
 def open_hub(name: str, config: str | None, split: str, cache_dir: Path | None, streaming: bool) -> Any:
-    """A split of a data set of the Hugging Face Hub, as `datasets` gives it and keeps it.
+    """Open a split of a data set of the Hugging Face Hub; `datasets` keeps the copy.
 
-    Raises `NetworkError` when neither the hub nor a copy can be had, `UserError` when the hub does not know it.
+    Args:
+        name: `owner/name`.
+        config: of the data set, None for its default.
+        split: as `datasets` writes it: `train`, `train[1:]`.
+        cache_dir: where `datasets` keeps copies, None for its default.
+        streaming: read it while it arrives.
+
+    Raises:
+        NetworkError: neither the hub nor a copy can be reached.
+        UserError: the hub does not know it.
     """
     import datasets
 
-    # A hub out of reach would be tried for half a minute; offline mode looks for a copy at once.
+    # The library tries an unreachable hub for half a minute; offline mode looks for a copy at once.
     silence = None if datasets.config.HF_HUB_OFFLINE else _no_answer(datasets.config.HF_ENDPOINT)
     try:
         with offline(silence is not None):
             return datasets.load_dataset(name, config, split=split, cache_dir=cache_dir, streaming=streaming)
-    except Exception as error:  # whatever it is, it is about a data set that the user named
+    except Exception as error:  # all of them are about a data set that the user named
         if any(isinstance(failure, NETWORK) for failure in _chain(error)):
             raise NetworkError(f"{name} on the Hugging Face Hub", silence or error) from error
-        raise UserError(f"cannot load {name} from the Hugging Face Hub: {_line(error)}") from error
+        raise UserError(f"{name} cannot be loaded from the Hugging Face Hub: {_line(error)}") from error
 
 
-def open_table(path: Path, kind: str, cache_dir: Path | None) -> Any:
-    """The rows of a local file as `datasets` gives them; `kind` is `json`, `csv` or `parquet`."""
+def open_saved(folder: Path, split: str | None) -> Any:
+    """Open a data set that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, memory-mapped.
+
+    Args:
+        folder: where it is.
+        split: of a DatasetDict, by default `train`; None and `train` are the same for a single Dataset.
+
+    Raises:
+        UserError: it cannot be read, or has no such split.
+    """
     import datasets
 
-    options = {"keep_default_na": False} if kind == "csv" else {}  # the word "null" is a word
-    with offline(True):  # else the library reports even the reading of a local file, and waits for the answer
-        return datasets.load_dataset(
-            kind, data_files=glob.escape(str(path)), split="train", streaming=True, cache_dir=cache_dir, **options
-        )
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:  # all of them are about a folder that the user named
+        raise UserError(f"{folder} cannot be loaded: {_line(error)}") from error
+    if not isinstance(found, datasets.DatasetDict):
+        if split not in (None, "train"):
+            raise UserError(f"{folder} is one data set without splits: leave #{split} out")
+        return found
+    if (split or "train") not in found:
+        raise UserError(f"{folder} has the splits {', '.join(found)}: name one, e.g. {folder}#{next(iter(found))}")
+    return found[split or "train"]
 
 
 @contextmanager
 def offline(on: bool) -> Iterator[None]:
-    """Keeps `datasets` off the network for a while, if `on`."""
+    """Set the offline mode of `datasets` inside, if `on`."""
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
@@ -131,10 +155,10 @@ def offline(on: bool) -> Iterator[None]:
 
 
 def _no_answer(url: str) -> OSError | None:
-    """Why nobody takes a call at this address, or null when somebody does."""
+    """Return the connection error of a host, or None if it accepts a connection."""
     parts = urllib.parse.urlsplit(url)
     if {parts.scheme, "all"} & urllib.request.getproxies().keys():
-        return None  # it is the proxy that must answer, and only a request can tell
+        return None  # only a request can tell whether a proxy answers
     port = parts.port or (80 if parts.scheme == "http" else 443)
     try:
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
@@ -142,10 +166,10 @@ def _no_answer(url: str) -> OSError | None:
         return error
     failure = None
     for family, kind, protocol, _, address in {entry[0]: entry for entry in found}.values():  # one IPv4, one IPv6
-        with socket.socket(family, kind, protocol) as call:
-            call.settimeout(CONNECT_SECONDS)
+        with socket.socket(family, kind, protocol) as connection:
+            connection.settimeout(CONNECT_SECONDS)
             try:
-                call.connect(address)
+                connection.connect(address)
             except OSError as error:
                 failure = error
             else:

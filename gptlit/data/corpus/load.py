@@ -1,126 +1,198 @@
-"""From one or more sources to one text, its split and its checksum."""
+"""A corpus: sources, the documents in them, and two parts, training and validation."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
+from gptlit.data.corpus.documents import HOW, Pieces, documents_of, joined, part_of, separator_between
 from gptlit.data.corpus.download import NetworkError
+from gptlit.data.corpus.kept import kept
 from gptlit.data.corpus.sources import Source, resolve
-from gptlit.data.corpus.text import join, recut
-from gptlit.errors import UserError
+from gptlit.data.corpus.text import recut
+from gptlit.errors import UserError, require
+from gptlit.tokenizer.bpe import slices
 
-PIECE = 2**22  # characters handled at a time, where the whole text would need too much memory
+PIECE = 2**20  # characters read and encoded at a time
+SPLITS = ("tail", "documents")
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """What the user named; the fields are those of `TextDataModule`.
+
+    Raises:
+        UserError: a value is out of range, or two of them exclude each other.
+    """
+
+    corpus: str | list[str]
+    val_corpus: str | list[str] | None = None
+    val_fraction: float = 0.1
+    fallback: str | None = None
+    text_column: str = "text"
+    streaming: bool = False
+    documents: str | None = None
+    separator: str | None = None
+    split: str = "tail"
+    seed: int = 1337
+
+    def __post_init__(self) -> None:
+        for setting, value, allowed in (
+            ("fallback", self.fallback, (None, "sample")),
+            ("documents", self.documents, (None, *HOW)),
+            ("split", self.split, SPLITS),
+        ):
+            require(value in allowed, setting, repr(value), ", ".join("null" if a is None else a for a in allowed))
+        require(0.0 < self.val_fraction < 1.0, "val_fraction", self.val_fraction, "between 0 and 1")
+        require(self.separator != "", "separator", "empty", "a text, or null")
+        if self.split == "documents" and self.val_corpus is not None:
+            raise UserError("is 'documents', but val_corpus is a validation text of its own: drop one", "split")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text in two parts."""
+    """A text that can be read again and again.
 
-    name: str
-    """Short, for file names and messages: `tinyshakespeare`, `my`, `owner/name`."""
-    train: str = field(repr=False)
-    """The text to learn from."""
-    val: str = field(repr=False)
-    """The text to measure on."""
-    sha256: str
-    """Of both parts, the training part first, as UTF-8."""
-    source: str
-    """Where the text came from, in words."""
-    notice: str | None = None
-    """What the user must be told: the network was out of reach and this is the fallback. Null otherwise."""
+    Attributes:
+        spec: what the user named.
+        sources: of the text.
+        val_sources: of a separate validation text, if there is one.
+        separator: between documents; None for a blank line.
+        notices: for the user: a fallback, files left out.
+    """
+
+    spec: TextSpec
+    sources: tuple[Source, ...]
+    val_sources: tuple[Source, ...]
+    separator: str | None
+    notices: tuple[str, ...] = ()
 
     @property
-    def used_fallback(self) -> bool:
-        """Whether this is the fallback and not the text that was asked for."""
-        return self.notice is not None
+    def name(self) -> str:
+        """Short, for file names and messages: `tinyshakespeare`, `my`, `owner/name`."""
+        return together([source.name for source in self.sources], "+")
+
+    @property
+    def words(self) -> str:
+        """Where the text comes from."""
+        return together([source.words for source in self.sources], ", ")
+
+    @property
+    def has_val_part(self) -> bool:
+        """Whether `parts` gives a part 1; otherwise validation is the end of part 0."""
+        return bool(self.val_sources) or self.spec.split == "documents"
+
+    @property
+    def document_start(self) -> str | None:
+        """Text after which a document begins; None where the text is one document."""
+        how = document_kind(self.spec, self.sources)
+        if how == "whole" and self.spec.separator is None:
+            return None
+        return "\n\n" if self.separator is None else self.separator
+
+    def parts(self) -> Iterator[tuple[int, str]]:
+        """Yield the text in pieces of about a million characters, each with the number of its part.
+
+        Part 0 comes first. With a split by documents, or a validation text of its own, part 1 follows; otherwise all
+        is part 0, and the end of it is validation. Pieces are cut where a BPE finds the same tokens as in the whole.
+
+        Raises:
+            UserError: a source cannot be read.
+        """
+        with settings_from("corpus"):
+            if self.spec.split == "documents":
+                for part in (0, 1):
+                    chosen = part_of(documents(self.spec, self.sources), part, self.spec.val_fraction, self.spec.seed)
+                    yield from self._pieces(part, chosen)
+                return
+            yield from self._pieces(0, documents(self.spec, self.sources))
+        if self.val_sources:
+            with settings_from("val_corpus"):
+                yield from self._pieces(1, documents(self.spec, self.val_sources))
+
+    def _pieces(self, part: int, texts: Iterator[Pieces]) -> Iterator[tuple[int, str]]:
+        for piece in recut(joined(texts, self.separator), PIECE):
+            yield from ((part, text) for text in slices(piece, PIECE))
 
 
-def load_corpus(
-    spec: str | list[str],
-    *,
-    fallback: str | None = None,
-    val: str | list[str] | None = None,
-    val_fraction: float = 0.1,
-    text_column: str = "text",
-    cache_dir: Path | None = None,
-) -> Corpus:
-    """The text that `spec` names, in memory. What a spec may be stands at `gptlit.data.corpus.sources.resolve`.
+def open_corpus(spec: TextSpec) -> Corpus:
+    """Find the sources of a text, or of the fallback when the network is out of reach.
 
-    The text is UTF-8 without byte order mark, its line ends are `\\n`, and between two documents (files, or rows of a
-    table) stands one blank line. Validation is `val`, or else the last `val_fraction` of the text, in order: of n
-    characters the first int(n * (1 - val_fraction)) are for training, as in the lecture and in nanoGPT.
-
-    `fallback` is loaded instead, with a `notice`, when the network is out of reach, and for no other reason.
-    `cache_dir` holds what is downloaded; by default `$XDG_CACHE_HOME/gptlit`, and for hub data sets the cache of
-    `datasets` (HF_HOME). What is there is not downloaded again.
-
-    Raises `UserError` for a text that is missing, unreadable, not UTF-8, empty, or too short to be split.
+    Raises:
+        UserError: a source is missing, or its documents are not what the settings say.
+        NetworkError: the network is out of reach, and there is no fallback.
     """
-    if not 0.0 < val_fraction < 1.0:
-        raise UserError(f"data.val_fraction is {val_fraction}: it must lie between 0 and 1")
     try:
-        sources = resolve(spec, text_column=text_column, cache_dir=cache_dir)
-        val_sources = [] if val is None else resolve(val, text_column=text_column, cache_dir=cache_dir)
+        with settings_from("corpus"):
+            sources = resolved(spec, spec.corpus)
+        with settings_from("val_corpus"):
+            val_sources = resolved(spec, spec.val_corpus) if spec.val_corpus is not None else ()
     except NetworkError as error:
-        if fallback is None:
+        if spec.fallback is None:
             raise
-        return stand_in(error, fallback, val_fraction)
-    return read_corpus(sources, val_sources, val_fraction)
+        corpus = open_corpus(TextSpec(spec.fallback, val_fraction=spec.val_fraction))
+        notice = (
+            f"{error.what} is out of reach ({error.reason}): {corpus.words} takes its place, and losses on it cannot "
+            "be compared"
+        )
+        return replace(corpus, notices=(notice,))
+    return with_separator(Corpus(spec, sources, val_sources, spec.separator))
 
 
-def stand_in(error: NetworkError, fallback: str, val_fraction: float) -> Corpus:
-    """The text that takes the place of one that is out of reach, with a notice that says so."""
-    corpus = load_corpus(fallback, val_fraction=val_fraction)
-    notice = (
-        f"{error.what} is out of reach ({error.reason}): {corpus.source} takes its place, "
-        "and losses on it cannot be compared"
-    )
-    return replace(corpus, notice=notice)
+def resolved(spec: TextSpec, named: str | list[str]) -> tuple[Source, ...]:
+    """Find the sources that one setting names; what streams is fetched once and kept."""
+    found = resolve(named, text_column=spec.text_column, streaming=spec.streaming)
+    return tuple(kept(source, spec.text_column) for source in found)
 
 
-def read_corpus(sources: Sequence[Source], val_sources: Sequence[Source], val_fraction: float) -> Corpus:
-    """Reads a text, and the separate validation text if there is one, into memory; raises as `load_corpus`."""
-    train = _read(sources)
-    if not val_sources:
-        cut = int(len(train) * (1.0 - val_fraction))
-        train, held_out = train[:cut], train[cut:]
-    else:
-        held_out = _read(val_sources)
-    if not train or not held_out:
-        raise UserError(f"{sources[0].words} has only {len(train + held_out)} characters: too few for two parts")
-    digest = hashlib.sha256()
-    for part in (train, held_out):
-        for start in range(0, len(part), PIECE):
-            digest.update(part[start : start + PIECE].encode())
-    return Corpus(
-        name=together([source.name for source in sources], "+"),
-        train=train,
-        val=held_out,
-        sha256=digest.hexdigest(),
-        source=together([source.words for source in sources], ", "),
-    )
+def with_separator(corpus: Corpus) -> Corpus:
+    """Check the settings of documents against the sources, and settle what stands between documents.
 
-
-def iter_text(
-    spec: str | list[str], *, text_column: str = "text", cache_dir: Path | None = None, streaming: bool = False
-) -> Iterator[str]:
-    """The same text as `load_corpus`, in pieces of about four million characters: for texts larger than memory.
-
-    The pieces put together are the text. They are cut between words, so that a BPE finds the same tokens in the pieces
-    as in the whole. `streaming` reads a hub data set while it arrives, instead of first bringing it to disk.
+    Raises:
+        UserError: rows of something that is not a table, or a split of a text that is one document.
     """
-    sources = resolve(spec, text_column=text_column, cache_dir=cache_dir, streaming=streaming)
-    return recut(join(document for source in sources for document in source.documents()), PIECE)
+    spec, sources = corpus.spec, corpus.sources
+    texts = [source.words for source in (*sources, *corpus.val_sources) if not source.rows]
+    if spec.documents == "rows" and texts:
+        raise UserError(f"is 'rows', but {texts[0]} is not a table: use lines, blank_lines or files", "documents")
+    if spec.split == "documents" and document_kind(spec, sources) == "whole" and spec.separator is None:
+        raise UserError(
+            f"is 'documents', but {corpus.words} is one document: set documents to lines or blank_lines, or set the "
+            "separator that stands between documents",
+            "split",
+        )
+    notices = tuple(source.notice for source in (*sources, *corpus.val_sources) if source.notice)
+    with settings_from("corpus"):
+        rows = not texts and spec.documents in (None, "rows")
+        separator = separator_between(documents(spec, sources), rows, spec.documents, spec.separator)
+    return replace(corpus, separator=separator, notices=notices)
 
 
-def _read(sources: Sequence[Source]) -> str:
-    text = "".join(join(document for source in sources for document in source.documents()))
-    if not text or text.isspace():
-        raise UserError(f"{together([source.words for source in sources], ', ')} holds no text")
-    return text
+def documents(spec: TextSpec, sources: tuple[Source, ...]) -> Iterator[Pieces]:
+    """Open the documents of sources."""
+    how = "rows" if document_kind(spec, sources) == "rows" else spec.documents
+    return documents_of(itertools.chain.from_iterable(source.open() for source in sources), how, spec.separator)
+
+
+def document_kind(spec: TextSpec, sources: tuple[Source, ...]) -> str:
+    """Return what a document is, where the user left it to the sources: rows, files, or the whole text."""
+    if spec.documents is not None:
+        return spec.documents
+    if all(source.rows for source in sources):
+        return "rows"
+    return "files" if len(sources) > 1 or sources[0].several else "whole"
+
+
+@contextmanager
+def settings_from(setting: str) -> Iterator[None]:
+    """Give a `UserError` raised inside the name of a setting, unless it has one."""
+    try:
+        yield
+    except UserError as error:
+        error.setting = error.setting or setting
+        raise
 
 
 def together(words: list[str], separator: str) -> str:
-    """The first three, and how many more there are."""
+    """Return the first three, and how many more there are."""
     return separator.join(words[:3]) + (f"{separator}{len(words) - 3} more" if len(words) > 3 else "")

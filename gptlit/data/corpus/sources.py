@@ -4,92 +4,129 @@ import difflib
 import glob
 import hashlib
 import importlib.resources
+import itertools
 import re
 import stat
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from gptlit.data.corpus.download import fetch, open_hub, open_table
-from gptlit.data.corpus.text import decode, file_document, reading, table_documents
+from gptlit.data.corpus.archives import archive_kind
+from gptlit.data.corpus.columnar import dataset_rows
+from gptlit.data.corpus.documents import Pieces
+from gptlit.data.corpus.download import fetch, open_hub, open_saved
+from gptlit.data.corpus.files import ending, inner_name, is_table, members_of, select_members, units_of
+from gptlit.data.corpus.streams import COMPRESSIONS
+from gptlit.data.corpus.text import file_text
+from gptlit.data.corpus.token_folders import is_litdata, nanogpt_files, nanogpt_text
 from gptlit.errors import UserError
 
 TINYSHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-TABLES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[^#:]+))?(#(?P<split>.+))?")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One spec: its short name, where it is in words, and a function that opens its documents."""
+    """One text or set of files.
+
+    Attributes:
+        name: short, for file names and messages.
+        words: where it is, for messages.
+        open: opens its files; each is an iterator of units, a unit the pieces of a text.
+        files: on this machine, where the text is read from.
+        several: whether there are several files, or members of an archive.
+        rows: whether all units are rows of tables.
+        streamed: whether reading it again means fetching it again.
+        notice: files of a folder or an archive that are not read, for the user; empty when there are none.
+    """
 
     name: str
     words: str
-    documents: Callable[[], Iterator[Iterable[str]]]
+    open: Callable[[], Iterator[Iterator[Pieces]]]
     files: tuple[Path, ...] = ()
-    """On this machine, where the text is read from; none for the packaged play."""
+    several: bool = False
+    rows: bool = False
     streamed: bool = False
-    """Whether reading it again means fetching it again."""
+    notice: str = ""
 
 
 def resolve(
-    spec: str | list[str], *, text_column: str, cache_dir: Path | None, streaming: bool = False
+    spec: str | list[str], *, text_column: str, cache_dir: Path | None = None, streaming: bool = False
 ) -> list[Source]:
-    """What each spec stands for; downloads what has to be downloaded.
+    """Find what each spec stands for; downloads what has to be downloaded.
 
     - `tinyshakespeare`: the text of the lecture, from karpathy/char-rnn, checked by its SHA-256
     - `sample`: the play in the package
-    - a file: text, or `.json` `.jsonl` `.csv` `.parquet` with a column `text_column`; may be `.gz` `.bz2` `.zst`
-    - a folder: every `*.txt` in it and below, in the order of their paths, hidden ones left out
+    - a file: a text; `.json .jsonl .ndjson .csv .tsv .parquet .arrow .feather` with a column `text_column`; any of the
+      texts and tables but the last three may be `.gz .bz2 .xz .zst`; `.zip .tar .tar.gz …` with such files in it;
+      `train.bin` of nanoGPT
+    - a folder: every `*.txt`, table and archive in it and below, in the order of their paths, hidden ones left out; a
+      folder of `Dataset.save_to_disk`, then `#split` if need be; a data folder of nanoGPT
     - a glob such as `texts/**/*.md`, in the order of the paths
     - `https://…` or `http://…`: a file as above
     - `owner/name` or `hf://owner/name`, then `:config` and `#split` if need be: a data set of the Hugging Face Hub
 
-    Raises `UserError` when it is none of these, `NetworkError` when the network is out of reach.
+    Args:
+        spec: one or more of these.
+        text_column: name of the column in tables.
+        cache_dir: where downloads are kept, by default `$XDG_CACHE_HOME/gptlit` and the cache of `datasets`.
+        streaming: read hub data sets while they arrive.
+
+    Raises:
+        UserError: it is none of these.
+        NetworkError: the network is out of reach.
     """
     specs = [spec] if isinstance(spec, str) else spec
     if not specs or not all(specs):
-        raise UserError("data.corpus is empty: name a text, e.g. --data.corpus sample")
+        raise UserError("is empty: name a text, or use the one in the package: sample")
     return [_resolve(one, text_column, cache_dir, streaming) for one in specs]
 
 
-def _resolve(spec: str, text_column: str, cache_dir: Path | None, streaming: bool) -> Source:  # noqa: C901
+def _resolve(spec: str, column: str, cache_dir: Path | None, streaming: bool) -> Source:  # noqa: C901  # one case each
     if spec == "tinyshakespeare":
         return _tinyshakespeare(cache_dir)
     if spec == "sample":
-        return Source("sample", "the sample play", _sample)
+        path = Path(str(importlib.resources.files("gptlit").joinpath("assets/play.txt")))
+        return _text("sample", "the sample play", path)
     if spec.startswith("hf://"):
-        return _hub(spec.removeprefix("hf://").removeprefix("datasets/"), text_column, cache_dir, streaming)
+        return _hub(spec.removeprefix("hf://").removeprefix("datasets/"), column, cache_dir, streaming)
     if spec.startswith(("http://", "https://")):
-        return _url(spec, text_column, cache_dir)
+        return _url(spec, column, cache_dir)
     if "://" in spec:
-        raise UserError(
-            f"data.corpus {spec!r}: only http://, https:// and hf:// are known; download it and give the file"
-        )
+        raise UserError(f"{spec!r}: only http://, https:// and hf:// are known; download it and give the file")
 
     path = Path(spec).expanduser()
-    try:
-        mode = path.stat().st_mode
-    except PermissionError as error:
-        raise UserError(f"no permission to read {spec}") from error
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        mode = 0
+    mode = _mode(path, spec)
     if stat.S_ISDIR(mode):
-        return _folder(path, spec)
+        return _folder(path, spec, column)
     if mode:
-        return _files([path], _stem(path.name), spec, text_column, cache_dir)
+        return _files([path], _stem(path.name), spec, column)
+    folder, _, split = spec.rpartition("#")
+    if folder and _is_saved(Path(folder).expanduser()):
+        return _saved(Path(folder).expanduser(), spec, split, column)
     if glob.has_magic(spec):
         paths = [Path(found) for found in sorted(glob.glob(str(path), recursive=True)) if Path(found).is_file()]
         if paths:
-            return _files(paths, spec, _count(paths, spec), text_column, cache_dir)
+            return _files(paths, spec, _count(paths, spec), column)
     if _may_be_hub(spec, path):
-        return _hub(spec, text_column, cache_dir, streaming)
+        return _hub(spec, column, cache_dir, streaming)
     if glob.has_magic(spec):
-        raise UserError(f"data.corpus {spec!r} matches no file")
-    raise UserError(f"data.corpus: {_missing(spec, path)}")
+        raise UserError(f"{spec!r} matches no file")
+    raise UserError(_missing(spec, path))
+
+
+def _mode(path: Path, spec: str) -> int:
+    """Return the mode of a file or folder, 0 where there is none."""
+    try:
+        return path.stat().st_mode
+    except PermissionError as error:
+        raise UserError(f"{spec} cannot be read: no permission") from error
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return 0
 
 
 def _tinyshakespeare(cache_dir: Path | None) -> Source:
@@ -98,23 +135,18 @@ def _tinyshakespeare(cache_dir: Path | None) -> Source:
     if digest != TINYSHAKESPEARE_SHA256:
         path.unlink(missing_ok=True)
         raise UserError(
-            f"tinyshakespeare came damaged: {path} had sha256 {digest}, not {TINYSHAKESPEARE_SHA256}, and was removed; "
-            "run again to download it anew, or use --data.corpus sample"
+            f"tinyshakespeare arrived damaged: {path} had sha256 {digest}, not {TINYSHAKESPEARE_SHA256}, and was "
+            "removed; run again to download it again, or use sample"
         )
-    return Source(
-        "tinyshakespeare",
-        "tinyshakespeare of karpathy/char-rnn",
-        lambda: iter([file_document(path, None, str(path))]),
-        (path,),
-    )
+    return _text("tinyshakespeare", "tinyshakespeare of karpathy/char-rnn", path)
 
 
-def _sample() -> Iterator[Iterable[str]]:
-    with importlib.resources.files("gptlit").joinpath("assets/play.txt").open("rb") as stream:
-        yield decode(stream, "the sample play")
+def _text(name: str, words: str, path: Path) -> Source:
+    """Return one plain text file."""
+    return Source(name, words, lambda: iter([iter([file_text(path, None, words)])]), (path,))
 
 
-def _url(url: str, text_column: str, cache_dir: Path | None) -> Source:
+def _url(url: str, column: str, cache_dir: Path | None) -> Source:
     path = fetch(url, url, cache_dir)
     address = PurePosixPath(urllib.parse.urlsplit(url).path)
     with path.open("rb") as stream:
@@ -122,80 +154,135 @@ def _url(url: str, text_column: str, cache_dir: Path | None) -> Source:
     if beginning.startswith((b"<!doctype html", b"<html")) and address.suffix not in (".html", ".htm"):
         path.unlink(missing_ok=True)
         raise UserError(f"{url} is a web page, not a text: give the address of the raw file")
-    return _files([path], _stem(address.name) or url, url, text_column, cache_dir)
+    return _files([path], _stem(address.name) or url, url, column)
 
 
-def _folder(folder: Path, spec: str) -> Source:
-    found = glob.glob("**/*", root_dir=folder, recursive=True)
-    paths = [folder / name for name in sorted(found) if name.endswith(".txt") and (folder / name).is_file()]
+def _folder(folder: Path, spec: str, column: str) -> Source:
+    if _is_saved(folder):
+        return _saved(folder, spec, None, column)
+    if tokens := nanogpt_files(folder):  # parts of one text, so nothing stands between them
+        pieces = lambda: itertools.chain.from_iterable(nanogpt_text(path, str(path)) for path in tokens)  # noqa: E731
+        return Source(folder.resolve().name, spec, lambda: iter([iter([pieces()])]), tokens)
+    if is_litdata(folder):
+        raise UserError(
+            f"{spec} holds chunks of litdata, whose items can be anything: write their texts as JSON Lines first, e.g. "
+            '{"text": …} for every item of litdata.StreamingDataset'
+        )
+    names = sorted(glob.glob("**/*", root_dir=folder, recursive=True))
+    files = [name for name in names if (folder / name).is_file()]
+    left_out = [name for name in files if not _reads_in_folder(name)]
+    paths = []
+    for name in files:
+        if name in left_out:
+            continue
+        if is_table(name) and not _has_column(folder / name, column):
+            left_out.append(name)
+        else:
+            paths.append(folder / name)
     if not paths:
-        others = sorted({Path(name).suffix for name in found} - {""})
-        seen = f", but {' '.join(others[:5])}" if others else ""
-        raise UserError(f"the folder {spec} has no *.txt in it or below{seen}: give a glob, e.g. '{spec}/**/*.md'")
-    return _files(paths, folder.resolve().name, _count(paths, spec), "", None)
+        seen = f", but {_endings(left_out)}" if left_out else ""
+        raise UserError(f"the folder {spec} has no text in it or below{seen}: give a glob, e.g. '{spec}/**/*.md'")
+    source = _files(paths, folder.resolve().name, _count(paths, spec), column)
+    notice = _left_out(left_out, spec, f" (without a column {column!r})")
+    return replace(source, notice=" · ".join(filter(None, (notice, source.notice))))
 
 
-def _files(paths: list[Path], name: str, words: str, text_column: str, cache_dir: Path | None) -> Source:
-    """Files, each read as its name says."""
+def _reads_in_folder(name: str) -> bool:
+    return ending(name) == ".txt" or is_table(name) or archive_kind(name) is not None
 
-    def documents() -> Iterator[Iterable[str]]:
+
+def _has_column(path: Path, column: str) -> bool:
+    """Return whether a table has the column: other errors are told when it is read."""
+    try:
+        next(units_of(path, column, path.name), None)
+    except UserError as error:
+        return error.setting != "text_column"
+    return True
+
+
+def _left_out(names: list[str], spec: str, why: str = "") -> str:
+    return f"{spec}: left out {_endings(names, why)}" if names else ""
+
+
+def _endings(names: list[str], why: str = "") -> str:
+    """Return `3 .md, 1 .png`; tables and archives, which can be read elsewhere, by name and with the reason."""
+    plain = Counter(Path(name).suffix or Path(name).name for name in names if not _reads_in_folder(name))
+    words = [f"{count} {suffix}" for suffix, count in plain.most_common()]
+    words += [f"{name}{why}" for name in names if _reads_in_folder(name)]
+    return ", ".join(words[:6]) + (f" and {len(words) - 6} other kinds" if len(words) > 6 else "")
+
+
+def _is_saved(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _saved(folder: Path, spec: str, split: str | None, column: str) -> Source:
+    """Return a data set that `save_to_disk` wrote."""
+    rows = open_saved(folder, split)
+    files = tuple(Path(file["filename"]) for file in rows.cache_files)
+    return _rows(folder.resolve().name, spec, rows, column, files)
+
+
+def _rows(name: str, words: str, rows: Any, column: str, files: tuple[Path, ...], streamed: bool = False) -> Source:
+    def units() -> Iterator[Pieces]:
+        return ([text] for text in dataset_rows(rows, column, words))
+
+    return Source(name, words, lambda: iter([units()]), files, rows=True, streamed=streamed)
+
+
+def _files(paths: list[Path], name: str, words: str, column: str) -> Source:
+    """Return files, each read as its name says."""
+    where = {path: words if len(paths) == 1 else str(path) for path in paths}
+    chosen: dict[Path, frozenset[str]] = {}
+    left_out: list[str] = []
+    for path in paths:
+        if archive_kind(path.name):
+            chosen[path], others = select_members(path, where[path])
+            left_out += others
+            if not chosen[path]:
+                raise UserError(f"{where[path]} has no text in it, but {_endings(others)}: unpack it and give a glob")
+
+    def files() -> Iterator[Iterator[Pieces]]:
         for path in paths:
-            where = words if len(paths) == 1 else str(path)
-            inner, compression = _uncompressed(path.name)
-            table = TABLES.get(PurePosixPath(inner).suffix.lower())
-            if table is None:
-                yield file_document(path, compression, where)
+            if path in chosen:
+                yield from members_of(path, column, where[path], chosen[path])
             else:
-                yield from _table(path, table, text_column, where, cache_dir)
+                yield units_of(path, column, where[path])
 
-    return Source(name, words, documents, tuple(paths))
-
-
-def _uncompressed(name: str) -> tuple[str, str | None]:
-    """The name of a file without the suffix of a compression, and that compression."""
-    compression = COMPRESSIONS.get(PurePosixPath(name).suffix.lower())
-    return (PurePosixPath(name).stem if compression else name), compression
+    names = [name for path in paths for name in chosen.get(path, (path.name,))]
+    notice = _left_out(left_out, words, " (to be unpacked)")
+    return Source(name, words, files, tuple(paths), len(names) > 1, all(map(is_table, names)), notice=notice)
 
 
 def _stem(name: str) -> str:
-    return PurePosixPath(_uncompressed(name)[0]).stem
+    return PurePosixPath(inner_name(name)[0]).stem
 
 
-def _table(path: Path, kind: str, text_column: str, where: str, cache_dir: Path | None) -> Iterator[Iterable[str]]:
-    if path.stat().st_size == 0:  # the library ends in a StopIteration
-        raise UserError(f"{where} is empty")
-    with reading(where, Exception):
-        rows = open_table(path, kind, cache_dir)
-    yield from table_documents(rows, text_column, where)
-
-
-def _hub(identity: str, text_column: str, cache_dir: Path | None, streaming: bool) -> Source:
+def _hub(identity: str, column: str, cache_dir: Path | None, streaming: bool) -> Source:
     found = HUB_ID.fullmatch(identity)
     if not found:
-        raise UserError(
-            f"data.corpus {identity!r} is not a hub id: write owner/name, owner/name:config or owner/name#split"
-        )
+        raise UserError(f"{identity!r} is not a hub id: write owner/name, owner/name:config or owner/name#split")
     name, config, split = found["name"], found["config"], found["split"] or "train"
     rows = open_hub(name, config, split, cache_dir, streaming)
-    words = f"{identity} on the Hugging Face Hub"
     files = () if streaming else tuple(Path(file["filename"]) for file in rows.cache_files)
-    return Source(name, words, lambda: table_documents(rows, text_column, words), files, streamed=streaming)
+    return _rows(name, f"{identity} on the Hugging Face Hub", rows, column, files, streamed=streaming)
 
 
 def _may_be_hub(spec: str, path: Path) -> bool:
-    """owner/name, unless it must be a misspelt file: its folder is there, or it ends like a file."""
+    """Return whether this may be owner/name, and not a misspelt file: its folder exists, or it ends like a file."""
     found = HUB_ID.fullmatch(spec)
     if not found or "/" not in found["name"] or path.parent.is_dir():
         return False
-    return path.suffix.lower() not in {".txt", ".md", *TABLES, *COMPRESSIONS}
+    known = path.suffix.lower() in {".txt", ".md", ".bin", *COMPRESSIONS}
+    return not (known or is_table(path.name) or archive_kind(path.name))
 
 
 def _missing(spec: str, path: Path) -> str:
     if not path.parent.is_dir():
-        return f"there is no file {spec!r}, and no folder {str(path.parent)!r}"
+        return f"{spec!r} is not there, and neither is the folder {str(path.parent)!r}"
     near = difflib.get_close_matches(path.name, sorted(other.name for other in path.parent.iterdir()), n=1)
     hint = f"did you mean {str(path.with_name(near[0]))!r}?" if near else "give a file, a folder, a glob or a URL"
-    return f"there is no file or folder {spec!r}; {hint}"
+    return f"{spec!r} is no file or folder; {hint}"
 
 
 def _count(paths: list[Path], spec: str) -> str:

@@ -1,34 +1,62 @@
-"""From bytes and tables to text. A document is an iterable of pieces, so that a large file is never in memory whole."""
+"""Bytes to text: UTF-8 in pieces, and one-line errors for files that are something else."""
 
 import codecs
 import io
+import itertools
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
 
+from gptlit.data.corpus.streams import open_bytes
 from gptlit.errors import UserError
 from gptlit.tokenizer.bpe import SAFE_CUT
 
-READ_BYTES = 2**22
-CUT_WITHIN = 2**12  # characters before the end of a piece in which a place to cut is looked for
-ROWS = 1000  # rows of a table read at a time
-UNREADABLE = (OSError, EOFError, ValueError)  # of `open` and of pyarrow
+CUT_WITHIN = 2**12  # characters before the end of a piece that are searched for a place to cut
+LONGEST_WORD = 2**23  # characters without any such place, after which a text is cut anywhere
+UNREADABLE = (OSError, EOFError, ValueError)
+SURROGATE = re.compile("[\ud800-\udfff]")
+TAR = "a tar archive"
+MAGIC = (  # offset, first bytes, what the file is, what helps
+    (0, b"PK\x03\x04", "a zip archive", "give it the ending .zip, or unpack it"),
+    (0, b"\x1f\x8b", "a gzip file", "give it the ending .gz"),
+    (0, b"BZh", "a bzip2 file", "give it the ending .bz2"),
+    (0, b"\xfd7zXZ\0", "an xz file", "give it the ending .xz"),
+    (0, b"\x28\xb5\x2f\xfd", "a Zstandard file", "give it the ending .zst"),
+    (257, b"ustar", TAR, "give it the ending .tar, before that of a compression"),
+    (0, b"PAR1", "a Parquet file", "give it the ending .parquet"),
+    (0, b"ARROW1", "an Arrow file", "give it the ending .arrow"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it"),
+    (0, b"Rar!", "a RAR archive", "unpack it"),
+    (0, b"%PDF", "a PDF", "extract its text, e.g. with pdftotext"),
+    (0, b"\xd0\xcf\x11\xe0", "an old Microsoft Office file", "save it as text"),
+    (0, b"SQLite format 3\0", "an SQLite database", "export a column of it as CSV"),
+    (0, b"\x93NUMPY", "a NumPy array", "give the text that it was made from"),
+    (0, b"\x89HDF", "an HDF5 file", "export its text"),
+    (0, b"\x89PNG", "a PNG picture", "give a text"),
+    (0, b"\xff\xd8\xff", "a JPEG picture", "give a text"),
+    (0, b"GIF8", "a GIF picture", "give a text"),
+    (0, b"\x7fELF", "a program", "give a text"),
+)
 
 
-def decode(stream: IO[bytes], where: str) -> Iterator[str]:
-    """The text of a stream of UTF-8, in pieces: no byte order mark, every line end a `\\n`.
+def decode(chunks: Iterable[bytes], where: str) -> Iterator[str]:
+    """Decode UTF-8 in pieces: without byte order mark, every line end a `\\n`.
 
-    Raises `UserError` with the offset of the first byte that is no UTF-8, and for NUL characters.
+    Raises:
+        UserError: with the offset of the first byte that is not UTF-8, for a NUL character, and for files that are
+            known to be something else.
     """
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
-    seen = 0
-    while True:
-        chunk = stream.read(READ_BYTES)
+    seen, head = 0, b""
+    for chunk in itertools.chain(chunks, (None,)):
+        last, chunk = chunk is None, chunk or b""
         seen += len(chunk)
+        head = head if len(head) >= 512 else head + chunk[:512]
         try:
-            piece = decoder.decode(chunk, final=not chunk)
+            piece = decoder.decode(chunk, final=last)
         except UnicodeDecodeError as error:
+            refuse_known_kind(head, where)
             offset = seen - len(error.object) + error.start  # error.object ends where the stream has been read to
             utf16 = offset == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             raise UserError(
@@ -36,85 +64,81 @@ def decode(stream: IO[bytes], where: str) -> Iterator[str]:
                 f"e.g. iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8"
             ) from error
         if "\0" in piece:
+            refuse_known_kind(head, where)
             raise UserError(f"{where} is not a text: it holds NUL bytes, as binary files and UTF-16 do")
-        yield piece
-        if not chunk:
-            return
-
-
-def file_document(path: Path, compression: str | None, where: str) -> Iterator[str]:
-    """The text of one file, in pieces; `compression` is null, `gzip`, `bz2` or `zstd`."""
-    with reading(where):
-        if compression is None:
-            with path.open("rb") as stream:
-                yield from decode(stream, where)
-        else:
-            import pyarrow
-
-            with pyarrow.input_stream(str(path), compression=compression) as stream:
-                yield from decode(stream, where)
-
-
-def table_documents(dataset: Any, column: str, where: str) -> Iterator[list[str]]:
-    """The rows of a `datasets` table, each a document; rows without text are passed over."""
-    import pyarrow.types
-
-    with reading(where, Exception):
-        for table in dataset.with_format("arrow").iter(batch_size=ROWS):
-            if column not in table.column_names:
-                raise UserError(
-                    f"{where} has no column {column!r}, but {', '.join(table.column_names)}: set --data.text_column"
-                )
-            kind = table.schema.field(column).type
-            if not (
-                pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_null(kind)
-            ):
-                raise UserError(f"column {column!r} of {where} holds {kind}, not text: set --data.text_column")
-            for text in table.column(column).to_pylist():
-                if text:
-                    yield [text.replace("\r\n", "\n").replace("\r", "\n")]
-
-
-def join(documents: Iterable[Iterable[str]]) -> Iterator[str]:
-    """Documents one after another with a blank line between them: two newlines, less those that the earlier ends in."""
-    end = ""  # the last two characters so far
-    for document in documents:
-        first = True
-        for piece in document:
-            if not piece:
-                continue
-            if first and end:
-                yield "\n" * (len(end.rstrip("\n")) + 2 - len(end))
-            first = False
+        if piece:
             yield piece
-            end = (end + piece[-2:])[-2:]
+
+
+def refuse_known_kind(head: bytes, where: str) -> None:
+    """Raise a UserError that names the kind of a file that is not a text, if its first bytes tell."""
+    for offset, magic, kind, remedy in MAGIC:
+        if head[offset : offset + len(magic)] == magic:
+            raise UserError(f"{where} is {kind}, not a text: {remedy}")
+
+
+def file_text(path: Path, compression: str | None, where: str) -> Iterator[str]:
+    """Yield the text of one file in pieces; `compression` as in `open_bytes`."""
+    with reading(where):
+        yield from decode(open_bytes(path, compression), where)
+
+
+def lines_of(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a text, each with its `\\n`; only `\\n` ends a line."""
+    rest: list[str] = []
+    for piece in pieces:
+        *lines, last = piece.split("\n")
+        for line in lines:
+            yield "".join((*rest, line, "\n"))
+            rest = []
+        rest.append(last)
+    if text := "".join(rest):
+        yield text
+
+
+def clean(text: str) -> str:
+    """Return a value of a table as text: line ends as `\\n`, halves of surrogate pairs as U+FFFD."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text if text.isascii() else SURROGATE.sub("\ufffd", text)
 
 
 def recut(pieces: Iterable[str], size: int) -> Iterator[str]:
-    """The same text in pieces of about `size` characters, each cut at the last place where words end."""
+    """Yield the same text in pieces of about `size` characters, cut where `SAFE_CUT` allows it.
+
+    Only where a text has no such place within LONGEST_WORD characters, it is cut anywhere.
+    """
     held, length = [], 0
     for piece in pieces:
         held.append(piece)
         length += len(piece)
-        if length >= size:
-            text = "".join(held)
-            cuts = [cut.start() for cut in SAFE_CUT.finditer(text, max(0, len(text) - CUT_WITHIN))]
-            end = cuts[-1] if cuts else len(text)
+        if length < size:
+            continue
+        text = "".join(held)
+        end = last_cut(text, length - CUT_WITHIN) or last_cut(text, 0)
+        if not end and length >= LONGEST_WORD:
+            end = length
+        if end:
             yield text[:end]
-            held, length = [text[end:]], len(text) - end
+        held, length = [text[end:]], length - end
     if rest := "".join(held):
         yield rest
 
 
+def last_cut(text: str, start: int) -> int:
+    """Return the last place after `start` where a text may be cut, or 0."""
+    return max((cut.start() for cut in SAFE_CUT.finditer(text, max(0, start))), default=0)
+
+
 @contextmanager
 def reading(where: str, raised: type[Exception] | tuple[type[Exception], ...] = UNREADABLE) -> Iterator[None]:
-    """Turns what is raised for an unreadable file into a `UserError`."""
+    """Turn the exceptions of an unreadable file into a UserError."""
     try:
         yield
     except UserError:
         raise
     except PermissionError as error:
-        raise UserError(f"no permission to read {where}") from error
+        raise UserError(f"{where} cannot be read: no permission") from error
     except raised as error:
         root = error.__cause__ or error
-        raise UserError(f"cannot read {where}: {' '.join(str(root).split()) or type(root).__name__}") from error
+        raise UserError(f"{where} cannot be read: {' '.join(str(root).split()) or type(root).__name__}") from error

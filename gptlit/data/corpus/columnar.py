@@ -1,0 +1,85 @@
+"""Parquet, Arrow and data sets of `datasets`: the texts of one column, without reading the others."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptlit.data.corpus.text import reading
+from gptlit.data.corpus.values import no_such_column, text_of
+from gptlit.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+ROWS = 1000  # rows read at a time
+
+
+def parquet_rows(path: Path, column: str, where: str) -> Iterator[str]:
+    """Yield the texts of a column of a Parquet file, one batch of rows in memory at a time."""
+    import pyarrow.parquet
+
+    with reading(where, Exception), pyarrow.parquet.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        check_column(schema, column, where)
+        yield from texts(file.iter_batches(ROWS, columns=[column]), column, where)
+
+
+def arrow_rows(path: Path, column: str, where: str) -> Iterator[str]:
+    """Yield the texts of a column of an Arrow IPC file (Feather) or stream, memory-mapped."""
+    import pyarrow.ipc
+
+    with reading(where, Exception), pyarrow.memory_map(str(path)) as source:
+        if source.read(6) == b"ARROW1":
+            file = pyarrow.ipc.open_file(source)
+            schema, batches = file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
+        else:
+            source.seek(0)
+            stream = pyarrow.ipc.open_stream(source)
+            schema, batches = stream.schema, iter(stream)
+        check_column(schema, column, where)
+        yield from texts((batch.select([column]) for batch in batches), column, where)
+
+
+def dataset_rows(dataset: Any, column: str, where: str) -> Iterator[str]:
+    """Yield the texts of a column of a `datasets` table, which may arrive over the network meanwhile."""
+    with reading(where, Exception):
+        yield from texts(dataset.with_format("arrow").iter(batch_size=ROWS), column, where)
+
+
+def check_column(schema: "pyarrow.Schema", column: str, where: str) -> None:
+    """Check that a table has the column, and that it can hold texts.
+
+    Raises:
+        UserError: no such column, or numbers.
+    """
+    import pyarrow.types as types
+
+    if column not in schema.names:
+        raise no_such_column(column, where, schema.names)
+    kind = schema.field(column).type
+    inner = kind.value_type if types.is_dictionary(kind) else kind
+    readable = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+    bytes_too = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    lists = (types.is_list, types.is_large_list)
+    if not any(is_kind(inner) for is_kind in (*readable, *bytes_too, *lists)):
+        raise UserError(f"{column!r} of {where} holds {kind}, not text: name another column", "text_column")
+
+
+def texts(tables: "Iterable[pyarrow.RecordBatch | pyarrow.Table]", column: str, where: str) -> Iterator[str]:
+    """Yield the texts of a column; rows without text are left out.
+
+    Raises:
+        UserError: no such column, bytes that are not UTF-8, or values that are not text.
+    """
+    row = 0
+    for table in tables:
+        check_column(table.schema, column, where)
+        for value in table.column(column).to_pylist():
+            row += 1
+            if isinstance(value, bytes):
+                try:
+                    value = value.decode()
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{column!r} of {where} is not UTF-8 in row {row:,}: {error.reason}") from error
+            if text := text_of(value, column, where, f"row {row:,}"):
+                yield text

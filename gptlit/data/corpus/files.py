@@ -1,0 +1,102 @@
+"""A file of any kind that gptlit reads, as units of text: a text file is one unit, a row of a table another."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from gptlit.data.corpus.archives import archive_kind, members
+from gptlit.data.corpus.columnar import arrow_rows, parquet_rows
+from gptlit.data.corpus.documents import Pieces
+from gptlit.data.corpus.streams import COMPRESSIONS, open_bytes
+from gptlit.data.corpus.tables import csv_rows, json_rows
+from gptlit.data.corpus.text import decode, reading
+from gptlit.data.corpus.token_folders import nanogpt_text
+from gptlit.errors import UserError
+
+ROW_FILES: dict[str, Callable[[Iterable[bytes], str, str], Iterator[str]]] = {
+    ".jsonl": lambda chunks, column, where: json_rows(chunks, column, where, per_line=True),
+    ".ndjson": lambda chunks, column, where: json_rows(chunks, column, where, per_line=True),
+    ".json": lambda chunks, column, where: json_rows(chunks, column, where, per_line=False),
+    ".csv": lambda chunks, column, where: csv_rows(chunks, column, where, ","),
+    ".tsv": lambda chunks, column, where: csv_rows(chunks, column, where, "\t"),
+}
+COLUMN_FILES = {".parquet": parquet_rows, ".arrow": arrow_rows, ".feather": arrow_rows}
+TABLES = frozenset({*ROW_FILES, *COLUMN_FILES})
+
+
+def inner_name(name: str) -> tuple[str, str | None]:
+    """Return the name of a file without the ending of a compression, and that compression."""
+    path = PurePosixPath(name)
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    return (path.stem if compression else path.name), compression
+
+
+def ending(name: str) -> str:
+    """Return the ending that tells the kind of a file: `.jsonl` of `a.jsonl.gz`."""
+    return PurePosixPath(inner_name(name)[0]).suffix.lower()
+
+
+def is_table(name: str) -> bool:
+    """Return whether a file has rows, by its name."""
+    return archive_kind(name) is None and ending(name) in TABLES
+
+
+def members_of(path: Path, column: str, where: str, chosen: frozenset[str]) -> Iterator[Iterator[Pieces]]:
+    """Yield the chosen members of an archive, each as the iterator of its units."""
+    with reading(where, Exception):
+        for name, chunks in members(path, where):
+            if name in chosen:
+                yield stream_units(name, chunks, column, f"{name} in {where}")
+
+
+def units_of(path: Path, column: str, where: str) -> Iterator[Pieces]:
+    """Yield the units of a file that is not an archive, read as its name says.
+
+    Args:
+        path: the file.
+        column: of the text in tables.
+        where: the file's name, for errors.
+    """
+    kind = ending(path.name)
+    inner, compression = inner_name(path.name)
+    if kind in COLUMN_FILES:
+        if compression:
+            raise UserError(f"{where} is compressed as a whole, which cannot be read by columns: unpack it")
+        for text in COLUMN_FILES[kind](path, column, where):
+            yield [text]
+    elif kind == ".bin":
+        yield guarded(nanogpt_text(path, where), where)
+    else:
+        yield from stream_units(inner, open_bytes(path, compression), column, where)
+
+
+def stream_units(name: str, chunks: Iterable[bytes], column: str, where: str) -> Iterator[Pieces]:
+    """Yield the units of a text, JSON or CSV file from its bytes."""
+    read = ROW_FILES.get(PurePosixPath(name).suffix.lower())
+    if read is None:
+        yield guarded(decode(chunks, where), where)
+    else:
+        for text in guarded(read(chunks, column, where), where):
+            yield [text]
+
+
+def guarded(texts: Iterator[str], where: str) -> Iterator[str]:
+    """Yield the same texts; what is raised for an unreadable file becomes a UserError."""
+    with reading(where):
+        yield from texts
+
+
+def select_members(path: Path, where: str) -> tuple[frozenset[str], list[str]]:
+    """Return the members of an archive that are read, and the names of the others.
+
+    Those that are text files or tables by their names; else those without an ending; else the only one.
+    """
+    with reading(where, Exception):
+        names = [name for name, _ in members(path, where)]
+    known = [name for name in names if readable(name)]
+    plain = known or [name for name in names if not PurePosixPath(name).suffix] or (names if len(names) == 1 else [])
+    return frozenset(plain), [name for name in names if name not in plain]
+
+
+def readable(name: str) -> bool:
+    """Return whether a member of an archive is a text or a table that can be read from a stream, by its name."""
+    return PurePosixPath(name).suffix.lower() in {".txt", *ROW_FILES}

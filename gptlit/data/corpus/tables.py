@@ -1,0 +1,237 @@
+"""JSON and CSV: the texts of one column, read row by row as they stand in the file.
+
+`datasets` and pandas guess a type for every column and convert the texts to it, from what the first rows hold. Here
+only the text column is looked at, and always as text.
+"""
+
+import csv
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from gptlit.data.corpus.streams import READ_BYTES
+from gptlit.data.corpus.text import decode, lines_of
+from gptlit.data.corpus.values import COLUMN_ROWS, no_such_column, text_of
+from gptlit.errors import UserError
+
+HEAD_ROWS = 1000  # rows of a CSV file that are read before its form is settled
+LONGEST_FIELD = 2**27  # characters
+LINES_OF_A_FIELD = 100  # lines of TSV after which a quote that is not closed is taken for a character
+DELIMITERS = ",;\t|"
+NUMBER = "0123456789.eE+-"  # characters with which a number may continue after the end of a piece
+
+
+def json_rows(chunks: Iterable[bytes], column: str, where: str, per_line: bool) -> Iterator[str]:
+    """Yield the texts of a column of JSON objects; rows without text are left out.
+
+    Args:
+        chunks: bytes of the file.
+        column: key of the text.
+        where: name of the file, for errors.
+        per_line: JSON Lines; otherwise one array of objects, or objects one after another.
+
+    Raises:
+        UserError: not JSON, no such column, or a value that is not text.
+    """
+    seen: dict[str, None] = {}
+    found = False
+    rows = json_lines(chunks, where) if per_line else json_values(chunks, where)
+    for count, (place, row) in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"{where} holds {json.dumps(row)[:60]} in {place}, not an object with a column {column!r}")
+        if column in row:
+            found = True
+            if text := text_of(row[column], column, where, place):
+                yield text
+        elif not found:
+            seen.update(dict.fromkeys(row))
+            if count + 1 == COLUMN_ROWS:
+                raise no_such_column(column, where, seen)
+    if not found and seen:
+        raise no_such_column(column, where, seen)
+
+
+def json_lines(chunks: Iterable[bytes], where: str) -> Iterator[tuple[str, Any]]:
+    """Yield place and value of every line that is not blank."""
+    decoder = json.JSONDecoder()
+    for number, line in enumerate(lines_of(decode(chunks, where)), 1):
+        line = line.strip(" \t\n\r")
+        if not line:
+            continue
+        try:
+            value, end = scan(decoder, line)
+            if end < len(line):
+                raise ValueError(f"more than one value at column {end + 1}")
+        except ValueError as error:
+            raise UserError(f"{where} is not JSON Lines: {reason(error)} of line {number:,}") from error
+        yield f"line {number:,}", value
+
+
+def json_values(chunks: Iterable[bytes], where: str) -> Iterator[tuple[str, Any]]:
+    """Yield place and value of every element of one array, or of values that follow each other.
+
+    One element is held in memory at a time, not the array.
+    """
+    buffer, count = JsonBuffer(decode(chunks, where)), 0
+    array = buffer.peek() == "["
+    buffer.at += array
+    while character := buffer.peek():
+        if array and character in ",]":
+            buffer.at += 1
+            if character == "," or not buffer.peek():
+                array = character == ","
+                continue
+            raise UserError(f"{where} is not JSON: something follows the end of its array")
+        count += 1
+        try:
+            value = buffer.value()
+        except ValueError as error:
+            raise UserError(f"{where} is not JSON: {reason(error)} in row {count:,}") from error
+        yield f"row {count:,}", value
+    if array:
+        raise UserError(f"{where} is not JSON: its array does not end")
+
+
+class JsonBuffer:
+    """A text that arrives in pieces, of which JSON values are read one by one."""
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self.at = 0
+        self._pieces, self._text, self._ended = pieces, "", False
+        self._decoder = json.JSONDecoder()
+
+    def peek(self) -> str:
+        """Return the next character that is not blank, or an empty text at the end."""
+        while True:
+            while self._text[self.at : self.at + 1] in tuple(" \t\n\r"):
+                self.at += 1
+            if self.at < len(self._text) or self._ended:
+                return self._text[self.at : self.at + 1]
+            self._more()
+
+    def value(self) -> Any:
+        """Return the next value.
+
+        Raises:
+            ValueError: the text is not JSON.
+        """
+        while True:
+            try:
+                value, end = scan(self._decoder, self._text, self.at)
+                if self._ended or (end < len(self._text) and self._text[end] not in NUMBER):
+                    self.at = end
+                    return value
+            except ValueError:
+                if self._ended:
+                    raise
+            self._more()
+
+    def _more(self) -> None:
+        """Read as much again as is held, so that a long value is scanned a few times only."""
+        held = self._text[self.at :]
+        piece = "".join(itertools.islice(self._pieces, max(1, len(held) // READ_BYTES)))
+        self._text, self.at, self._ended = held + piece, 0, not piece
+
+
+def scan(decoder: json.JSONDecoder, text: str, at: int = 0) -> tuple[Any, int]:
+    """Parse one JSON value and return it with the place of its end.
+
+    Raises:
+        ValueError: not JSON, or nested too deeply.
+    """
+    try:
+        return decoder.raw_decode(text, at)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except ValueError:  # an integer of more digits than Python converts, in whatever column
+        return json.JSONDecoder(parse_int=float).raw_decode(text, at)
+
+
+def reason(error: ValueError) -> str:
+    """Return what is wrong with a line of JSON, without its place in the text."""
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def csv_rows(chunks: Iterable[bytes], column: str, where: str, delimiter: str) -> Iterator[str]:
+    """Yield the texts of a column of CSV or TSV with a header; rows without text are left out.
+
+    Recognised: another delimiter, where the one expected does not give the column; row numbers without a header, as R
+    writes them; a comma at the end of every row; TSV in which quotes are ordinary characters.
+
+    Args:
+        chunks: bytes of the file.
+        column: name in the header.
+        where: name of the file, for errors.
+        delimiter: expected between fields.
+
+    Raises:
+        UserError: no such column, a row with more or fewer fields than the header, or unbalanced quotes.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    lines = itertools.dropwhile(str.isspace, lines_of(decode(chunks, where)))
+    first = next(lines, "")
+    for other in (delimiter, *DELIMITERS):
+        header = next(csv.reader([first], delimiter=other), [])
+        if column in header:
+            delimiter = other
+            break
+    else:
+        raise no_such_column(column, where, next(csv.reader([first], delimiter=delimiter), []))
+    while header and not header[-1]:
+        header.pop()
+    rows = rows_of(lines, delimiter, where)
+    head = list(itertools.islice(rows, HEAD_ROWS))
+    numbers = [row[0] for _, row in head if len(row) == len(header) + 1]
+    names = bool(head) and numbers == [str(number + 1) for number in range(len(head))]
+    at, width = header.index(column) + names, len(header) + names
+    for line, row in itertools.chain(head, rows):
+        if len(row) < width or any(row[width:]):
+            raise UserError(
+                f"{where} has {len(row)} fields in the row that ends in line {line:,}, and {width} in its header: put "
+                "texts that hold the delimiter or line ends in quotes"
+            )
+        if row[at]:
+            yield row[at]
+
+
+def rows_of(lines: Iterable[str], delimiter: str, where: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield number of the last line and fields of each row after the header; blank lines are left out.
+
+    Raises:
+        UserError: a quoted field does not end where a field ends.
+    """
+    lines = iter(lines)
+    if delimiter == "\t":
+        head = list(itertools.islice(lines, HEAD_ROWS))
+        lines = itertools.chain(head, lines)
+        quoted = quotes_are_balanced(head)
+    else:
+        quoted = True
+    reader = csv.reader(
+        lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    )
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num + 1, row
+    except csv.Error as error:
+        raise UserError(
+            f"{where} is not CSV: {error} in line {reader.line_num + 1:,}: write a quote inside a quoted text twice"
+        ) from error
+
+
+def quotes_are_balanced(lines: list[str]) -> bool:
+    """Return whether quotes enclose fields of TSV; otherwise they are characters of the texts."""
+    reader = csv.reader(lines, delimiter="\t", strict=True)
+    widths, end = set(), 0
+    try:
+        for row in reader:
+            end = reader.line_num
+            widths.add(len(row))
+    except csv.Error:
+        if reader.line_num < HEAD_ROWS or HEAD_ROWS - end > LINES_OF_A_FIELD:
+            return False  # else it is only the field in which these lines end
+    return len(widths - {0}) <= 1

@@ -1,0 +1,256 @@
+"""JSON and CSV as they are found: one column, always as text, and an error that names the row."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from corpora import own_cache, refusal, text_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptlit.data.corpus.tables import csv_rows, json_rows, json_values
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and an empty cache."""
+    own_cache(tmp_path_factory, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows_of_csv(content: str, delimiter: str = ",") -> list[str]:
+    """Return the texts of the column `text`."""
+    return list(csv_rows([content.encode()], "text", "a.csv", delimiter))
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_number_late_in_the_file_is_named_with_its_line_and_value(here: Path) -> None:
+    """Guards against all later rows becoming JSON source, as `datasets` gives them after 10 MiB."""
+    with (here / "a.jsonl").open("w") as stream:
+        for i in range(1, 130_001):
+            text = 1984 if i == 130_000 else f'She said "no", and left.\nHe stayed; it was number {i}.'
+            stream.write(json.dumps({"id": i, "text": text}) + "\n")
+    assert (here / "a.jsonl").stat().st_size > 10 * 2**20
+    message = refusal("a.jsonl")
+    assert message.startswith("text_column 'text' holds 1984 in line 130,000 of a.jsonl, which is not text")
+    assert "write it in quotes" in message
+
+
+@pytest.mark.parametrize("value", [1984, 0.5, True, [1, 2], {"a": 1}, [{"role": 1, "content": "x"}]])
+def test_a_value_that_is_not_text_is_named_in_every_format(here: Path, value: object) -> None:
+    shown = f"holds {json.dumps(value)} in "
+    (here / "a.jsonl").write_text(json.dumps({"text": "a"}) + "\n" + json.dumps({"text": value}) + "\n")
+    (here / "a.json").write_text(json.dumps([{"text": "a"}, {"text": value}]))
+    assert shown + "line 2 of a.jsonl" in refusal("a.jsonl")
+    assert shown + "row 2 of a.json" in refusal("a.json")
+
+
+def test_unused_columns_may_hold_anything(here: Path) -> None:
+    """Guards against a read that fails, or changes the texts, for the sake of a column that nobody asked for."""
+    rows = [
+        {"n": 1, "text": "one", "type": "a", "message": {"x": 1}},
+        {"n": 0.5, "text": "two", "id": 1, "version": 1, "cwd": "/"},
+        {"n": "n/a", "text": "three", "messages": [], "source": None},
+        {"n": [[]], "text": "four"},
+    ]
+    (here / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert text_of("a.jsonl") == "one\ntwo\nthree\nfour"
+    (here / "b.jsonl").write_text('{"n": %s, "text": "huge"}\n{"n": 1, "n": 2, "text": "twice"}\n' % ("9" * 5000))
+    assert text_of("b.jsonl") == "huge\ntwice"
+
+
+def test_texts_that_look_like_dates_or_numbers_stay_texts(here: Path) -> None:
+    texts = ["2020-01-01", "2020-01-01T00:00:00Z", "007", "TRUE", "null", "NaN"]
+    (here / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert text_of("a.jsonl") == "\n".join(texts)
+
+
+def test_halves_of_surrogate_pairs_become_the_replacement_character(here: Path) -> None:
+    """Programs that cut texts at a number of UTF-16 units write them; UTF-8 cannot hold them."""
+    (here / "a.jsonl").write_text('{"text": "cut \\ud83d here, \\ud83d\\ude00 whole"}\n')
+    assert text_of("a.jsonl") == "cut \ufffd here, \U0001f600 whole"
+
+
+def test_rows_without_text_are_left_out(here: Path) -> None:
+    (here / "a.jsonl").write_text('{"text": "a"}\n\n{"text": null}\n{"text": ""}\n{"other": 1}\n{"text": "b"}')
+    assert text_of("a.jsonl") == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ('{"text": "a"}\n{"text": \n', "Expecting value at column 9 of line 2"),
+        ('{"text": "a"} {"text": "b"}\n', "more than one value at column 14 of line 1"),
+        ('"a"\n', 'holds "a" in line 1'),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_is_not_json_lines_is_named_with_its_place(here: Path, content: str, where: str) -> None:
+    (here / "a.jsonl").write_text(content)
+    message = refusal("a.jsonl")
+    assert message.startswith("corpus a.jsonl ")
+    assert where in message
+
+
+values = st.recursive(
+    st.none() | st.integers(-(10**20), 10**20) | st.text(max_size=5) | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(elements=st.lists(values, max_size=5), indent=st.sampled_from([None, 1]), size=st.integers(1, 40))
+def test_an_array_is_read_as_the_json_module_reads_it(elements: list[object], indent: int | None, size: int) -> None:
+    """One element at a time, however the file is cut."""
+    content = json.dumps(elements, indent=indent, ensure_ascii=False).encode()
+    chunks = [content[i : i + size] for i in range(0, len(content), size)]
+    assert [value for _, value in json_values(chunks, "a.json")] == elements
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[{"text": "a"}', "its array does not end"),
+        ('[{"text": "a"}] []', "something follows the end of its array"),
+        ('[{"text": "a"}, {"text": }]', "in row 2"),
+    ],
+)
+def test_a_broken_array_is_refused(here: Path, content: str, words: str) -> None:
+    (here / "a.json").write_text(content)
+    assert words in refusal("a.json")
+
+
+# --- the column -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_an_unknown_column_is_answered_with_those_that_exist(here: Path, name: str) -> None:
+    rows = [{"n": 1, "text": "one", "title": "I"}, {"n": 2, "text": "two", "title": "II"}]
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), name)
+    elif name == "a.csv":
+        (here / name).write_text("n,text,title\n1,one,I\n")
+    else:
+        (here / name).write_text("\n".join(map(json.dumps, rows)))
+    expected = f"text_column 'body' is not a column of {name}, which has n, text, title"
+    assert refusal(name, text_column="body") == expected
+    assert text_of(name, text_column="title").startswith("I")
+
+
+def test_a_column_of_numbers_is_refused_by_its_type(here: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), "a.parquet")
+    assert refusal("a.parquet") == "text_column 'text' of a.parquet holds int64, not text: name another column"
+
+
+def test_bytes_that_are_not_utf8_are_named_with_their_row(here: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": [b"a", b"\xff"]}), "a.parquet")
+    assert "'text' of a.parquet is not UTF-8 in row 2" in refusal("a.parquet")
+
+
+def test_a_table_without_the_column_ends_after_a_thousand_rows() -> None:
+    """Guards against a terabyte that is read before the misspelt name is noticed."""
+    read = 0
+
+    def rows() -> Iterator[bytes]:
+        nonlocal read
+        for _ in range(5000):
+            read += 1
+            yield b'{"body": "x"}\n'
+
+    with pytest.raises(ValueError, match=r"'text' is not a column of a\.jsonl, which has body"):
+        list(json_rows(rows(), "text", "a.jsonl", per_line=True))
+    assert read <= 1001
+
+
+def test_conversations_become_lines(here: Path) -> None:
+    """In the forms of OpenAI and ShareGPT, and as lists of strings; parts that are not text are left out."""
+    rows = [
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "text", "text": "Hello"}, {}]}],
+        [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": None}],
+        ["one", "two"],
+    ]
+    (here / "a.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    expected = "user: Hi\nassistant: Hello\n\nhuman: Why?\n\none\ntwo"
+    assert text_of("a.jsonl", text_column="messages") == expected
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": rows[1]}]), "a.parquet")
+    assert text_of("a.parquet", text_column="messages") == "human: Why?"
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(texts=st.lists(st.text("ab,\";\n\t'é ", min_size=1).filter(str.strip), min_size=1, max_size=5))
+def test_what_the_csv_module_writes_is_read_back(texts: list[str]) -> None:
+    import csv
+    import io
+
+    for delimiter in ",;\t":
+        stream = io.StringIO(newline="")
+        csv.writer(stream, delimiter=delimiter).writerows([("n", "text"), *enumerate(texts)])
+        assert rows_of_csv(stream.getvalue(), delimiter) == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ("text,n\na,1,\nb,2,\n", ["a", "b"]),
+        ("text,n,\na,1,\nb,2,\n", ["a", "b"]),
+        ('"","text","n"\n"1","a",3\n"2","b",4\n', ["a", "b"]),
+        ('"text","n"\n"1","a",3\n"2","b",4\n', ["a", "b"]),
+        ("text\n007\nTRUE\n\n1e5\nNA\nnull\n", ["007", "TRUE", "1e5", "NA", "null"]),
+        ("n;text\n1;a, b\n", ["a, b"]),
+        ("text,n\n,1\nx,2\n", ["x"]),
+    ],
+    ids=["comma at the end", "comma at every end", "R", "R without a header", "digits", "semicolons", "empty"],
+)
+def test_csv_as_programs_write_it_gives_the_right_column(content: str, texts: list[str]) -> None:
+    """Pandas takes the first column of a row that ends in a comma for an index, and digits for numbers."""
+    assert rows_of_csv(content) == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('id\ttext\n1\t"Hello," she said\n2\t"x"\n', ['"Hello," she said', '"x"']),
+        ('id\ttext\n1\t"Hello\n2\t"Bye\n', ['"Hello', '"Bye']),
+        ('id\ttext\n1\t"two\nlines"\n2\tBye\n', ["two\nlines", "Bye"]),
+    ],
+)
+def test_quotes_of_tsv_are_characters_unless_they_enclose_fields(content: str, texts: list[str]) -> None:
+    """Guards against rows that vanish between two quotes."""
+    assert rows_of_csv(content, "\t") == texts
+
+
+def test_a_long_quoted_field_at_the_end_of_the_first_rows_is_still_quoted() -> None:
+    rows = [f"{i}\tx" for i in range(990)] + ['990\t"' + "line\n" * 30 + '"', "991\tlast"]
+    assert rows_of_csv("id\ttext\n" + "\n".join(rows) + "\n", "\t")[-2:] == ["line\n" * 30, "last"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("text\nhello, world\n", "2 fields in the row that ends in line 2, and 1 in its header"),
+        ("id,text\n1,abc\ndef\n2,x\n", "1 fields in the row that ends in line 3, and 2 in its header"),
+        ('id,text\n1,"She said \\"no\\""\n', "in line 2: write a quote inside a quoted text twice"),
+        ('text,n\n"open,1\nb,2\n', "unexpected end of data"),
+        ("a,b\n1,2\n", "'text' is not a column of a.csv, which has a, b"),
+    ],
+)
+def test_csv_that_would_give_a_wrong_text_is_refused(content: str, words: str) -> None:
+    with pytest.raises(ValueError, match=r"a\.csv") as caught:
+        rows_of_csv(content)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet", "a.arrow"])
+def test_an_empty_table_is_refused(here: Path, name: str) -> None:
+    (here / name).write_text("")
+    assert name in refusal(name)
