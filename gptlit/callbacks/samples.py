@@ -59,7 +59,8 @@ class SampleText(pl.Callback):
                 logger.experiment.add_text("sample", as_markdown(text), trainer.global_step)
         if self.show:
             label = Text(f"  sample after step {trainer.global_step:,}:", style="dim")
-            console().print(label, Padding(Text(text[: self.show].strip()), (0, 0, 0, 4)), soft_wrap=False)
+            shown = Padding(Text(text[: self.show].strip()), (0, 0, 0, 4), expand=False)
+            console().print(label, shown, soft_wrap=False)
 
     def draw(self, module: Any) -> str:
         """Return prompt and continuation."""

@@ -41,6 +41,8 @@ def dispatch(verb: str, arguments: list[str], options: dict[str, Any]) -> int:
             from gptlit.cli.fit.command import train as command
         elif verb == "ladder":
             from gptlit.cli.ladder.command import ladder as command
+        elif verb == "compare":
+            from gptlit.cli.compare import compare as command
         elif verb == "export":
             from gptlit.cli.export import export as command
         elif verb == "play":

@@ -7,6 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import shtab
 
+from gptlit.cli.compare import make_parser as compare_parser
 from gptlit.cli.export import export_parser
 from gptlit.cli.fit.parser import make_parser as fit_parser
 from gptlit.cli.ladder.command import make_parser as ladder_parser
@@ -57,6 +58,8 @@ def options_of(verb: str) -> Iterable[argparse.Action]:
         return [*known, *(action for action in options_of("fit") if action.dest not in names)]
     if verb == "play":
         return play_parser()._actions  # noqa: SLF001
+    if verb == "compare":
+        return compare_parser()._actions  # noqa: SLF001
     if verb in ("predict", "export"):
         return (predict_parser() if verb == "predict" else export_parser())._actions  # noqa: SLF001
     return fit_parser(verb)._actions  # noqa: SLF001

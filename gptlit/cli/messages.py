@@ -2,19 +2,19 @@
 
 import logging
 import re
-import sys
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from gptlit.callbacks.console import console
+from gptlit.cli.familiar import flag_advice, value_advice
 
 
 def say(text: str, style: str | None = None) -> None:
-    """A line on stderr."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(text, style=style, markup=False)
+    """Print a line on stderr."""
+    console().print(text, style=style)
 
 
 def quiet_libraries() -> None:
@@ -51,7 +51,7 @@ def parser_error_line(error: BaseException, known: Iterable[str]) -> str:
     flat = " ".join(text.split())
     if found := re.search(r"unrecognized arguments: (\S+)", flat, re.IGNORECASE):
         if not found[1].startswith("-"):
-            return f"{found[1]!r} is not the value of any option: options begin with -- and take one value"
+            return f"{found[1]!r} is not the value of any option: {value_advice(found[1])}"
         return unknown_option(found[1].partition("=")[0], known)
     if found := re.search(r"does not accept option '([^']*)'|Key '([^']*)' is not expected", flat):
         return unknown_option(f"--{found[1] or found[2]}", known)
@@ -65,7 +65,9 @@ def parser_error_line(error: BaseException, known: Iterable[str]) -> str:
 
 
 def unknown_option(flag: str, known: Iterable[str]) -> str:
-    """Says that there is no such option, and which one was meant."""
+    """Return that there is no such option, and which one was meant."""
+    if advice := flag_advice(flag):
+        return f"{flag} is not an option: {advice}"
     names = [name for name in known if not name.startswith("_")]
     wanted = flag.lstrip("-")
     close = get_close_matches(wanted, names, n=1, cutoff=0.6)
@@ -113,17 +115,17 @@ def cause_of(error: BaseException, kind: type[BaseException]) -> BaseException |
 
 
 def table(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """A small two-column table on stderr."""
-    grid = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
+    """Print a title and rows of a name and a value on stderr; a row is one line, so that commands can be copied."""
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    if title:
+        console().print(title)
     for name, value in rows:
-        grid.add_row(name, Text(value))  # as it is: a name such as run[2] is no markup
-    Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 1000).print(grid)
+        console().print(Text.assemble((f"{name:<{width}}  ", "dim"), value))
 
 
 def duration(seconds: float) -> str:
-    """`47 s`, `3 min 5 s`, `2 h 10 min`."""
+    """Return `47 s`, `3 min 5 s`, `2 h 10 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

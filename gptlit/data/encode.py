@@ -43,6 +43,7 @@ class EncodedText:
         source: where the text comes from, in words.
         sha256: of both parts, the training part first, as UTF-8.
         notices: lines for the user, such as a fallback or characters that the training part lacks.
+        used_fallback: whether this is the fallback, not the text that was named.
         document_start: text after which a document begins; None where the text is one document.
         tokenizer: of the ids.
         train: ids of the training part, (N,).
@@ -55,6 +56,7 @@ class EncodedText:
     source: str
     sha256: str
     notices: tuple[str, ...]
+    used_fallback: bool
     document_start: str | None
     tokenizer: Tokenizer
     train: Tokens
@@ -105,6 +107,7 @@ def encode_text(spec: TextSpec, tokenizer: Tokenizer | None, kind: str, vocab_si
         source=corpus.words,
         sha256=facts.sha256,
         notices=(*corpus.notices, *notices(facts, train_characters, tokenizer, sum(map(len, ids)))),
+        used_fallback=corpus.spec.corpus != spec.corpus,
         document_start=corpus.document_start,
         tokenizer=tokenizer,
         train=ids[0],

@@ -359,8 +359,8 @@ def test_fit_prints_the_command_at_the_start_and_at_the_end(config: Path) -> Non
     said = gptlit("fit", "--config", config, "--run_dir", folder).err
     command = tensorboard_command(make_trainer(), folder)
     assert command is not None
-    assert f"\ncurves: {command}\n" in said
-    assert re.search(rf"^curves +{re.escape(command)} *$", said.replace("\n  ", ""), flags=re.MULTILINE)
+    assert said.count(f"{command}\n") == 2
+    assert len(re.findall(rf"^curves +{re.escape(command)}\n +http://localhost:6006/", said, flags=re.MULTILINE)) == 2
 
 
 def test_the_command_shows_the_run_next_to_others_and_never_reads_a_home_folder(tmp_path: Path) -> None:

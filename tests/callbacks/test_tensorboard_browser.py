@@ -96,7 +96,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             text=True,
             check=True,
         ).stderr
-        (command,) = re.findall(r"^curves: (.*)$", said, flags=re.MULTILINE)
+        (command,) = set(re.findall(r"^curves +(.*)$", said, flags=re.MULTILINE))
     return place / "checkpoints", command
 
 

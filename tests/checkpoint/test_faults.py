@@ -35,7 +35,7 @@ def goes_on(situation: str, answer: Answer, run: Path, undisturbed: Path | None 
     """The command that the last line names leads to the end of the run, and to the undisturbed one's where given."""
     assert load(run / "last.ckpt")["global_step"] > 0
     last_line = answer.err.strip().splitlines()[-1]
-    command = last_line.partition("go on with: gptlit ")[2].split()
+    command = last_line.partition("resume with: gptlit ")[2].split()
     assert command[:3] == ["fit", "--ckpt_path", str(run)]
     after = gptlit(*command)
     assert after.code == 0, after.err

@@ -374,7 +374,7 @@ def test_unusual_texts_are_trained_on(prepared: Path, tmp_path: Path, content: b
     arguments = ["--config", prepared / "small.yaml", "--run_dir", tmp_path / "run", "--data.corpus", text]
     answer = gptlit("fit", *arguments, "--trainer.limit_val_batches", 2)
     assert answer.code == 0, answer.err
-    assert f"{symbols} symbols" in answer.err
+    assert f" characters, {symbols} tokens\n" in answer.err
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
-"""The ladder as a person uses it: what it writes, that it can be stopped, and what it refuses."""
+"""`gptlit ladder`: what it writes, that it resumes where it was stopped, and what it refuses."""
 
 import csv
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from command import PLAY, Answer, gptlit, load
 
 from gptlit.cli.ladder import command as ladder
-from gptlit.cli.ladder.report import Result, gain, markdown_table, with_spread
+from gptlit.cli.ladder.report import Result, curves_figure, gain, markdown_table, with_spread
 from gptlit.cli.ladder.rungs import all_rungs
 
 SHORT = (
@@ -25,26 +26,26 @@ SHORT = (
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """A text so short that a validation takes no time."""
+    """A short text, so that validation is fast."""
     path = tmp_path / "text.txt"
     path.write_text(PLAY.read_text(encoding="utf-8")[:4000], encoding="utf-8")
     return path
 
 
 def climb(text: Path, *arguments: str, rungs: str = "1,2", run_dir: str = "ladder") -> Answer:
-    """Runs the ladder on a short budget, beside its text."""
+    """Run the ladder for a few steps on a text, in the folder of that text."""
     place = ("--run_dir", text.parent / run_dir, "--data.corpus", text)
     return gptlit("ladder", "--rungs", rungs, *place, *SHORT, *arguments)
 
 
 def numbers(folder: Path) -> list[dict[str, str]]:
-    """The rows of ladder.csv, without what depends on the clock."""
+    """Return the rows of ladder.csv without the times."""
     with (folder / "ladder.csv").open(newline="", encoding="utf-8") as file:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
 
 def test_two_rungs_with_two_seeds_give_a_table_numbers_and_a_picture(text: Path) -> None:
-    """Guards against figures that are not those of the runs: each is checked against the run's own checkpoint."""
+    """Every number is compared with the checkpoint of its run."""
     answer = climb(text, "--seeds", "2")
     root = text.parent / "ladder"
     assert answer.code == 0, answer.err
@@ -55,7 +56,7 @@ def test_two_rungs_with_two_seeds_give_a_table_numbers_and_a_picture(text: Path)
     rows = numbers(root)
     names = ["1_bigram", "2_head", "1_bigram-seed2", "2_head-seed2"]
     assert [row["rung"] + ("-seed2" if row["seed"] == "1338" else "") for row in rows] == names
-    assert len({row["val_loss"] for row in rows}) == 4, "every rung and every seed is a run of its own"
+    assert len({row["val_loss"] for row in rows}) == 4, "every configuration and every seed is its own run"
     for name, row in zip(names, rows, strict=True):
         exact = gptlit("validate", "--ckpt_path", root / name / "last.ckpt").out
         assert f"val/loss {float(row['val_loss']):.5f}"[:-1] in exact
@@ -64,8 +65,8 @@ def test_two_rungs_with_two_seeds_give_a_table_numbers_and_a_picture(text: Path)
         assert row["sample"] == (root / name / "samples" / "step-000006.txt").read_text(encoding="utf-8")
 
 
-def test_a_ladder_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(text: Path) -> None:
-    """Ctrl-C in the second rung: the first is not trained again, the second not from its start."""
+def test_a_ladder_that_was_stopped_resumes_and_ends_as_an_undisturbed_one(text: Path) -> None:
+    """Ctrl-C in the second run: the first is not trained again, the second not from its start."""
     assert climb(text, run_dir="undisturbed").code == 0
 
     class StoppingBar(ladder.RungBar):
@@ -78,7 +79,7 @@ def test_a_ladder_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(text: 
         answer = climb(text)
     root = text.parent / "ladder"
     assert answer.code == 130
-    assert "the ladder goes on with: gptlit ladder --rungs 1,2" in answer.err
+    assert "resume the ladder with: gptlit ladder --rungs 1,2" in answer.err
     assert 3 <= load(root / "2_head" / "last.ckpt")["global_step"] < 6
     first_rung = (root / "1_bigram" / "last.ckpt").stat().st_mtime_ns
 
@@ -88,8 +89,8 @@ def test_a_ladder_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(text: 
     assert sorted(path.name for path in root.iterdir() if path.is_dir()) == ["1_bigram", "2_head"]
 
 
-def test_a_signal_at_the_end_of_a_rung_does_not_start_the_next_one(text: Path) -> None:
-    """Guards against a Ctrl-C that falls between the last step and the next rung, and is forgotten."""
+def test_a_signal_at_the_end_of_a_run_does_not_start_the_next_one(text: Path) -> None:
+    """Guards against a Ctrl-C between the last step and the next run that is forgotten."""
 
     class StoppingBar(ladder.RungBar):
         def on_train_end(self, *arguments: Any) -> None:
@@ -99,20 +100,20 @@ def test_a_signal_at_the_end_of_a_rung_does_not_start_the_next_one(text: Path) -
         patch.setattr(ladder, "RungBar", StoppingBar)
         answer = climb(text)
     assert answer.code == 130
-    assert "the ladder goes on with" in answer.err
+    assert "resume the ladder with" in answer.err
     assert [path.name for path in (text.parent / "ladder").iterdir()] == ["1_bigram"]
 
 
 def test_a_finished_ladder_only_reads(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against hours of training again what is there; more seeds or rungs are added to it."""
+    """Finished runs are not trained again."""
     rate = ("--model.optimizer.lr", "1e-3")
     first = climb(text, *rate, rungs="1")
     monkeypatch.setattr(ladder, "train_rung", lambda *arguments: pytest.fail("nothing was left to train"))
     assert climb(text, *rate, rungs="1").out == first.out
 
 
-def test_a_folder_that_a_crash_left_without_a_checkpoint_is_begun_anew(text: Path) -> None:
-    """Guards against a run that ends in `1_bigram-2`, where no table finds it."""
+def test_a_folder_without_a_checkpoint_after_a_crash_is_started_again(text: Path) -> None:
+    """Guards against a run in `1_bigram-2`, which the table would not find."""
     folder = text.parent / "ladder" / "1_bigram"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("seed_everything: 1\n")
@@ -134,13 +135,13 @@ def test_a_folder_that_a_crash_left_without_a_checkpoint_is_begun_anew(text: Pat
         (True, False, False),
     ],
 )
-def test_a_setting_is_the_same_however_it_is_written(stored: Any, wanted: Any, expected: bool) -> None:
-    """Guards against a ladder that refuses its own runs: to YAML, 1e-3 is a text."""
+def test_a_setting_is_equal_however_it_is_written(stored: Any, wanted: Any, expected: bool) -> None:
+    """Guards against a ladder that refuses its own runs: PyYAML reads 1e-3 as a string."""
     assert ladder.same(stored, wanted) is expected
 
 
-def test_runs_with_other_settings_are_not_taken_for_these(text: Path) -> None:
-    """Guards against a table that compares 6 steps with 5,000."""
+def test_runs_with_other_settings_are_refused(text: Path) -> None:
+    """Guards against a table that compares runs of 6 and of 5,000 steps."""
     assert climb(text, rungs="1").code == 0
     answer = climb(text, "--model.optimizer.lr=0.5", rungs="1")
     assert answer.code == 2
@@ -158,10 +159,9 @@ def test_runs_with_other_settings_are_not_taken_for_these(text: Path) -> None:
         (("--model.gpt.n_laier", "3"), "n_layer"),
     ],
 )
-def test_a_mistake_costs_one_line_and_leaves_nothing(
+def test_a_user_error_is_one_line_and_leaves_no_folder(
     arguments: tuple[str, ...], complaint: str, tmp_path: Path
 ) -> None:
-    """One line, exit code 2, and no folder."""
     answer = gptlit("ladder", "--run_dir", tmp_path / "ladder", *arguments)
     assert answer.code == 2
     assert complaint in answer.err
@@ -170,13 +170,61 @@ def test_a_mistake_costs_one_line_and_leaves_nothing(
 
 
 def result(number: str, loss: float) -> Result:
-    """A run of a rung that ended with a loss."""
+    """A run of a configuration that ended with a loss."""
     (rung,) = (rung for rung in all_rungs() if rung.number == number)
     return Result(rung, 1, 10, 100, None, loss, loss / 0.69, 60.0, ((100, loss),), "")
 
 
+def column(table: str, name: str) -> list[str]:
+    """Return a column of a Markdown table, without its header."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row[header.index(name)] for row in rows]
+
+
+def test_short_runs_on_another_text_have_no_figure_of_the_lecture(text: Path) -> None:
+    """Losses of the lecture are of 5,000 steps on Tiny Shakespeare; columns without values are left out."""
+    table = climb(text, "--data.estimate_batches=0").out
+    assert "lecture" not in table
+    assert "train estimate" not in table
+
+
+def test_what_changed_does_not_name_settings_that_flags_make_equal(text: Path) -> None:
+    """The first two configurations differ in max_steps and lr; here the flags fix max_steps for both."""
+    changes = {rung.number: rung.change for rung in all_rungs()}
+    assert "max_steps" in changes["2"]
+    assert "lr" in changes["2"]
+    change = column(climb(text).out, "what changed")[1]
+    assert "max_steps" not in change
+    assert "lr" in change
+
+
+def test_short_runs_validate_often_enough_for_a_curve(text: Path) -> None:
+    """With the interval of 5,000 steps, a run of 40 would validate once."""
+    steps = ("--trainer.max_steps=40", "--sample_text.max_new_tokens=1", "--pictures.when=never")
+    place = ("--run_dir", text.parent / "ladder", "--data.corpus", text, "--trainer.accelerator=cpu")
+    assert gptlit("ladder", "--rungs", "1", *place, *steps).code == 0
+    with (text.parent / "ladder" / "1_bigram" / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        validated = [int(row["step"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert [step for step in validated if step] == list(range(4, 41, 4))
+
+
+@pytest.mark.parametrize("steps", [10, 5_000])
+def test_the_picture_shows_a_curve_for_every_configuration(steps: int) -> None:
+    """A logarithmic axis for long runs, on which step 0 has no place; a linear one for short runs."""
+    results = [
+        replace(result(number, 2.0), steps=steps, curve=((0, 4.2), (steps // 2, 2.5), (steps, 2.0)))
+        for number in ("1", "2")
+    ]
+    axes = curves_figure(results).axes[0]
+    drawn = [line.get_xdata().tolist() for line in axes.lines]
+    expected = [0, steps // 2, steps] if steps < 1_000 else [steps // 2, steps]
+    assert drawn == [expected, expected]
+    assert axes.get_xscale() == ("linear" if steps < 1_000 else "log")
+
+
 def test_a_gain_within_the_spread_is_in_brackets() -> None:
-    """Guards against selling noise as progress."""
+    """Noise is not shown as progress."""
     assert gain({1: 2.50, 2: 2.52}, {1: 2.40, 2: 2.41}) == "0.105 ± 0.007"
     assert gain({1: 2.50, 2: 2.52}, {1: 2.49, 2: 2.53}) == "(0.000 ± 0.014)"
     assert gain({1: 2.50}, {1: 2.55}) == "(-0.050)"
@@ -186,13 +234,12 @@ def test_a_gain_within_the_spread_is_in_brackets() -> None:
 
 
 def test_a_gain_is_taken_seed_by_seed() -> None:
-    """Guards against gains that drown in what a seed's batches do to every rung, and against comparing other seeds."""
+    """Runs of one seed see the same batches; runs of different seeds are not compared."""
     assert gain({1: 2.30, 2: 2.27, 3: 2.20}, {2: 2.26, 1: 2.29}) == "0.010 ± 0.000"
     assert gain({1: 2.30}, {2: 2.29}) == ""
 
 
-def test_the_gain_is_measured_against_the_rung_that_a_rung_leads_on_from() -> None:
-    """Rung 8 follows rung 6: the one between them has another size."""
+def test_the_gain_is_relative_to_the_configuration_that_is_continued() -> None:
+    """Number 8 continues number 6: the one between them has another size."""
     table = markdown_table([result("6", 2.07), result("7", 1.5), result("8", 1.97)])
-    gains = [line.split("|")[7].strip() for line in table.splitlines()[2:]]
-    assert gains == ["", "0.570", "0.100"]
+    assert column(table, "gain") == ["", "0.570", "0.100"]

@@ -126,7 +126,7 @@ def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> Non
 
 def way_on_of(err: str) -> str:
     """The last line, without the folder of this test."""
-    return err.strip().splitlines()[-1].partition("go on with")[0] + "go on with: …"
+    return err.strip().splitlines()[-1].partition("resume with")[0] + "resume with: …"
 
 
 def test_sigterm_to_the_first_process_stops_all_after_the_same_step(one: tuple[Path, Path], tmp_path: Path) -> None:
@@ -218,7 +218,8 @@ def test_a_loss_that_is_no_number_on_one_process_stops_all(one: tuple[Path, Path
     assert "Traceback" not in err
     assert LEFT not in err
     assert load(run / "last.ckpt")["global_step"] == 5
-    assert err.strip().splitlines()[-1].startswith("last.ckpt of step 5 is whole; go on with: gptlit fit --ckpt_path")
+    assert "last.ckpt (step 5) is intact" in err
+    assert err.strip().splitlines()[-1].startswith("resume with: gptlit fit --ckpt_path")
     report("Faults", FAULTS, f"nan in process {rank} of 2", 1, way_on_of(err), "all stop")
 
 

@@ -62,14 +62,15 @@ def metric(run: Path, name: str) -> list[str]:
     return [f"{row[0]},{row[column]}" for row in rows if row[column]]
 
 
-def test_fit_opens_with_what_a_step_reads_and_what_the_model_needs(here: Path) -> None:
-    """In one line; the numbers are those of the run, and not of its defaults."""
+def test_fit_opens_with_the_size_of_a_step_and_of_the_model(here: Path) -> None:
+    """The numbers are those of the run, not of its defaults."""
     run = gptlit("fit", "--config", "gpt2", *REDUCED, "--trainer.fast_dev_run", "true")
-    (line,) = (line for line in run.err.splitlines() if "tokens per step" in line)
-    assert line.startswith("2 sequences × 40 accumulation × 1 device × 64 tokens = 5,120 tokens per step · ")
+    lines = dict(re.findall(r"^(\w[\w ]*?)  +(.*)$", run.err, flags=re.MULTILINE))
+    assert lines["step"] == "2 sequences × 40 accumulation × 64 tokens = 5,120 tokens per step"
     config = GPTConfig(**{**CONFIG["model"]["gpt"], "n_layer": 2, "n_embd": 48, "block_size": 64}, vocab_size=300)
     parameters = sum(p.numel() for p in GPT(config).parameters())
-    assert f" · {parameters:,} parameters · {in_bytes(16 * parameters)} for weights, gradients and optimizer" in line
+    size = in_bytes(16 * parameters)
+    assert lines["model"] == f"{parameters:,} parameters, {size} with gradients and optimizer state"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

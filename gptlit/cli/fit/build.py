@@ -1,6 +1,7 @@
 """From a plan to objects: data, model, run folder and Trainer."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -22,6 +23,8 @@ from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError, settings_under
 from gptlit.training.module import LitGPT, check_vocabulary
+
+LONGEST_NAME = 40  # characters of a text's name in that of a run
 
 
 def instantiate(plan: Plan) -> Namespace:
@@ -71,17 +74,26 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
     model.run_config = as_yaml({key: value for key, value in settings.items() if key != "ckpt_path"})
 
 
-def open_run_dir(plan: Plan) -> RunDir:
+def open_run_dir(plan: Plan, data: TextDataModule) -> RunDir:
     """Claim the folder of the run that resumes, or a new one."""
     wanted, start = plan.settings["run_dir"], plan.start
     if start is None:
-        return RunDir.make(wanted, plan.config_files[-1].stem if plan.config_files else "run")
+        return RunDir.make(wanted, name_of_run(plan, data))
     same = not wanted or (start.run_dir is not None and Path(wanted).resolve() == start.run_dir.resolve())
     if start.run_dir is not None and same:
         return RunDir.reopen(start.run_dir)
     parent = start.path.parent
     in_a_run = (parent / "config.yaml").is_file()
     return RunDir.make(wanted or (str(parent) if in_a_run else None), start.path.stem)
+
+
+def name_of_run(plan: Plan, data: TextDataModule) -> str:
+    """Name a new run after its last configuration file, and after its text if `--data.corpus` was given: `base-my`."""
+    stem = plan.config_files[-1].stem if plan.config_files else "run"
+    if not plan.corpus_given or data.corpus is None:
+        return stem
+    text = re.sub(r"[^\w.-]+", "-", data.corpus.name).strip("-.")
+    return f"{stem}-{text[:LONGEST_NAME]}" if text else stem
 
 
 def make_trainer(

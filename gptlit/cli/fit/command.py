@@ -9,10 +9,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from gptlit.callbacks.tensorboard import tensorboard_command
 from gptlit.checkpoint.run_dir import RunDir, process_rank, started_by_first_process
+from gptlit.cli.compare import write_curves
 from gptlit.cli.fit.build import instantiate, make_trainer, open_run_dir, prepare
-from gptlit.cli.fit.messages import Ending, closing_rows, ending_of, opening_line, way_on
+from gptlit.cli.fit.fallback import shorten_run
+from gptlit.cli.fit.messages import Ending, closing_rows, ending_of, opening_rows, rate_note, resume_lines
 from gptlit.cli.fit.parts import RunParts
 from gptlit.cli.fit.plan import Plan, parse_evaluation, parse_fit
 from gptlit.cli.fit.trainer_settings import check_trainer_settings
@@ -86,7 +87,9 @@ def run_fit(plan: Plan, extra_callbacks: Sequence[pl.Callback] = (), quiet: bool
     prepare(plan, objects.model, objects.data)
     for notice in objects.data.corpus.notices:
         say_once(notice, style="bold red")
-    folder = None if plan.settings["trainer"]["fast_dev_run"] else open_run_dir(plan)
+    if line := shorten_run(plan, objects):
+        say_once(line, style="bold red")
+    folder = None if plan.settings["trainer"]["fast_dev_run"] else open_run_dir(plan, objects.data)
     try:
         trainer, parts = make_trainer(plan, objects, None if folder is None else folder.path, extra_callbacks, quiet)
     except BaseException:
@@ -151,21 +154,18 @@ class Fit:
 
     def say_start(self) -> None:
         """The opening lines."""
-        plan, data = self.plan, self.data
-        assert data.corpus is not None
-        assert data.tokenizer is not None
-        say_once(f"gptlit {__version__} · {data.corpus.source} · {data.tokenizer.vocab_size} symbols")
-        say_once(opening_line(self.model, data, self.trainer))
+        plan = self.plan
+        rows = opening_rows(self.model, self.data, self.trainer, plan.config_files, self.run_dir)
+        if process_rank() == 0:
+            table(f"gptlit {__version__}", rows)
         if plan.start is not None:
             say_once(f"resuming from step {plan.start.steps:,} of {plan.start.path}")
             if self.run_dir is not None and self.run_dir.resolve() != plan.start.path.parent.resolve():
                 say_once(f"{plan.start.path.parent} stays as it is: the run continues in {self.run_dir}", "yellow")
-        for key, (old, new) in plan.changes.items():
-            say_once(f"changed: {key} {old} -> {new}", style="yellow")
-        if self.run_dir is not None:
-            say_once(f"run folder {self.run_dir}")
-            if command := tensorboard_command(self.trainer, self.run_dir):
-                say_once(f"curves: {command}")
+            for key, (old, new) in plan.changes.items():
+                say_once(f"changed: {key} {old} -> {new}", style="yellow")
+            if note := rate_note(self.model, plan.start.steps, plan.changes):
+                say_once(note, style="yellow")
 
     def say_ending(self, ending: Ending) -> int:
         """Say why training ended early and how to resume; return the exit code."""
@@ -180,13 +180,17 @@ class Fit:
     def say_how_to_resume(self) -> None:
         """The command that resumes the run."""
         if self.parts.checkpoints is not None and not self.quiet:
-            say_once(way_on(self.run_dir, self.model, slower=self.ending is not None and self.ending.slower))
+            slower = self.ending is not None and self.ending.slower
+            losses = {**self.trainer.callback_metrics, **self.parts.curves.latest}
+            for line in resume_lines(self.run_dir, self.model, slower, self.parts.checkpoints, losses):
+                say_once(line)
 
     def say_end(self) -> None:
         """The closing table."""
         if process_rank() != 0:
             return
-        rows = closing_rows(self.trainer, self.parts.curves, self.parts.checkpoints, self.run_dir)
+        picture = None if self.run_dir is None else write_curves(self.run_dir)
+        rows = closing_rows(self.trainer, self.parts.curves, self.parts.checkpoints, self.run_dir, picture)
         done, wanted = self.trainer.global_step, self.trainer.max_steps
         if done >= wanted:
             table("done", rows)

@@ -1,9 +1,9 @@
-"""The line that every training begins with: what a step reads, and how large the model is."""
+"""What `gptlit fit` prints at the start and at the end of training, and why training ended early."""
 
 import math
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,43 +15,70 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from gptlit.callbacks.checkpoints import RunCheckpoints
 from gptlit.callbacks.metrics import MetricsLogger
-from gptlit.callbacks.tensorboard import tensorboard_command
+from gptlit.callbacks.tensorboard import ADDRESS, tensorboard_command
 from gptlit.checkpoint.files import find_resume_point
 from gptlit.cli.messages import duration
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
-from gptlit.optim import OptimizerConfig, parameter_groups
+from gptlit.optim import OptimizerConfig, learning_rate_factor, parameter_groups
 from gptlit.tokenizer import Tokenizer
+from gptlit.training.lightning_internals import datamodule_of
 from gptlit.training.module import LitGPT
 
-STATES = {"matrix": 1, "decay": 2, "no_decay": 2}  # numbers of a weight that Muon and AdamW keep
+STATES = {"matrix": 1, "decay": 2, "no_decay": 2}  # numbers per weight that Muon and AdamW keep
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+OVERFITTED = 1.05  # last validation loss over the best one, from which on the closing table says so
+Rows = list[tuple[str, str]]
 
 
-def opening_line(module: LitGPT, data: TextDataModule, trainer: pl.Trainer) -> str:
-    """`12 sequences × 1 accumulation × 1 device × 64 tokens = 768 tokens per step · 803,072 parameters · …`."""
+def opening_rows(
+    module: LitGPT, data: TextDataModule, trainer: pl.Trainer, configs: Sequence[Path], run_dir: Path | None
+) -> Rows:
+    """Return what a run reads and writes, and the size of its model, as names and values of at most 80 columns."""
     assert data.tokenizer is not None
-    config = replace(module.gpt, vocab_size=data.tokenizer.vocab_size)
+    assert data.corpus is not None
+    characters = data.corpus.train_characters + data.corpus.val_characters
+    rows = [("config", str(path)) for path in configs]
+    rows += [("text", f"{data.corpus.source}: {characters:,} characters, {data.tokenizer.vocab_size} tokens")]
+    rows += [("model", model_size(module, data.tokenizer, trainer)), ("step", step_size(data, trainer))]
+    rows.append(("length", f"{trainer.max_steps:,} steps"))
+    if run_dir is not None:
+        rows += [("run folder", str(run_dir)), *tensorboard_rows(trainer, run_dir)]
+    return rows
+
+
+def tensorboard_rows(trainer: pl.Trainer, run_dir: Path) -> Rows:
+    """Return the command that shows the curves and the address to open; nothing without a TensorBoardLogger."""
+    command = tensorboard_command(trainer, run_dir)
+    return [] if command is None else [("curves", command), ("", ADDRESS)]
+
+
+def model_size(module: LitGPT, tokenizer: Tokenizer, trainer: pl.Trainer) -> str:
+    """Return `803,072 parameters, 9.8 MB with gradients and optimizer state`."""
+    config = replace(module.gpt, vocab_size=tokenizer.vocab_size)
     sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
     size = 2 if str(trainer.precision).endswith("16-true") else 4  # bytes of a number
     parameters, numbers = count_numbers(config, module.optimizer_config)
     memory = numbers * size / (trainer.world_size if sharded else 1)
-    devices = trainer.world_size
-    return (
-        f"{data.batch_size // (trainer.accumulate_grad_batches * devices)} sequences × "
-        f"{trainer.accumulate_grad_batches} accumulation × {devices} device{'s' * (devices > 1)} × "
-        f"{data.block_size} tokens = {data.batch_size * data.block_size:,} tokens per step · "
-        f"{parameters:,} parameters · {in_bytes(memory)} for weights, gradients and optimizer"
-        f"{' on each device' * (devices > 1)}"
-    )
+    devices = " on each device" if trainer.world_size > 1 else ""
+    return f"{parameters:,} parameters, {in_bytes(memory)} with gradients and optimizer state{devices}"
+
+
+def step_size(data: TextDataModule, trainer: pl.Trainer) -> str:
+    """Return `6 sequences × 2 accumulation × 4 devices × 64 tokens = 3,072 tokens per step`, without factors of 1."""
+    devices, accumulation = trainer.world_size, trainer.accumulate_grad_batches
+    factors = [f"{data.batch_size // (accumulation * devices)} sequences"]
+    factors += [f"{accumulation} accumulation"] * (accumulation > 1) + [f"{devices} devices"] * (devices > 1)
+    product = data.batch_size * data.block_size
+    return f"{' × '.join([*factors, f'{data.block_size} tokens'])} = {product:,} tokens per step"
 
 
 def count_numbers(config: GPTConfig, optimizer: OptimizerConfig) -> tuple[int, int]:
-    """Parameters of a model, and with their gradients and the optimizer's state, all the numbers kept between steps.
+    """Count the parameters of a model, and all numbers kept between steps: with gradients and optimizer state.
 
-    The model is built without memory; tables of angles, which are no parameters, are left out.
+    The model is built on the meta device, without memory. The tables of rotary embeddings are not parameters.
     """
     with torch.device("meta"):
         model = GPT(replace(config, position="none" if config.position == "rope" else config.position))
@@ -61,26 +88,51 @@ def count_numbers(config: GPTConfig, optimizer: OptimizerConfig) -> tuple[int, i
 
 
 def in_bytes(count: float) -> str:
-    """`12.8 MB`."""
+    """Return `12.8 MB`."""
     for unit, name in UNITS:
         if count >= unit:
             return f"{count / unit:.1f} {name}"
     return f"{count:.0f} bytes"
 
 
+def rate_note(module: LitGPT, steps: int, changes: Mapping[str, tuple[Any, Any]]) -> str | None:
+    """Return what a new `trainer.max_steps` does to the learning rate of a resumed run; None if nothing."""
+    before, after = changes.get("trainer.max_steps", (0, 0))
+    schedule = module.schedule
+    if before == after or schedule.shape == "constant":
+        return None
+    old, new = (learning_rate_factor(steps, length, schedule) for length in (before, after))
+    return (
+        f"learning rate: the {schedule.shape} schedule of {after:,} steps is at {new:.0%} of its peak at step {steps:,}"
+        f" (that of {before:,} steps: at {old:.0%})"
+    )
+
+
+# ---------------------------------------------------------------- the end
+
+
 def closing_rows(
-    trainer: Any, curves: MetricsLogger, checkpoints: RunCheckpoints | None, run_dir: Path | None
-) -> list[tuple[str, str]]:
-    """Best loss and when, training time and speed, where the run lies, and the commands that come next."""
-    rows: list[tuple[str, str]] = []
-    metrics, data = trainer.callback_metrics, trainer.datamodule
+    trainer: Any, curves: MetricsLogger, checkpoints: RunCheckpoints | None, run_dir: Path | None, picture: Path | None
+) -> Rows:
+    """Return best loss, training time, run folder and the commands that come next.
+
+    Args:
+        trainer: after training.
+        curves: has the training time.
+        checkpoints: has the best loss; None if nothing is saved.
+        run_dir: the run folder, if there is one.
+        picture: the curves as a picture, if they were drawn.
+    """
+    rows: Rows = []
+    metrics, data = trainer.callback_metrics, datamodule_of(trainer)
     if checkpoints is not None and checkpoints.best_score is not None:
-        best = checkpoints.best_score
+        best, step = checkpoints.best_score, checkpoints.best_step or 0
         bits = 1 / math.log(2)
         if metrics.get("val/loss"):
             bits = float(metrics["val/bpc"]) / float(metrics["val/loss"])  # tokens may be longer than characters
         rows.append(("best val loss", f"{best:.4f} nats per token, {best * bits:.4f} bits per character"))
-        rows.append(("at step", f"{checkpoints.best_step:,} of {trainer.max_steps:,}"))
+        rows.append(("at step", f"{step:,} of {trainer.max_steps:,}"))
+        rows += overfitting_rows(best, step, float(metrics.get("val/loss", best)))
     seconds = curves.training_seconds
     characters = curves.steps_timed * data.batch_size * data.block_size * data.chars_per_train_token
     rows.append(("training time", f"{duration(seconds)} ({characters / max(seconds, 1e-9):,.0f} characters/s)"))
@@ -88,13 +140,25 @@ def closing_rows(
         rows.append(("run folder", str(run_dir)))
         if checkpoints is not None:
             rows.append(("sample", sample_command(run_dir, trainer.lightning_module.tokenizer)))
-        if command := tensorboard_command(trainer, run_dir):
-            rows.append(("curves", command))
+        if picture is not None:
+            rows.append(("picture", str(picture)))
+        rows += tensorboard_rows(trainer, run_dir)
     return rows
 
 
+def overfitting_rows(best: float, step: int, last: float) -> Rows:
+    """Return what happened and what helps if the validation loss has risen far above its best; else nothing."""
+    if last < OVERFITTED * best:
+        return []
+    return [
+        ("overfitting", f"val loss rose from {best:.4f} (step {step:,}) to {last:.4f}; best.ckpt has the best"),
+        ("", f"what helps: fewer steps (--trainer.max_steps {max(step, 1)}), a longer text,"),
+        ("", "--model.gpt.dropout 0.2, --model.gpt.token_noise 0.1"),
+    ]
+
+
 def sample_command(run_dir: Path, tokenizer: Tokenizer) -> str:
-    """Draws from the run; with a prompt, where its text has the characters."""
+    """Return the command that samples from the run; with a prompt if its characters are in the vocabulary."""
     command = f"gptlit predict --ckpt_path {shlex.quote(str(run_dir))}"
     try:
         tokenizer.encode("ROMEO:")
@@ -105,18 +169,18 @@ def sample_command(run_dir: Path, tokenizer: Tokenizer) -> str:
 
 @dataclass(frozen=True)
 class Ending:
-    """What the command says and returns when training ended early, for a reason that is no fault of the program."""
+    """What the command says and returns if training ended early for a reason that is not an error of the program."""
 
     line: str
     exit_code: int
     collective: bool = True
     """Whether all processes of the run know of it and end by themselves."""
     slower: bool = False
-    """Whether to go on with smaller steps."""
+    """Whether to resume at a lower learning rate."""
 
 
 def ending_of(error: BaseException, received: signal.Signals | None, step: int, run_dir: Path | None) -> Ending | None:
-    """What an exception that ended training means; None for those that must keep their traceback, or end otherwise.
+    """Return what an exception that ended training means; None if it must keep its traceback or end otherwise.
 
     Args:
         error: raised by `Trainer.fit`.
@@ -125,7 +189,7 @@ def ending_of(error: BaseException, received: signal.Signals | None, step: int, 
         run_dir: folder of the run.
 
     Raises:
-        UserError: when it was the settings.
+        UserError: if the settings are wrong.
     """
     if received is not None and isinstance(error, SIGTERMException | SystemExit):
         line = f"stopped by {received.name} after step {step:,}"
@@ -139,17 +203,33 @@ def ending_of(error: BaseException, received: signal.Signals | None, step: int, 
     return None
 
 
-def way_on(run_dir: Path | None, model: LitGPT, slower: bool) -> str:
-    """The line that says how to go on from the newest checkpoint of a run, read once more to be sure of it."""
+def resume_lines(
+    run_dir: Path | None, model: LitGPT, slower: bool, checkpoints: RunCheckpoints, losses: Mapping[str, Any]
+) -> list[str]:
+    """Return which checkpoints a run has, with their losses, and the command that resumes it.
+
+    The newest file is read again to be sure that it is intact.
+
+    Args:
+        run_dir: the run folder.
+        model: has the learning rates.
+        slower: whether to resume at half of them.
+        checkpoints: has the lowest validation loss and its step.
+        losses: latest `train/loss`, if known.
+    """
     if run_dir is None:
-        return "nothing was saved: start again"
+        return ["nothing was saved: start again"]
     try:
         start = find_resume_point(str(run_dir))
     except UserError:
-        return f"nothing was saved yet, so there is nothing to go on from in {run_dir}: start again"
+        return [f"nothing was saved yet in {run_dir}: start again"]
     command = ["gptlit", "fit", "--ckpt_path", str(run_dir)]
     if slower:
         command += ["--model.optimizer.lr", f"{model.optimizer_config.lr / 2:g}"]
         if model.optimizer_config.name == "muon":
             command += ["--model.optimizer.muon_lr", f"{model.optimizer_config.muon_lr / 2:g}"]
-    return f"{start.path.name} of step {start.steps:,} is whole; go on with: {shlex.join(command)}"
+    best, step = checkpoints.best_score, checkpoints.best_step or 0
+    lines = [] if best is None else [f"best.ckpt (step {step:,}): val loss {best:.4f}"]
+    loss = f", train loss {float(losses['train/loss']):.4f}" if "train/loss" in losses else ""
+    lines.append(f"{start.path.name} (step {start.steps:,}) is intact{loss}")
+    return [*lines, f"resume with: {shlex.join(command)}"]

@@ -45,6 +45,8 @@ class Plan:
     """Settings of the checkpoint that were not taken over, and why."""
     corpus_given: bool = False
     """Whether `--data.corpus` was given as a flag."""
+    max_steps_given: bool = False
+    """Whether `--trainer.max_steps` was given as a flag."""
     finished: bool = False
     """Whether the run of the checkpoint has nothing left to do."""
 
@@ -128,6 +130,7 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         changes={key: change for key, change in changes.items() if key not in OF_ONE_START},
         left_out=left_out,
         corpus_given=option(flags, "--data.corpus") is not None,
+        max_steps_given=option(flags, "--trainer.max_steps") is not None,
         finished=finished,
     )
 

@@ -1,4 +1,4 @@
-"""What the ladder found: read from the run folders, written as a table (markdown, CSV) and a picture."""
+"""Results of the ladder: read from the run folders, written as a table (Markdown, CSV) and a picture."""
 
 import csv
 import io
@@ -8,24 +8,21 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
-
-from gptlit.callbacks.pictures import rasterize
-from gptlit.checkpoint.atomic import atomic_write, atomic_write_text
+from gptlit.checkpoint.atomic import atomic_write_text
 from gptlit.checkpoint.files import find_resume_point
+from gptlit.cli.compare import count_parameters, markdown, new_figure, read_curve, save
 from gptlit.cli.ladder.rungs import Rung
 from gptlit.errors import UserError
-from gptlit.model.config import GPTConfig
-from gptlit.model.gpt import GPT
 
-# Validation losses that the lecture and its repository report, before its later change of the first weights.
+# Validation losses that the lecture and its repository report, before the later change of the initial weights.
 LECTURE = {"1": "~2.5", "2": "2.4–2.5", "3": "2.28", "4": "2.24", "5": "2.08", "6": "2.06", "7": "1.48"}
 SAMPLE_CHARACTERS = 200
+LOG_SCALE_FROM = 1_000  # steps: shorter runs are drawn on a linear axis, from step 0 on
 NOTES = """\
-Losses are nats per character after the last step, over the whole validation part; the estimate is a mean over random
-batches of the training part. ± is the standard deviation over seeds. Gain: by how much the loss is below that of the
-rung before, seed by seed, since one seed is one order of batches; in brackets when its mean is no more than its own ±.
-Seconds of training, without validation.
+val loss: nats per token after the last step, over the whole validation part. train estimate: mean over random batches
+of the training part. ±: standard deviation over seeds. gain: how much lower the loss is than that of the step before,
+seed by seed, since runs of one seed see the same batches; in brackets if the mean is not above its own ±. seconds:
+training time without validation. lecture: the lecture's figure, where text and settings are the lecture's.
 """
 
 
@@ -44,19 +41,22 @@ class Result:
     curve: tuple[tuple[int, float], ...]
     """Steps and validation losses."""
     sample: str
-    """Drawn after the last step."""
-
-    @property
-    def lecture(self) -> str:
-        """The figure of the lecture, where it has one."""
-        return LECTURE.get(self.rung.number, "")
+    """Text sampled after the last step."""
+    lecture: str = ""
+    """The lecture's figure; empty where it has none or the settings differ."""
 
 
-def read_result(rung: Rung, seed: int, folder: Path) -> Result:
-    """Reads a finished run folder.
+def read_result(rung: Rung, seed: int, folder: Path, as_in_lecture: bool) -> Result:
+    """Read a finished run folder.
+
+    Args:
+        rung: its configuration.
+        seed: its seed.
+        folder: the run folder.
+        as_in_lecture: whether it was trained with the settings of its configuration file, unchanged.
 
     Raises:
-        UserError: when its curves are gone.
+        UserError: if its metrics are missing.
     """
     checkpoint = find_resume_point(str(folder)).checkpoint
     steps = checkpoint["global_step"]
@@ -64,6 +64,7 @@ def read_result(rung: Rung, seed: int, folder: Path) -> Result:
     if steps not in curves["val/loss"]:
         raise UserError(f"{folder}/metrics.csv lacks the last step, {steps}: remove the folder and run it again")
     sample = folder / "samples" / f"step-{steps:06d}.txt"
+    text = (checkpoint.get("gptlit", {}).get("corpus") or {}).get("name")
     return Result(
         rung=rung,
         seed=seed,
@@ -75,30 +76,15 @@ def read_result(rung: Rung, seed: int, folder: Path) -> Result:
         seconds=checkpoint["callbacks"]["MetricsLogger"]["training_seconds"],
         curve=tuple(sorted(curves["val/loss"].items())),
         sample=sample.read_text(encoding="utf-8")[:SAMPLE_CHARACTERS] if sample.is_file() else "",
+        lecture=LECTURE.get(rung.number, "") if as_in_lecture and text == "tinyshakespeare" else "",
     )
-
-
-def read_curve(folder: Path, name: str) -> dict[int, float]:
-    """One column of a run's metrics.csv, by step."""
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
-
-
-def count_parameters(gpt: dict[str, Any]) -> int:
-    """Parameters of a model, each once; nothing is allocated."""
-    position = "learned" if gpt["position"] == "learned" else "none"  # no other has parameters; RoPE wants real numbers
-    with torch.device("meta"):
-        return sum(p.numel() for p in GPT(GPTConfig(**{**gpt, "position": position})).parameters())
 
 
 # ---------------------------------------------------------------- the table
 
 
 def write_report(root: Path, results: Sequence[Result]) -> str:
-    """Writes ladder.md, ladder.csv and ladder.png into `root`; returns the table."""
+    """Write ladder.md, ladder.csv and ladder.png into `root`; return the table."""
     table = markdown_table(results)
     samples = "\n".join(f"## {result.rung.name}\n\n{quoted(result.sample)}\n" for result in firsts(results))
     atomic_write_text(root / "ladder.md", f"# The ladder\n\n{table}\n{NOTES}\n{samples}")
@@ -110,15 +96,12 @@ def write_report(root: Path, results: Sequence[Result]) -> str:
         values = (getattr(result, column) for column in columns)
         writer.writerow((result.rung.name, result.seed, result.rung.change, *values))
     atomic_write_text(root / "ladder.csv", rows.getvalue())
-    from matplotlib.image import imsave
-
-    with atomic_write(root / "ladder.png") as file:
-        imsave(file, rasterize(curves_figure(results)), format="png")
+    save(curves_figure(results), root / "ladder.png")
     return table
 
 
 def by_rung(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """The runs of each rung by its number, in the order of the road."""
+    """Group the runs by the number of their rung, in the order of the ladder."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.rung.number, []).append(result)
@@ -126,12 +109,12 @@ def by_rung(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 
 def firsts(results: Iterable[Result]) -> list[Result]:
-    """Each rung's first run."""
+    """Return the first run of each rung."""
     return [runs[0] for runs in by_rung(results).values()]
 
 
 def markdown_table(results: Sequence[Result]) -> str:
-    """One row a rung, with mean and spread where there are several seeds; aligned, so that it reads well as it is."""
+    """Return one row a rung, with mean and spread over several seeds; columns without values are left out."""
     rows = []
     groups = by_rung(results)
     losses = {number: {run.seed: run.val_loss for run in runs} for number, runs in groups.items()}
@@ -152,27 +135,20 @@ def markdown_table(results: Sequence[Result]) -> str:
                 "lecture": runs[0].lecture,
             }
         )
-    head = {name: name for name in rows[0]}
-    width = {name: max(len(row[name]) for row in [head, *rows]) for name in head}
-    texts = ("rung", "what changed")  # the other columns are numbers
-    rule = {name: "-" * width[name] if name in texts else "-" * (width[name] - 1) + ":" for name in head}
-    lines = []
-    for row in [head, rule, *rows]:
-        cells = (c.ljust(width[name]) if name in texts else c.rjust(width[name]) for name, c in row.items())
-        lines.append(f"| {' | '.join(cells)} |\n")
-    return "".join(lines)
+    names = [name for name in rows[0] if name == "gain" or any(row[name] for row in rows)]
+    return markdown([names, *([row[name] for name in names] for row in rows)], texts=2)
 
 
 def with_spread(values: Sequence[float]) -> str:
-    """`2.0601 ± 0.0031`; the plain number where there is one."""
+    """Return `2.0601 ± 0.0031`; the plain number where there is one."""
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def gain(before: Mapping[int, float], after: Mapping[int, float]) -> str:
-    """How far the losses, given by seed, fell: `0.010 ± 0.001`, over the seeds that both have.
+    """Return how far the losses, given by seed, fell: `0.010 ± 0.001`, over the seeds that both have.
 
-    Seed by seed: runs of one seed see the same batches in the same order, and what those do to both is no gain. In
-    brackets when the mean is no more than the spread.
+    Runs of one seed see the same batches in the same order, so they are compared with each other. In brackets if the
+    mean is not above the spread.
     """
     falls = [before[seed] - after[seed] for seed in before if seed in after]
     if not falls:
@@ -183,7 +159,7 @@ def gain(before: Mapping[int, float], after: Mapping[int, float]) -> str:
 
 
 def quoted(text: str) -> str:
-    """Indented by four: markdown then leaves it alone."""
+    """Indent by four, which Markdown shows as it is."""
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
@@ -191,19 +167,20 @@ def quoted(text: str) -> str:
 
 
 def curves_figure(results: Sequence[Result]) -> Any:
-    """Validation loss over steps, a curve for each rung: the mean over seeds, and their range as a band.
+    """Draw the validation loss over steps, a curve for each rung: the mean over seeds, and their range as a band.
 
-    The rungs beside the road, such as 9b, are dashed.
+    Rungs that are detours, such as 9b, are dashed.
     """
     import matplotlib
-    from matplotlib.figure import Figure
 
     groups = by_rung(results)
-    figure = Figure(figsize=(10, 6), dpi=100, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure((10, 6))
+    last = max(run.steps for run in results)
     colours = matplotlib.colormaps["viridis"]
     for index, (number, runs) in enumerate(groups.items()):
         steps = sorted(set.intersection(*(set(dict(run.curve)) for run in runs)))
+        if last >= LOG_SCALE_FROM:
+            steps = [step for step in steps if step]
         losses = [[dict(run.curve)[step] for run in runs] for step in steps]
         colour = colours(0.95 * index / max(len(groups) - 1, 1))
         middle = [mean(values) for values in losses]
@@ -211,15 +188,13 @@ def curves_figure(results: Sequence[Result]) -> Any:
         dashes = "-" if number.isdigit() else "--"
         axes.plot(steps, middle, dashes, color=colour, marker="o", markersize=2.5, linewidth=1.4, label=label)
         axes.fill_between(steps, list(map(min, losses)), list(map(max, losses)), color=colour, alpha=0.2, linewidth=0)
-    first, last = min(run.curve[0][0] for run in results), max(run.steps for run in results)
-    axes.set_xscale("log")
-    axes.set_xticks(
-        [tick for tick in (100, 200, 300, 500, 1000, 2000, 3000, 5000) if first <= tick <= last], minor=False
-    )
-    axes.set_xticks([], minor=True)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("validation loss, nats per character")
-    axes.grid(alpha=0.25)
+    if last >= LOG_SCALE_FROM:
+        axes.set_xscale("log")
+        first = min(step for run in results for step, _ in run.curve if step)
+        ticks = (100, 200, 300, 500, 1_000, 2_000, 3_000, 5_000, 10_000, 20_000, 50_000)
+        axes.set_xticks([tick for tick in ticks if first <= tick <= last], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_ylabel("validation loss (nats per token)")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure

@@ -1,0 +1,245 @@
+"""`gptlit compare`: several runs in one table and one picture; also draws `curves.png` of a single run."""
+
+import csv
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlit.callbacks.pictures import rasterize
+from gptlit.checkpoint.atomic import atomic_write
+from gptlit.checkpoint.files import find_resume_point
+from gptlit.cli.messages import duration, say
+from gptlit.cli.parser import PlainParser
+from gptlit.errors import UserError
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
+
+TRAIN, VAL = "tab:blue", "tab:orange"
+SMOOTHED_FROM = 100  # points of a training curve from which on its mean is drawn as well
+POINTS_OF_A_MEAN = 21  # centred, so that the mean neither lags nor hides a rise
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder tells about its run.
+
+    Args:
+        folder: the run folder.
+        steps: optimizer steps made.
+        parameters: parameters of the model, tied ones once.
+        seconds: training time, without validation.
+        corpus: identifies the text and where it is split; losses of two texts cannot be compared.
+        train: training loss by step, nats per token.
+        val: validation loss by step, nats per token.
+        bpc: bits per character on the validation part, by step.
+    """
+
+    folder: Path
+    steps: int
+    parameters: int
+    seconds: float
+    corpus: tuple[Any, ...]
+    train: dict[int, float]
+    val: dict[int, float]
+    bpc: dict[int, float]
+
+    @property
+    def best_step(self) -> int:
+        """Step of the lowest validation loss; the first of equals."""
+        return min(self.val, key=lambda step: (self.val[step], step))
+
+
+def read_run(folder: Path) -> Run:
+    """Read checkpoint and metrics of a run folder.
+
+    Raises:
+        UserError: if the folder is not a run, or has no validation losses.
+    """
+    checkpoint = find_resume_point(str(folder)).checkpoint
+    val = read_curve(folder, "val/loss")
+    if not val:
+        raise UserError(f"{folder}/metrics.csv has no val/loss: without it there is nothing to compare")
+    corpus = checkpoint.get("gptlit", {}).get("corpus") or {}
+    return Run(
+        folder=folder,
+        steps=checkpoint["global_step"],
+        parameters=count_parameters(checkpoint["hyper_parameters"]["gpt"]),
+        seconds=checkpoint["callbacks"].get("MetricsLogger", {}).get("training_seconds", 0.0),
+        corpus=(corpus.get("sha256"), corpus.get("train_characters")),
+        train=read_curve(folder, "train/loss"),
+        val=val,
+        bpc=read_curve(folder, "val/bpc"),
+    )
+
+
+def read_curve(folder: Path, name: str) -> dict[int, float]:
+    """Return a column of a run's metrics.csv by step; empty if there is none."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
+
+
+def count_parameters(gpt: dict[str, Any]) -> int:
+    """Count the parameters of a model, tied ones once; nothing is allocated."""
+    position = "learned" if gpt["position"] == "learned" else "none"  # RoPE has none, and cannot be built without data
+    with torch.device("meta"):
+        return sum(p.numel() for p in GPT(GPTConfig(**{**gpt, "position": position})).parameters())
+
+
+# ---------------------------------------------------------------- the command
+
+
+def make_parser() -> PlainParser:
+    """Return the parser of the verb."""
+    parser = PlainParser(
+        prog="gptlit compare",
+        description="Compares runs: a table on stdout (best validation loss and its step, bits per character, "
+        "parameters, training time) and a picture of the curves.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="Run folders, such as checkpoints/base.")
+    parser.add_argument("--output", help="The picture, a .png file (default: compare.png next to the first run).")
+    return parser
+
+
+def compare(verb: str, arguments: list[str]) -> int:
+    """Print the table and write the picture; return the exit code."""
+    options = make_parser().parse_args(arguments)
+    folders = [Path(run) for run in options.runs]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"gptlit compare: {folder} is not a run folder: give folders such as checkpoints/base")
+    output = Path(options.output) if options.output else folders[0].parent / "compare.png"
+    if output.suffix != ".png":
+        raise UserError(f"--output {output}: the picture is a PNG file: give a name that ends in .png")
+    runs = [read_run(folder) for folder in folders]
+    print(table_of(runs), end="")
+    if len({run.corpus for run in runs}) > 1:
+        say("these runs were validated on different texts: their losses cannot be compared", style="yellow")
+    try:
+        save(compare_figure(runs), output)
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}: choose another place") from error
+    say(f"picture: {output}")
+    return 0
+
+
+def table_of(runs: Sequence[Run]) -> str:
+    """Return one row a run, aligned, as a Markdown table."""
+    rows = [("run", "steps", "best val loss", "at step", "last val loss", "bits/char", "parameters", "time")]
+    for run in runs:
+        best, last = run.best_step, max(run.val)
+        rows.append(
+            (
+                str(run.folder),
+                f"{run.steps:,}",
+                f"{run.val[best]:.4f}",
+                f"{best:,}",
+                f"{run.val[last]:.4f}",
+                f"{run.bpc[best]:.4f}" if best in run.bpc else "",
+                f"{run.parameters:,}",
+                duration(run.seconds),
+            )
+        )
+    return markdown(rows, texts=1)
+
+
+def markdown(rows: Sequence[Sequence[str]], texts: int) -> str:
+    """Return an aligned Markdown table of a header and rows; all but the first `texts` columns are numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * width if n < texts else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
+    lines = []
+    for row in (rows[0], rule, *rows[1:]):
+        cells = (
+            cell.ljust(width) if n < texts else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join(lines)
+
+
+# ---------------------------------------------------------------- the pictures
+
+
+def write_curves(run_dir: Path) -> Path | None:
+    """Write `curves.png` into a run folder; return its path, or None if there are no curves or no room."""
+    train, val = read_curve(run_dir, "train/loss"), read_curve(run_dir, "val/loss")
+    if not train and not val:
+        return None
+    with suppress(OSError):
+        save(curves_figure(train, val, run_dir.name), run_dir / "curves.png")
+        return run_dir / "curves.png"
+    return None
+
+
+def curves_figure(train: dict[int, float], val: dict[int, float], title: str) -> Any:
+    """Draw the losses of one run over its steps, and mark the best validation."""
+    figure, axes = new_figure()
+    if train:
+        draw_training(axes, train, TRAIN, "train")
+    if val:
+        steps = sorted(val)
+        axes.plot(steps, [val[step] for step in steps], color=VAL, marker="o", markersize=3, label="val")
+        best = min(steps, key=lambda step: (val[step], step))
+        label = f"best {val[best]:.4f}, step {best:,}"
+        axes.plot([best], [val[best]], "*", color="tab:red", markersize=13, label=label)
+        axes.axhline(val[best], color="tab:red", linewidth=0.6, linestyle=":")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(title)
+    axes.legend(frameon=False)
+    return figure
+
+
+def compare_figure(runs: Sequence[Run]) -> Any:
+    """Draw the validation curves of several runs in bits per character, which tokenizers do not change."""
+    figure, axes = new_figure()
+    for run in runs:
+        curve = run.bpc or run.val
+        steps = sorted(curve)
+        best = run.best_step
+        label = f"{run.folder.name}  {curve.get(best, run.val[best]):.4f} at {best:,}"
+        (line,) = axes.plot(steps, [curve[step] for step in steps], marker="o", markersize=3, label=label)
+        if best in curve:
+            axes.plot([best], [curve[best]], "*", color=line.get_color(), markersize=12)
+    axes.set_ylabel("validation loss (bits per character)")
+    axes.legend(title="run, best loss and step", frameon=False)
+    return figure
+
+
+def draw_training(axes: Any, curve: dict[int, float], colour: str, label: str) -> None:
+    """Draw a noisy curve: every point, and where there are many a centred mean over some of them."""
+    steps = sorted(curve)
+    losses = [curve[step] for step in steps]
+    many = len(steps) >= SMOOTHED_FROM
+    axes.plot(steps, losses, color=colour, alpha=0.35 if many else 1.0, linewidth=1, label=None if many else label)
+    if many:
+        half = POINTS_OF_A_MEAN // 2
+        windows = [losses[max(0, n - half) : n + half + 1] for n in range(len(losses))]
+        means = [sum(window) / len(window) for window in windows]
+        axes.plot(steps, means, color=colour, label=f"{label} (mean of {POINTS_OF_A_MEAN} points)")
+
+
+def new_figure(inches: tuple[float, float] = (8, 5)) -> tuple[Any, Any]:
+    """Return a figure and its axes, with steps from left to right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel("optimizer steps")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG."""
+    from matplotlib.image import imsave
+
+    with atomic_write(path) as file:
+        imsave(file, rasterize(figure), format="png")

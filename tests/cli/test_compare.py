@@ -1,0 +1,124 @@
+"""Comparing runs: the table, the picture, and `curves.png` of a single run."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from command import gptlit, load, write_config
+
+from gptlit.cli.compare import Run, compare_figure, curves_figure, draw_training, markdown, new_figure
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two finished runs of the same text."""
+    folder = tmp_path_factory.mktemp("compare")
+    config = write_config(folder)
+    for name, steps in (("short", 12), ("wide", 20)):
+        flags = ("--trainer.max_steps", steps, *(("--model.gpt.n_embd", 32) if name == "wide" else ()))
+        assert gptlit("fit", "--config", config, "--run_dir", folder / name, *flags).code == 0
+    return folder / "short", folder / "wide"
+
+
+def column(run: Path, name: str) -> dict[int, float]:
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
+
+
+def test_every_number_of_the_table_is_that_of_the_run(runs: tuple[Path, Path]) -> None:
+    answer = gptlit("compare", *runs)
+    assert answer.code == 0, answer.err
+    header, _, *rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in answer.out.splitlines()]
+    for run, row in zip(runs, rows, strict=True):
+        shown = dict(zip(header, row, strict=True))
+        losses, bits = column(run, "val/loss"), column(run, "val/bpc")
+        best = min(losses, key=lambda step: losses[step])
+        checkpoint = load(run / "last.ckpt")
+        weights = [value for name, value in checkpoint["state_dict"].items() if name.startswith("net.")]
+        assert shown["run"] == str(run)
+        assert shown["steps"] == str(checkpoint["global_step"])
+        assert shown["best val loss"] == f"{losses[best]:.4f}"
+        assert shown["at step"] == str(best)
+        assert shown["last val loss"] == f"{losses[max(losses)]:.4f}"
+        assert shown["bits/char"] == f"{bits[best]:.4f}"
+        assert shown["parameters"] == f"{sum(weight.numel() for weight in weights):,}"
+    assert (runs[0].parent / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_losses_on_different_texts_are_not_compared_silently(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("to be or not to be, that is the question\n" * 100)
+    fit = ("fit", "--config", runs[0].parent / "small.yaml", "--data.corpus", other, "--trainer.max_steps", 2)
+    assert gptlit(*fit, "--run_dir", tmp_path / "run").code == 0
+    warning = "different texts: their losses cannot be compared"
+    assert warning in gptlit("compare", runs[0], tmp_path / "run").err
+    assert warning not in gptlit("compare", *runs).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("nowhere",), "nowhere is not a run folder"),
+        ((), "RUN"),
+        (("RUN", "--output", "notes.txt"), "--output notes.txt: the picture is a PNG file"),
+        (("RUN", "--output", "/dev/null/x.png"), "--output /dev/null/x.png: "),
+    ],
+)
+def test_a_user_error_is_one_line(runs: tuple[Path, Path], arguments: tuple[str, ...], complaint: str) -> None:
+    answer = gptlit("compare", *(str(runs[0]) if argument == "RUN" else argument for argument in arguments))
+    assert answer.code == 2
+    assert complaint in answer.err
+    assert len(answer.err.strip().splitlines()) == 1
+
+
+def test_a_run_without_metrics_is_named(tmp_path: Path) -> None:
+    config = write_config(tmp_path, trainer__logger=False)
+    assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "run").code == 0
+    answer = gptlit("compare", tmp_path / "run")
+    assert answer.code == 2
+    assert "run/metrics.csv has no val/loss" in answer.err
+
+
+# ---------------------------------------------------------------- the pictures
+
+
+def test_fit_leaves_a_picture_of_its_curves(runs: tuple[Path, Path]) -> None:
+    assert (runs[0] / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curves_show_train_and_val_and_mark_the_best() -> None:
+    train = {1: 4.0, 10: 3.0, 20: 2.0}
+    val = {0: 4.2, 10: 3.1, 20: 3.4}
+    axes = curves_figure(train, val, "base").axes[0]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines["train"] == [[1, 4.0], [10, 3.0], [20, 2.0]]
+    assert lines["val"] == [[0, 4.2], [10, 3.1], [20, 3.4]]
+    assert lines["best 3.1000, step 10"] == [[10, 3.1]]
+    colours = {line.get_label(): line.get_color() for line in axes.lines}
+    assert colours["train"] != colours["val"]
+
+
+def test_a_mean_of_a_training_curve_neither_lags_nor_hides_a_rise() -> None:
+    """The mean of a straight line is that line; few points are drawn as they are."""
+    _, axes = new_figure()
+    draw_training(axes, {step: 5 - step / 100 for step in range(200)}, "tab:blue", "train")
+    mean = axes.lines[1].get_ydata()
+    assert mean[50:150] == pytest.approx([5 - step / 100 for step in range(50, 150)])
+    _, axes = new_figure()
+    draw_training(axes, {step: 5 - step / 100 for step in range(99)}, "tab:blue", "train")
+    assert len(axes.lines) == 1
+
+
+def test_several_runs_have_one_curve_each_in_bits_per_character() -> None:
+    def run(name: str, bpc: dict[int, float]) -> Run:
+        return Run(Path(name), 20, 10, 1.0, (), {}, {step: 2 * bits for step, bits in bpc.items()}, bpc)
+
+    axes = compare_figure([run("a", {0: 6.0, 20: 3.0}), run("b", {0: 6.1, 10: 2.5, 20: 2.9})]).axes[0]
+    labels = [line.get_label() for line in axes.lines]
+    assert [label for label in labels if not label.startswith("_")] == ["a  3.0000 at 20", "b  2.5000 at 10"]
+
+
+def test_columns_of_numbers_are_aligned_to_the_right() -> None:
+    assert markdown([("run", "steps"), ("a", "5"), ("long name", "1,000")], texts=1) == (
+        "| run       | steps |\n| --------- | ----: |\n| a         |     5 |\n| long name | 1,000 |\n"
+    )
