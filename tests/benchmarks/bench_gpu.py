@@ -1,16 +1,16 @@
-"""Everything that waits for a GPU, in one call of less than ten minutes on one large GPU.
+"""Every measurement that needs a GPU, in one call of less than ten minutes on one large GPU.
 
     python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER
     python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --reduce_overhead
     python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --parts runs peer
     python tests/benchmarks/bench_gpu.py --text input.txt --peer path/to/nanoGPT --out FOLDER --small
 
-The device's peak of bfloat16 products; the step beside nanoGPT's at the settings of its train_shakespeare_char.py
-(`steps`); whole runs of `scaled` and `best` (`runs`): time to a validation loss of 1.47, best loss, characters per
-second; nanoGPT's own run (`peer`); GPT-2's 124M at block 1024 (`gpt2`); the tests that need a GPU (`tests`); and more
-seeds (`seeds`). Rows go to stdout as they are known, numbers to gpu.json in --out, written anew after each part. A part
-that fails says so and leaves the others alone; one that the time does not reach is left out, or cut. --small tries all
-of it on a CPU at tiny sizes in a minute; its numbers mean nothing.
+Parts: the device's peak of bfloat16 matrix multiplications; a training step and nanoGPT's at the settings of its
+train_shakespeare_char.py (`steps`); whole runs of `scaled` and `best` (`runs`): time to a validation loss of 1.47, best
+loss, characters per second; nanoGPT's own run (`peer`); GPT-2 124M at block 1024 (`gpt2`); the tests that need a GPU
+(`tests`); more seeds (`seeds`). Rows are printed as they are known; gpu.json in --out is rewritten after each part. A
+part that fails is reported and the others continue; parts beyond the time limit are left out or cut. --small tries the
+script on a CPU at tiny sizes in a minute; its numbers mean nothing.
 """
 
 import argparse
@@ -44,25 +44,25 @@ TINY_RUN = (
 
 
 def device_tests(plan: Plan, seconds: float) -> str:
-    """Last lines of `pytest -m gpu`; when the script is only tried, of collecting them."""
+    """Return the last lines of `pytest -m gpu`; with --small, only collect these tests."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(REPOSITORY / "tests")]
     if plan.small:
         command.append("--collect-only")
     try:
         out = run_process(command, cwd=REPOSITORY, limit=seconds).out
-    except RuntimeError as error:  # some of them fail: which, and why, is what is wanted
+    except RuntimeError as error:  # failed tests are a result
         out = str(error)
     print(out)
     return out
 
 
 def runs(plan: Plan, wanted: Sequence[tuple[str, int]], deadline: float, target: float) -> list[dict[str, Any]]:
-    """Whole runs, as long as there is time for one more like the longest so far; prints each when it is done."""
+    """Train whole runs while there is time for one as long as the longest so far; print each when it is done."""
     done: list[dict[str, Any]] = []
     print(table(HEADER, []))
     for name, seed in wanted:
         if time.monotonic() + max((run["whole"] for run in done), default=0.0) > deadline:
-            print(f"no time is left for `{name}` with seed {seed} and what would follow")
+            print(f"no time left for `{name}` with seed {seed} and later runs")
             break
         flags = [*TINY_RUN] if plan.small else []
         flags += ["--model.compile", plan.mode] if plan.mode != "default" else []
@@ -74,7 +74,7 @@ def runs(plan: Plan, wanted: Sequence[tuple[str, int]], deadline: float, target:
 
 
 def row_of(name: str, seed: int, run: Reached) -> tuple[Any, ...]:
-    """A row of the table."""
+    """Return a row of the table."""
     there = (f"{run.seconds:.1f}", run.steps) if run.met else ("not reached", "")
     compiling = "" if run.compiling is None else f"{run.compiling:.0f}"
     speed = f"{run.characters_per_second:,.0f}"
@@ -82,9 +82,9 @@ def row_of(name: str, seed: int, run: Reached) -> tuple[Any, ...]:
 
 
 def peer_run(plan: Plan, seconds: float, target: float) -> dict[str, Any] | None:
-    """NanoGPT's own train.py, its recipe for this text, to its end or as long as there is time.
+    """Run nanoGPT's own train.py with its recipe for this text, to its end or to the time limit.
 
-    Evaluation and compiling are told apart.
+    Training time excludes evaluation and compilation.
     """
     if not plan.peer:
         return None
@@ -108,21 +108,21 @@ def peer_run(plan: Plan, seconds: float, target: float) -> dict[str, Any] | None
 
 
 def main() -> None:
-    """Runs every part."""
+    """Run the parts."""
     options_of = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options_of.add_argument("--text", type=Path, required=True, help="Tiny Shakespeare")
     options_of.add_argument("--peer", type=Path, help="a checkout of nanoGPT")
     options_of.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")), help="folder for gpu.json")
-    options_of.add_argument("--seconds", type=float, default=540, help="after which no further run is begun")
+    options_of.add_argument("--seconds", type=float, default=540, help="time after which no further run starts")
     options_of.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure, in this order")
     options_of.add_argument("--target", type=float, default=1.47, help="validation loss")
-    options_of.add_argument("--reduce_overhead", action="store_true", help="ours with model.compile reduce-overhead")
+    options_of.add_argument("--reduce_overhead", action="store_true", help="gptlit with model.compile reduce-overhead")
     options_of.add_argument("--small", action="store_true", help="on a CPU, at tiny sizes, to try the script")
     options = options_of.parse_args()
     deadline = time.monotonic() + options.seconds
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if not options.small and not torch.cuda.is_available():
-        options_of.error("there is no GPU: --small tries the script without one")
+        options_of.error("no GPU found: --small tries the script without one")
     mode: Mode = "reduce-overhead" if options.reduce_overhead else "default"
     plan = Plan("cpu" if options.small else "cuda", options.text.resolve(), options.peer, options.small, mode)
     device = machine() if options.small else torch.cuda.get_device_name()
@@ -131,7 +131,7 @@ def main() -> None:
 
     peak = matmul_peak(plan.device, torch.bfloat16, 256 if plan.small else 8192, tries=20)
     found["peak"] = peak
-    print(f"bfloat16 products: {peak / 1e12:.3g} TFLOP/s")
+    print(f"bfloat16 matrix multiplications: {peak / 1e12:.3g} TFLOP/s")
 
     def left() -> float:
         return deadline - time.monotonic()
@@ -148,12 +148,12 @@ def main() -> None:
         title, measure = parts[name]
         print(f"\n## {title}\n")
         if left() <= 0:
-            print("no time is left for this")
+            print("no time left for this part")
             continue
         started = time.monotonic()
         try:
             found[title] = measure()
-        except Exception:  # the next part may still do
+        except Exception:  # the next part may still work
             traceback.print_exc()
             found[title] = {"failed": traceback.format_exc()}
         print(f"({time.monotonic() - started:.0f} s)")

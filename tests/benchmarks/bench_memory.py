@@ -1,9 +1,9 @@
-"""Peak memory of `gptlit fit`, as the system counts it for the whole process, beside what the numbers themselves need.
+"""Peak resident memory of `gptlit fit`, next to the size of its weights, gradients and optimizer state.
 
     python tests/benchmarks/bench_memory.py --text input.txt --peer path/to/nanoGPT [--threads 2] [--json FILE]
 
-A few steps and one batch of validation, on the CPU, not compiled. The libraries alone stand in the first row; with
---peer, nanoGPT's own train.py at the sizes that both know. Nothing of the peer is kept.
+A few steps and one batch of validation, on the CPU, not compiled. The first row is the import of the libraries. --peer
+adds nanoGPT's train.py at the sizes that both support, in a temporary folder.
 """
 
 import re
@@ -22,7 +22,7 @@ MB = 1e6
 
 
 def fit(name: str, text: Path, folder: Path) -> tuple[int, str]:
-    """Peak bytes of a short fit; and what the command says that weights, gradients and optimizer take."""
+    """Return the peak bytes of a short fit, and the size of weights, gradients and optimizer that it prints."""
     arguments = ("fit", "--config", name, "--data.corpus", text, "--run_dir", folder / name)
     limits = ("--trainer.max_steps", STEPS, "--trainer.val_check_interval", STEPS, "--trainer.limit_val_batches", 1)
     quiet = ("--sample_text.max_new_tokens", 0, "--pictures.when", "never", "--model.compile", "false")
@@ -32,7 +32,7 @@ def fit(name: str, text: Path, folder: Path) -> tuple[int, str]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     options_of = parser(__doc__, rounds=1)
     options_of.add_argument("--peer", type=Path, help="a checkout of nanoGPT")
     options = options_of.parse_args()

@@ -1,9 +1,9 @@
-"""How each cost grows: the step with batch, block, width and layers; reading a text with its size. As one picture.
+"""How costs grow: a training step with batch, block, width and layers; reading with the size of the text.
 
     python tests/benchmarks/bench_scaling.py --text input.txt --png scaling.png [--threads 2] [--json FILE]
 
-From the size of `configs/base.yaml` one thing is changed at a time; its steps are in a bare loop, not compiled. Texts
-are Tiny Shakespeare over and over; "first" includes encoding, "again" takes what the first time has left in the cache.
+One setting of `configs/base.yaml` is changed at a time; steps run in a plain loop, not compiled. Texts are Tiny
+Shakespeare repeated; "first" includes encoding, "again" uses the cached token file.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from measuring import begin, finish, parser, run_process, table
-from subjects import bare_step, build, products_as, read_config, timed
+from subjects import build, matmul_precision_as, plain_step, read_config, timed
 
 AXES: Mapping[str, tuple[int, ...]] = {
     "batch (sequences)": (1, 3, 12, 48, 192),
@@ -46,33 +46,33 @@ print(json.dumps([ready, (time.perf_counter() - started) / 1000]))
 
 @dataclass(frozen=True)
 class Reading:
-    """What a text of a size costs."""
+    """The cost of reading a text."""
 
     megabytes: int
     first: float
-    """Seconds until the batches can be cut, the first time."""
+    """Seconds until the first batch can be taken, with encoding."""
     again: float
     batch: float
-    """Seconds to cut a batch of 12 × 64."""
+    """Seconds to take a batch of 12 × 64."""
     peak_megabytes: float
-    """Of memory, the first time."""
+    """Peak resident memory of the first start."""
 
 
 def step_seconds(axis: str, value: int, text: Path, rounds: int) -> float:
-    """Seconds of a step of `base` with one thing changed, the fastest of the rounds."""
+    """Return the seconds of a step of `base` with one setting changed, the fastest of the rounds."""
     config = read_config("base", {SETTINGS[axis]: value} if axis in SETTINGS else None)
     if axis not in SETTINGS:
         config["data"]["batch_size"] = value
     module, data = build(config, text)
-    one = bare_step(config, module, data)
-    with products_as(module.matmul_precision):
+    one = plain_step(config, module, data)
+    with matmul_precision_as(module.matmul_precision):
         once = min(timed(one, "cpu") for _ in range(2))
         calls = max(1, math.ceil(0.15 / once))
         return min(timed(one, "cpu", calls) for _ in range(rounds))
 
 
 def reading(megabytes: int, text: Path, folder: Path) -> Reading:
-    """Encodes a text of that size in a process of its own, twice; removes it, and what it left in the cache."""
+    """Encode a text of this size twice, each time in a new process; remove text and cache afterwards."""
     play = text.read_bytes()
     long = folder / f"{megabytes}.txt"
     with long.open("wb") as file:
@@ -88,7 +88,7 @@ def reading(megabytes: int, text: Path, folder: Path) -> Reading:
 
 
 def draw(steps: Mapping[str, Mapping[int, float]], readings: Sequence[Reading]) -> Figure:
-    """Six small panels, all axes logarithmic; the dotted line grows in proportion."""
+    """Draw six panels with logarithmic axes; the dotted line is proportional growth."""
     figure = Figure(figsize=(9.6, 5.2), layout="constrained")
     panels = list(figure.subplots(2, 3).flat)
     for axes, (axis, points) in zip(panels, steps.items(), strict=False):
@@ -101,7 +101,7 @@ def draw(steps: Mapping[str, Mapping[int, float]], readings: Sequence[Reading]) 
 
 
 def curve(axes: Any, values: Sequence[float], lines: Mapping[str, Sequence[float]], x: str, y: str) -> None:
-    """One panel."""
+    """Draw one panel."""
     for color, (label, line) in zip(COLORS, lines.items(), strict=False):
         axes.plot(values, line, "o-", color=color, label=label, linewidth=1.6, markersize=4)
     reference = next(iter(lines.values()))
@@ -117,7 +117,7 @@ def curve(axes: Any, values: Sequence[float], lines: Mapping[str, Sequence[float
 
 
 def main() -> None:
-    """Measures, prints a table, draws."""
+    """Measure, print tables, draw."""
     options_of = parser(__doc__, rounds=5)
     options_of.add_argument("--png", type=Path, help="the picture to write")
     options_of.add_argument("--megabytes", type=int, nargs="*", default=MEGABYTES, help="sizes of the texts")

@@ -1,11 +1,11 @@
-"""Time and steps to a validation loss, beside nanoGPT run by its own train.py: whole runs, one after the other.
+"""Time and steps to a validation loss, compared with nanoGPT's own train.py: whole runs, one after the other.
 
     python tests/benchmarks/bench_target.py --text input.txt --peer path/to/nanoGPT --config fast --target 1.88
 
-nanoGPT runs at the settings of its README for a CPU (`configs/nanogpt_cpu.yaml` holds them). Its time is that of its
-training steps alone, as it prints them; the evaluation that it does between them is told apart. Its loss is its own
-estimate, and that of its last checkpoint over the whole validation part, in windows, which is how ours is measured.
-Our clock stands still during validation too. Without --peer, ours alone. Nothing of the peer is kept.
+nanoGPT runs with the settings of its README for a CPU (`configs/nanogpt_cpu.yaml`), in a temporary folder. Its time is
+that of its training steps as it prints them, without evaluation; ours excludes validation too. Its loss is its own
+estimate, and the loss of its last checkpoint over the whole validation part, which is how ours is measured. Without
+--peer, only gptlit runs.
 """
 
 import statistics
@@ -24,7 +24,7 @@ HEADER = ("run", "val loss", "steps", "training, s (median)", "min", "max", "val
 
 
 def train_peer(peer: Path, text: Path) -> tuple[PeerRun, float, float]:
-    """NanoGPT's run, the loss of its last checkpoint over the whole validation part, and the seconds of its process."""
+    """Return nanoGPT's run, the loss of its last checkpoint over the whole validation part, and its total seconds."""
     config = read_config("nanogpt_cpu")
     with workplace(peer, text) as place:
         done = run_process(train_command(config, always_save_checkpoint=True), cwd=place)
@@ -38,7 +38,7 @@ def train_peer(peer: Path, text: Path) -> tuple[PeerRun, float, float]:
 
 @torch.no_grad()
 def whole_validation_loss(module: LitGPT, data: TextDataModule) -> float:
-    """Nats per token over the whole validation part, in windows that do not overlap."""
+    """Return the loss over the whole validation part in windows that do not overlap, in nats per token."""
     network = module.network.eval()
     assert data.val_tokens is not None
     total, count = 0.0, 0
@@ -49,12 +49,12 @@ def whole_validation_loss(module: LitGPT, data: TextDataModule) -> float:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     options_of = parser(__doc__, rounds=1)
     options_of.add_argument("--peer", type=Path, help="a checkout of nanoGPT")
-    options_of.add_argument("--config", default="fast", help="ours")
+    options_of.add_argument("--config", default="fast", help="configuration of gptlit")
     options_of.add_argument("--target", type=float, default=1.88, help="validation loss")
-    options_of.add_argument("--flag", action="append", default=[], help="more for gptlit fit, as --flag=--name=value")
+    options_of.add_argument("--flag", action="append", default=[], help="option of gptlit fit: --flag=--name=value")
     options = options_of.parse_args()
     begin(options)
     seeds = [("--seed_everything", 1337 + number) for number in range(options.rounds)]
@@ -73,7 +73,7 @@ def main() -> None:
         ratio = f"{theirs / statistics.median(seconds):.2f}"
     label = f"gptlit `{options.config}`, to {options.target}"
     if not all(run.met for run in ours):
-        label += f" ({sum(run.met for run in ours)} of {len(ours)} came there)"
+        label += f" ({sum(run.met for run in ours)} of {len(ours)} reached it)"
     losses = ", ".join(f"{run.loss:.4f}" for run in ours)
     steps_made = ", ".join(sorted({str(run.steps) for run in ours}))
     rest = f"{statistics.median(run.whole - run.training for run in ours):.1f}"

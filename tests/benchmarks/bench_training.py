@@ -1,11 +1,10 @@
-"""The training step beside nanoGPT's, against the machine's limit, and inside the Trainer: medians and ratios.
+"""A training step compared with nanoGPT's, with the matmul peak of the machine, and inside the Trainer.
 
     python tests/benchmarks/bench_training.py --text input.txt --peer path/to/nanoGPT [--threads 2] [--json FILE]
 
-The step of `nanogpt_cpu`, of `base` and of `scaled` in a bare loop, in turn with nanoGPT's own model, optimizer and
-batch function at the same sizes; what part of the machine's matrix-multiply peak, measured in the same run, they
-reach; and what `gptlit fit` adds to the bare loop. --compile adds ours, compiled as the command does it.
-Without --peer, ours alone. Nothing of the peer is kept.
+Steps of `nanogpt_cpu`, `base` and `scaled` in a plain loop run in turn with nanoGPT's own model, optimizer and batch
+function at the same sizes, each as a fraction of the matmul peak measured in the same call. The last lines give the
+overhead of `gptlit fit` over the plain loop. --compile adds compiled steps. Without --peer, only gptlit runs.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from measuring import begin, finish, in_turn, parser, spread, table
-from subjects import Step, bare_step, build, encode, matmul_peak, peer_step, products_as, read_config, timed
+from subjects import Step, build, encode, matmul_peak, matmul_precision_as, peer_step, plain_step, read_config, timed
 
 from gptlit.callbacks.metrics import MetricsLogger, clock_stopped
 from gptlit.cli.fit.command import run_fit
@@ -35,10 +34,10 @@ FULL = ("highest", torch.float32)
 
 
 def clock_of(one: Step, precision: str, each: int) -> Callable[[], float]:
-    """Seconds of one step, over `each` of them, at a precision of products."""
+    """Return a clock for one step: the mean of `each` steps at a matmul precision."""
 
     def clock() -> float:
-        with products_as(precision):
+        with matmul_precision_as(precision):
             return timed(one, "cpu", each)
 
     return clock
@@ -46,20 +45,20 @@ def clock_of(one: Step, precision: str, each: int) -> Callable[[], float]:
 
 @dataclass(frozen=True)
 class Measured:
-    """A step, and what it is compared with."""
+    """A step and its references."""
 
     label: str
     seconds: list[float]
     flops: float
-    """Of a step."""
+    """FLOP of a step."""
     characters: int
     precision: str
     dtype: torch.dtype
     peer_seconds: float | None
-    """Median of nanoGPT's."""
+    """Median of nanoGPT's step."""
 
     def row(self, peaks: Mapping[tuple[str, torch.dtype], float]) -> tuple[str, ...]:
-        """Of the table."""
+        """Return a row of the table."""
         median = statistics.median(self.seconds)
         share = self.flops / median / peaks[self.precision, self.dtype]
         ratio = "" if self.peer_seconds is None else f"{self.peer_seconds / median:.2f}"
@@ -67,20 +66,20 @@ class Measured:
 
 
 def measure(name: str, options: argparse.Namespace, each: int, rounds: int) -> list[Measured]:
-    """One configuration: ours as configured, in full float32, compiled; and nanoGPT at its size."""
+    """Measure one configuration: as configured, in full float32, compiled; and nanoGPT at its size."""
     config = read_config(name)
     module, data = build(config, options.text)
     bf16 = config["trainer"].get("precision") == "bf16-mixed"
     configured = (module.matmul_precision, torch.bfloat16 if bf16 else torch.float32)
     steps: dict[str, tuple[Step, tuple[str, torch.dtype]]] = {
-        f"gptlit `{name}`": (bare_step(config, module, data), configured)
+        f"gptlit `{name}`": (plain_step(config, module, data), configured)
     }
     if module.matmul_precision != "highest":
         again, _ = build(config, options.text)
-        steps[f"gptlit `{name}`, full float32"] = bare_step(config, again, data), FULL
+        steps[f"gptlit `{name}`, full float32"] = plain_step(config, again, data), FULL
     if options.compile:
         again, _ = build(config, options.text)
-        steps[f"gptlit `{name}`, compiled"] = bare_step(config, again, data, "parts"), configured
+        steps[f"gptlit `{name}`, compiled"] = plain_step(config, again, data, "parts"), configured
     peer = f"nanoGPT at the size of `{name}`"
     if options.peer:
         tokens, _, numbers = encode(options.text)
@@ -95,61 +94,61 @@ def measure(name: str, options: argparse.Namespace, each: int, rounds: int) -> l
 
 
 def higher_peaks(peaks: dict[tuple[str, torch.dtype], float]) -> None:
-    """Measures the peaks of products once more and keeps the higher ones: nothing is above a limit."""
+    """Measure the matmul peaks again and keep the higher ones."""
     for precision, dtype in (FULL, ("medium", torch.float32), ("highest", torch.bfloat16)):
-        with products_as(precision):
+        with matmul_precision_as(precision):
             peak = matmul_peak(dtype=dtype)
         peaks[precision, dtype] = max(peak, peaks.get((precision, dtype), 0.0))
     peaks["medium", torch.bfloat16] = peaks["highest", torch.bfloat16]
 
 
-class BareBetween(pl.Callback):
-    """Between the steps of a fit, off its clock, as many of a bare loop: both meet the same machine.
+class PlainLoopBetween(pl.Callback):
+    """Runs steps of a plain loop between the steps of a fit, with its clock stopped: both see the same machine.
 
     Args:
         name: of the configuration.
         text: path of the corpus.
-        each: steps of either in a row.
+        each: steps of each side in a row.
     """
 
     def __init__(self, name: str, text: str, each: int) -> None:
         config = read_config(name)
         module, data = build(config, Path(text))
-        self.one, self.precision, self.each = bare_step(config, module, data), module.matmul_precision, each
-        self.bare: list[float] = []
+        self.one, self.precision, self.each = plain_step(config, module, data), module.matmul_precision, each
+        self.plain: list[float] = []
         self.inside: list[float] = []
         self._clock = 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Takes its turn every `each` steps."""
+        """Run the plain loop every `each` steps."""
         if batch_idx % self.each:
             return
         curves = next(callback for callback in trainer.callbacks if isinstance(callback, MetricsLogger))
-        with clock_stopped(trainer), products_as(self.precision):
+        with clock_stopped(trainer), matmul_precision_as(self.precision):
             self.inside.append((curves.training_seconds - self._clock) / self.each)
             self._clock = curves.training_seconds
-            self.bare.append(timed(self.one, "cpu", self.each))
+            self.plain.append(timed(self.one, "cpu", self.each))
 
 
 def overhead(name: str, text: Path, each: int = 10) -> tuple[list[float], list[float]]:
-    """Seconds of a step inside `gptlit fit`, with all that the command brings, and in a bare loop between them."""
+    """Return the seconds of steps inside `gptlit fit` and of steps of a plain loop between them."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--config", name, "--data.corpus", str(text), "--run_dir", f"{folder}/run"]
         arguments += ["--trainer.max_steps", str(STEPS_OF_FIT), "--trainer.val_check_interval", str(STEPS_OF_FIT)]
         arguments += ["--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu", "--model.compile", "false"]
-        turns = BareBetween(name, str(text), each)
+        turns = PlainLoopBetween(name, str(text), each)
         with contextlib.redirect_stderr(io.StringIO()):
             run_fit(parse_fit(arguments), extra_callbacks=[turns])
-    return turns.inside[2:], turns.bare[2:]  # the first turns warm up
+    return turns.inside[2:], turns.plain[2:]  # the first turns warm up
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     options_of = parser(__doc__, rounds=7)
     options_of.add_argument("--peer", type=Path, help="a checkout of nanoGPT")
-    options_of.add_argument("--each", type=int, default=20, help="steps measured as one, for the small models")
-    options_of.add_argument("--only", nargs="*", default=["nanogpt_cpu", "base", "scaled"], help="which")
-    options_of.add_argument("--compile", action="store_true", help="ours compiled, too")
+    options_of.add_argument("--each", type=int, default=20, help="steps per measurement, for the small models")
+    options_of.add_argument("--only", nargs="*", default=["nanogpt_cpu", "base", "scaled"], help="configurations")
+    options_of.add_argument("--compile", action="store_true", help="also compiled")
     options = options_of.parse_args()
     begin(options)
     keep_freed_memory()
@@ -161,15 +160,13 @@ def main() -> None:
         measured += measure(name, options, 1 if large else options.each, 3 if large else options.rounds)
     higher_peaks(peaks)
     named = [f"{peak / 1e9:.0f} GFLOP/s {dtype} {how}".replace("torch.", "") for (how, dtype), peak in peaks.items()]
-    print(f"products: {', '.join(named[:3])}\n")
+    print(f"matmul peaks: {', '.join(named[:3])}\n")
     print(table(HEADER, [one.row(peaks) for one in measured]))
-    inside, bare = overhead("base", options.text)
-    added = statistics.median(inside) / statistics.median(bare) - 1
-    print(
-        f"\nA step of `base`, ms (median, min, max): in `gptlit fit` {' '.join(spread(inside, 1e3, 2))}, in a bare loop"
-    )
-    print(f"in turn with it {' '.join(spread(bare, 1e3, 2))}: the command adds {added:.1%}")
-    finish(options, seconds={one.label: one.seconds for one in measured}, peaks=named, inside=inside, bare=bare)
+    inside, plain = overhead("base", options.text)
+    added = statistics.median(inside) / statistics.median(plain) - 1
+    print(f"\nA step of `base`, ms (median, min, max): in `gptlit fit` {' '.join(spread(inside, 1e3, 2))},")
+    print(f"in a plain loop in turn {' '.join(spread(plain, 1e3, 2))}: the command adds {added:.1%}")
+    finish(options, seconds={one.label: one.seconds for one in measured}, peaks=named, inside=inside, plain=plain)
 
 
 if __name__ == "__main__":

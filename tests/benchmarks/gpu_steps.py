@@ -1,4 +1,4 @@
-"""Steps on one device: ours beside nanoGPT's, characters per second, and what part of the device's peak they reach."""
+"""Training steps on one device, compared with nanoGPT's: time, tokens per second and fraction of the matmul peak."""
 
 import statistics
 import traceback
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from measuring import row, spread, table
-from subjects import Compiled, Step, bare_step, build, encode, peer_step, read_config, step_of, timed
+from subjects import Compiled, Step, build, encode, peer_step, plain_step, read_config, step_of, timed
 
 from gptlit import GPT, GPTConfig, OptimizerConfig, RandomChunks
 from gptlit.training.compiling import Mode, flops_per_token
@@ -24,7 +24,7 @@ TINY = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 32}
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and how thoroughly."""
+    """What is measured, and at which size."""
 
     device: str
     text: Path
@@ -32,22 +32,22 @@ class Plan:
     small: bool
     """Tiny sizes, to try the script on a CPU."""
     mode: Mode = "default"
-    """How torch.compile compiles our steps."""
+    """Mode of torch.compile for gptlit."""
 
     @property
     def compiled(self) -> Literal["no", "parts"]:
-        """Nothing is compiled when it is only tried."""
+        """Return `no` with --small, else `parts`."""
         return "no" if self.small else "parts"
 
     def config(self, name: str) -> dict[str, Any]:
-        """A packaged configuration at the size that is measured."""
+        """Return a packaged configuration at the size to measure."""
         config = read_config(name, TINY if self.small else None)
         if self.small:
             config["data"]["batch_size"] = 2
         return config
 
     def seconds(self, one: Any) -> list[float]:
-        """Of a step, five times over twenty steps, after ten that warm up."""
+        """Return the seconds of a step, five times over twenty steps, after ten warm-up steps."""
         calls = 2 if self.small else 20
         timed(one, self.device, 2 if self.small else 10)
         return [timed(one, self.device, calls) for _ in range(5)]
@@ -64,25 +64,25 @@ class Subject:
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """Tokens of a step."""
         return self.config["data"]["batch_size"] * self.config["model"]["gpt"]["block_size"]
 
     @property
     def flops(self) -> float:
-        """Of a token; nanoGPT has the products of our model at the same settings."""
+        """FLOP of a token; nanoGPT has the matmuls of our model at the same settings."""
         return flops_per_token(GPT(GPTConfig(**{**self.config["model"]["gpt"], "vocab_size": self.vocab_size})))
 
 
 def measure(plan: Plan, peak: float, subjects: Iterable[Subject]) -> dict[str, list[float]]:
-    """Seconds of steps by label. Prints a row for each as soon as it is known; one that fails leaves the others alone.
+    """Return the seconds of steps by label, and print each row as soon as it is known.
 
-    The first is nanoGPT's, if it is there at all.
+    A step that fails is reported, and the next one is measured. nanoGPT's step, if any, comes first.
     """
     found: dict[str, list[float]] = {}
     reference = None  # nanoGPT's seconds for one token
     print(table(HEADER, []))
     for subject in subjects:
-        torch.compiler.reset()  # else what was compiled for one size is compiled anew for all sizes, and slower
+        torch.compiler.reset()  # or a second size would compile dynamic shapes, which are slower
         try:
             seconds = plan.seconds(subject.build())
         except Exception:
@@ -98,18 +98,16 @@ def measure(plan: Plan, peak: float, subjects: Iterable[Subject]) -> dict[str, l
 
 
 def characters(plan: Plan, peak: float) -> dict[str, list[float]]:
-    """Steps of `nanogpt` (its architecture), `scaled` and `best`, beside nanoGPT's own."""
+    """Measure steps of `nanogpt`, `scaled` and `best`, and nanoGPT's own."""
     tokens, _, numbers = encode(plan.text)
     subjects = []
     if plan.peer:
         config = plan.config("nanogpt")
-        theirs = partial(
-            peer_step, plan.peer, tokens, len(numbers), config, plan.device, compiled=plan.compiled != "no"
-        )
-        subjects.append(Subject(PEER, config, len(numbers), theirs))
+        peer = partial(peer_step, plan.peer, tokens, len(numbers), config, plan.device, compiled=plan.compiled != "no")
+        subjects.append(Subject(PEER, config, len(numbers), peer))
 
     def ours(config: Mapping[str, Any]) -> Step:
-        return bare_step(config, *build(config, plan.text, plan.device), plan.compiled, plan.mode)
+        return plain_step(config, *build(config, plan.text, plan.device), plan.compiled, plan.mode)
 
     for name in ("nanogpt", "scaled", "best"):
         config = plan.config(name)
@@ -118,7 +116,7 @@ def characters(plan: Plan, peak: float) -> dict[str, list[float]]:
 
 
 def gpt2(plan: Plan, peak: float) -> dict[str, list[float]]:
-    """A micro-batch of GPT-2's smallest size, 124M at block 1024, with its update."""
+    """Measure a step of GPT-2 124M at block 1024 on one micro-batch."""
     config = plan.config("gpt2")
     config["data"]["batch_size"] = 2 if plan.small else 16
     vocabulary = 300 if plan.small else GPT2_VOCABULARY
@@ -129,8 +127,8 @@ def gpt2(plan: Plan, peak: float) -> dict[str, list[float]]:
     optimizer = OptimizerConfig(**config["model"]["optimizer"])
     subjects = []
     if plan.peer:
-        theirs = partial(peer_step, plan.peer, ids, vocabulary, config, plan.device, compiled=plan.compiled != "no")
-        subjects.append(Subject(PEER, config, vocabulary, theirs))
+        peer = partial(peer_step, plan.peer, ids, vocabulary, config, plan.device, compiled=plan.compiled != "no")
+        subjects.append(Subject(PEER, config, vocabulary, peer))
 
     def ours(compiled: Compiled) -> Step:
         network = GPT(settings).to(plan.device)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: clocks, medians, tables, and a word on the machine."""
+"""Shared parts of the benchmarks: clocks, medians, tables, processes, the name of the machine."""
 
 import argparse
 import contextlib
@@ -22,12 +22,12 @@ REPOSITORY = Path(__file__).parent.parent.parent
 
 
 def in_turn(clocks: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Calls A B C A B C …, so that whatever the machine does meanwhile meets all alike.
+    """Call A B C A B C …, so that changes of the machine affect all alike.
 
     Args:
-        clocks: each does its work once and returns seconds.
-        rounds: how many of its values are kept.
-        warm_up: rounds before them, that do not count.
+        clocks: functions that do their work once and return seconds.
+        rounds: number of values kept for each.
+        warm_up: discarded rounds before them.
     """
     values: dict[str, list[float]] = {name: [] for name in clocks}
     for number in range(warm_up + rounds):
@@ -39,32 +39,32 @@ def in_turn(clocks: Mapping[str, Callable[[], float]], rounds: int, warm_up: int
 
 
 def spread(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> tuple[str, str, str]:
-    """Median, smallest and largest, times `scale`, as cells of a table."""
+    """Return median, smallest and largest value, times `scale`, as cells of a table."""
     ordered = (statistics.median(values), min(values), max(values))
     return tuple(f"{value * scale:,.{digits}f}" for value in ordered)  # type: ignore[return-value]
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
+    """Return a Markdown table: first column left-aligned, the others right-aligned."""
     marks = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(map(row, (header, marks, *rows)))
 
 
 def row(cells: Iterable[object]) -> str:
-    """One row of a Markdown table."""
+    """Return one row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A process that has come to its end."""
+    """A finished process."""
 
     seconds: float
-    """From its start to its end."""
+    """From start to end."""
     first_byte: float | None
     """Seconds to the first byte on stdout."""
     peak_bytes: int
-    """Largest resident memory."""
+    """Peak resident memory."""
     out: str
     err: str
 
@@ -75,10 +75,10 @@ def run_process(
     cwd: Any = None,
     limit: float | None = None,
 ) -> Finished:
-    """Runs a command to its end, or for `limit` seconds; ours run from this checkout.
+    """Run a command to its end, or for `limit` seconds; gptlit is imported from this checkout.
 
     Raises:
-        RuntimeError: with the end of what it wrote, when it fails.
+        RuntimeError: if it fails, with the end of its output.
     """
     paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     variables = {**os.environ, "PYTHONPATH": paths, **(environment or {})}
@@ -114,9 +114,9 @@ def run_process(
 
 
 class PeakMemory(threading.Thread):
-    """Reads a process's largest resident memory from Linux until it ends; 0 elsewhere.
+    """Polls the peak resident memory of a process from /proc (Linux) until it ends; 0 on other systems.
 
-    What the system reports at the end would do, but counts the memory of the parent too, of which it began as a copy.
+    getrusage is no substitute: it counts the memory of the parent, of which the process starts as a copy.
     """
 
     def __init__(self, pid: int) -> None:
@@ -125,7 +125,7 @@ class PeakMemory(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Until the process is gone."""
+        """Poll until the process ends."""
         with contextlib.suppress(OSError, StopIteration):
             while True:
                 lines = self.status.read_text(encoding="utf-8").splitlines()
@@ -134,12 +134,12 @@ class PeakMemory(threading.Thread):
 
 
 def gptlit(*arguments: object) -> list[object]:
-    """The command line of `gptlit ARGUMENTS` with this Python."""
+    """Return the command line of `gptlit ARGUMENTS` with this Python."""
     return [sys.executable, "-m", "gptlit", *arguments]
 
 
 def machine() -> str:
-    """`2 threads, AMD EPYC, PyTorch 2.13.0`."""
+    """Return threads, CPU and PyTorch version: `2 threads, AMD EPYC, PyTorch 2.13.0`."""
     name = platform.processor() or platform.machine()
     listing = Path("/proc/cpuinfo")
     if listing.is_file():
@@ -149,23 +149,23 @@ def machine() -> str:
 
 
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has: --text, --threads, --rounds, --json."""
+    """Return a parser with the common options: --text, --threads, --rounds, --json."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--text", type=Path, required=True, help="Tiny Shakespeare, or another text")
-    made.add_argument("--threads", type=int, default=2, help="of torch, for both sides")
-    made.add_argument("--rounds", type=int, default=rounds, help="how often each thing is measured")
+    made.add_argument("--threads", type=int, default=2, help="threads of torch, on both sides")
+    made.add_argument("--rounds", type=int, default=rounds, help="measurements of each side")
     made.add_argument("--json", type=Path, help="file for all numbers")
     return made
 
 
 def begin(options: argparse.Namespace) -> None:
-    """Sets the threads, here and for processes that will be started, and says where this runs."""
+    """Set the threads here and for child processes, and print the machine."""
     torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     print(machine())
 
 
 def finish(options: argparse.Namespace, **result: Any) -> None:
-    """Writes the numbers, when a file was named for them."""
+    """Write all numbers to the file of --json, if given."""
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), **result}, indent=1), encoding="utf-8")

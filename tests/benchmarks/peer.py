@@ -1,4 +1,4 @@
-"""nanoGPT's own train.py as a process, in a folder that is thrown away, at the settings of a configuration."""
+"""nanoGPT's own train.py as a process in a temporary folder, with the settings of a configuration."""
 
 import contextlib
 import pickle
@@ -20,7 +20,7 @@ EVAL_LINE = re.compile(r"^step (\d+): train loss ([\d.]+), val loss ([\d.]+)", r
 
 @contextlib.contextmanager
 def workplace(peer: Path, text: Path) -> Iterator[Path]:
-    """A folder with the peer's program and the text, encoded as its prepare.py does."""
+    """Yield a temporary folder with nanoGPT's program and the text, encoded as its prepare.py does."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for program in PROGRAM:
@@ -36,7 +36,7 @@ def workplace(peer: Path, text: Path) -> Iterator[Path]:
 
 
 def train_command(config: Mapping[str, Any], device: str = "cpu", **settings: Any) -> list[str]:
-    """train.py at the settings of one of our configurations in nanoGPT's dialect; `settings` are its own names."""
+    """Return the command of train.py for a configuration with nanoGPT's architecture; `settings` are its options."""
     gpt, optimizer, schedule = (config["model"][part] for part in ("gpt", "optimizer", "schedule"))
     trainer = config["trainer"]
     steps = trainer["max_steps"]
@@ -68,18 +68,18 @@ def train_command(config: Mapping[str, Any], device: str = "cpu", **settings: An
 
 @dataclass(frozen=True)
 class PeerRun:
-    """What train.py printed."""
+    """The output of train.py."""
 
     step_seconds: dict[int, float]
-    """Of every step, without evaluation: where one was made, the median of the others stands."""
+    """Seconds of every step without evaluation; steps with an evaluation get the median of the others."""
     other_seconds: float
-    """Evaluation and checkpoints."""
+    """Seconds of evaluation and checkpoints."""
     val_losses: dict[int, float]
-    """By steps made; its own estimate, of random batches."""
+    """Its own estimates over random batches, by step."""
 
 
 def read_output(out: str) -> PeerRun:
-    """Tells training and evaluation apart: a step's line includes the evaluation that was made before it."""
+    """Separate training from evaluation: the line of a step includes the evaluation before it."""
     evaluations = {int(step): float(val) for step, _, val in EVAL_LINE.findall(out)}
     times = {int(step): float(milliseconds) / 1e3 for step, _, milliseconds in STEP_LINE.findall(out)}
     plain = sorted(seconds for step, seconds in times.items() if step not in evaluations)

@@ -1,8 +1,8 @@
-"""Draws loss curves of runs from their metrics.csv into one PNG.
+"""Draw the loss curves of runs from their metrics.csv into one PNG.
 
     python tests/benchmarks/plot_run.py curves.png checkpoints/base checkpoints/nanogpt_cpu=nanoGPT
 
-A label for a run may follow behind "="; without one, the name of its folder is taken.
+A label may follow "="; the default is the name of the folder.
 """
 
 import argparse
@@ -17,21 +17,21 @@ INK, GRID = "#333333", "#dddddd"
 
 
 def curve(run: Path, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one column of a run's metrics.csv; empty when it has no such column."""
+    """Return steps and values of one column of a run's metrics.csv; empty lists if it has no such column."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         points = [(int(row["step"]), float(row[name])) for row in csv.DictReader(file) if row.get(name)]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def smooth(values: list[float], points: int = 15) -> list[float]:
-    """Mean of the values around each one, over `points` of them, fewer at the ends."""
+    """Return the centred moving average over `points` values, fewer at the ends."""
     half = points // 2
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
 
 def draw(runs: dict[str, Path], title: str = "") -> Figure:
-    """Training loss (thin, smoothed, its estimates where there are any) and validation loss (thick) of each run."""
+    """Draw training loss (thin; smoothed, or its estimates) and validation loss (thick) of each run."""
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes: Any = figure.subplots()
     seen: list[float] = []
@@ -54,7 +54,7 @@ def draw(runs: dict[str, Path], title: str = "") -> Figure:
         seen += losses + val_losses
     if seen:
         seen.sort()
-        low, high = seen[0], seen[int(0.97 * (len(seen) - 1))]  # the first steps would take half of the picture
+        low, high = seen[0], seen[int(0.97 * (len(seen) - 1))]  # the first steps would fill half of the picture
         axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
     axes.set_xlim(left=0)
     axes.set_xlabel("optimizer steps")
@@ -69,7 +69,7 @@ def draw(runs: dict[str, Path], title: str = "") -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("png", type=Path, help="the picture to write")
-    parser.add_argument("runs", nargs="+", help="run folders, each with a label if wanted: FOLDER or FOLDER=LABEL")
+    parser.add_argument("runs", nargs="+", help="run folders: FOLDER or FOLDER=LABEL")
     parser.add_argument("--title", default="")
     arguments = parser.parse_args()
     runs = {}

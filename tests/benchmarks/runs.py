@@ -1,4 +1,4 @@
-"""Whole runs of `gptlit fit`, and what their metrics.csv tells: when a loss was reached, and the best one."""
+"""Whole runs of `gptlit fit`: time and steps to a loss, and the best loss, from their metrics.csv."""
 
 import csv
 import re
@@ -13,26 +13,26 @@ from measuring import Finished, gptlit, run_process
 
 @dataclass(frozen=True)
 class Reached:
-    """A run: up to the first validation at or under the target, or up to its end when there is none; and its best."""
+    """A run up to its first validation at or below the target, or to its end, and its best loss."""
 
     loss: float
     steps: int
     seconds: float
-    """Of training, up to there; without compiling, validation, samples and files."""
+    """Training time up to there, without compilation, validation, samples and files."""
     met: bool
     best: float
     training: float
-    """Seconds of training in the whole run."""
+    """Training time of the whole run, in seconds."""
     whole: float
-    """Seconds of the process."""
+    """Total seconds of the process."""
     characters_per_second: float
     """Median over the run."""
     compiling: float | None
-    """Seconds, when it compiled."""
+    """Seconds of compilation, if any."""
 
 
 def train(config: str, text: Path, target: float, flags: Sequence[object] = (), accelerator: str = "cpu") -> Reached:
-    """`gptlit fit` at a packaged configuration, or a file, in a folder that is thrown away."""
+    """Run `gptlit fit` with a packaged configuration or a file, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         settings = ("--config", config, "--data.corpus", text, "--run_dir", run, "--trainer.accelerator", accelerator)
@@ -42,10 +42,10 @@ def train(config: str, text: Path, target: float, flags: Sequence[object] = (), 
 
 
 def read(rows: Sequence[Mapping[str, str]], target: float, done: Finished) -> Reached:
-    """What the rows of metrics.csv say; time is summed from one logged step to the next.
+    """Read the rows of metrics.csv; time is summed from one logged step to the next.
 
     Raises:
-        RuntimeError: when the run was never validated.
+        RuntimeError: if the run was never validated.
     """
     seconds, step, there = 0.0, 0, None
     losses, speeds = [], []

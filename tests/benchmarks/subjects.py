@@ -1,4 +1,4 @@
-"""What is measured: models and data of packaged configurations, a bare loop over them, and nanoGPT's own step."""
+"""Subjects of the benchmarks: packaged configurations in a plain training loop, and nanoGPT's own step."""
 
 import contextlib
 import io
@@ -23,14 +23,14 @@ Compiled = Literal["no", "parts", "whole"]
 
 
 def read_config(name: str, gpt: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A packaged configuration; `gpt` changes the model's settings."""
+    """Return a packaged configuration; `gpt` overrides settings of the model."""
     config: dict[str, Any] = yaml.safe_load((packaged_configs() / f"{name}.yaml").read_text(encoding="utf-8"))
     config["model"]["gpt"] |= gpt or {}
     return config
 
 
 def build(config: Mapping[str, Any], text: Path, device: str = "cpu") -> tuple[LitGPT, TextDataModule]:
-    """Model, on its device, and data of a configuration."""
+    """Return the model, on its device, and the data of a configuration."""
     model = config["model"]
     module = LitGPT(
         GPTConfig(**model["gpt"]),
@@ -45,17 +45,17 @@ def build(config: Mapping[str, Any], text: Path, device: str = "cpu") -> tuple[L
     return module.to(device), data
 
 
-def bare_step(
+def plain_step(
     config: Mapping[str, Any],
     module: LitGPT,
     data: TextDataModule,
     compiled: Compiled = "no",
     mode: Mode = "default",
 ) -> Step:
-    """One step of a plain PyTorch loop over the same model, data, optimizer and precision."""
+    """Return one step of a plain PyTorch loop over the same model, data, optimizer and precision."""
     assert isinstance(data.train_tokens, Tensor)
     chunks = RandomChunks(data.train_tokens.to(module.device), data.block_size, data.batch_size, 1)
-    with products_as(module.matmul_precision):
+    with matmul_precision_as(module.matmul_precision):
         return step_of(module.network, chunks, module.optimizer_config, config["trainer"], compiled, mode)
 
 
@@ -67,9 +67,15 @@ def step_of(
     compiled: Compiled = "no",
     mode: Mode = "default",
 ) -> Step:
-    """Forward, backward, clipping and update, as the settings say.
+    """Return one step: forward, backward, clipping and update.
 
-    Compiled in parts, as the command does, or as one graph; `mode` is torch.compile's.
+    Args:
+        network: on its device.
+        chunks: batches.
+        optimizer_config: the optimizer.
+        trainer: settings of the Trainer; precision and gradient_clip_val are used.
+        compiled: not, in parts as the command does, or as one graph.
+        mode: of torch.compile.
     """
     device = next(network.parameters()).device
     optimizer = build_optimizer(network, optimizer_config, fused=True)
@@ -107,9 +113,9 @@ def peer_step(
     device: str = "cpu",
     compiled: bool = False,
 ) -> Step:
-    """One step of nanoGPT at the sizes of a configuration, with its own model, optimizer and batch function.
+    """Return one step of nanoGPT at the sizes of a configuration, with its own model, optimizer and batch function.
 
-    On a GPU in bfloat16, on a CPU in float32, as its train.py does.
+    bfloat16 on a GPU, float32 on a CPU, as in its train.py.
     """
     gpt, settings = config["model"]["gpt"], config["model"]["optimizer"]
     block, batch = gpt["block_size"], config["data"]["batch_size"]
@@ -117,9 +123,9 @@ def peer_step(
     sizes = {"dropout": 0.0, "bias": False, **{name: gpt[name] for name in names if name in gpt}}
     sys.path.insert(0, str(peer))
     with contextlib.redirect_stdout(io.StringIO()):
-        import model as theirs
+        import model as peer_module
 
-        model = theirs.GPT(theirs.GPTConfig(vocab_size=vocab_size, **sizes)).to(device)
+        model = peer_module.GPT(peer_module.GPTConfig(vocab_size=vocab_size, **sizes)).to(device)
         optimizer = model.configure_optimizers(
             settings["weight_decay"], settings["lr"], tuple(settings["betas"]), device
         )
@@ -140,7 +146,7 @@ def peer_step(
         nonlocal batch_ahead
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
             _, loss = running(*batch_ahead)
-        batch_ahead = batch_of()  # as train.py does, while a GPU works on the forward pass
+        batch_ahead = batch_of()  # as in train.py, while a GPU computes the forward pass
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -150,7 +156,7 @@ def peer_step(
 
 
 def encode(text: Path) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Both parts of a text as nanoGPT's `prepare.py` makes them, uint16, and the number of each character."""
+    """Return both parts of a text as nanoGPT's `prepare.py` does, uint16, and the id of each character."""
     characters = text.read_text(encoding="utf-8")
     numbers = {character: number for number, character in enumerate(sorted(set(characters)))}
     tokens = np.array([numbers[character] for character in characters], dtype=np.uint16)
@@ -159,7 +165,7 @@ def encode(text: Path) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
 
 
 def matmul_peak(device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 2048, tries: int = 10) -> float:
-    """The fastest of some square products, in FLOP/s, at the precision of products that is set."""
+    """Return the speed of the fastest of several square matmuls, in FLOP/s, at the current precision."""
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(tries):
@@ -168,7 +174,7 @@ def matmul_peak(device: str = "cpu", dtype: torch.dtype = torch.float32, size: i
 
 
 def timed(action: Callable[[], Any], device: str, calls: int = 1) -> float:
-    """Seconds of one of `calls` calls, with the device's work done."""
+    """Return the mean seconds of `calls` calls, with the device synchronised."""
     wait(device)
     started = time.perf_counter()
     for _ in range(calls):
@@ -178,14 +184,14 @@ def timed(action: Callable[[], Any], device: str, calls: int = 1) -> float:
 
 
 def wait(device: str) -> None:
-    """Until the device has nothing left to do."""
+    """Synchronise the device."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 @contextlib.contextmanager
-def products_as(precision: str) -> Any:
-    """Inside, float32 products may round as `precision` says."""
+def matmul_precision_as(precision: str) -> Any:
+    """Set the precision of float32 matrix multiplications inside the context."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

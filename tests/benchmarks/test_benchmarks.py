@@ -1,4 +1,4 @@
-"""What the benchmarks make of others' output; the times themselves are never tested."""
+"""Parsing of output by the benchmarks; times themselves are never tested."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ BENCHMARKS = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def _beside_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+def _import_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def test_evaluation_is_told_apart_from_the_training_of_the_peer() -> None:
-    """Its line of a step counts the evaluation before it: guards against a peer that looks slower than it is."""
+def test_evaluation_does_not_count_as_training_of_the_peer() -> None:
+    """The line of a step of nanoGPT includes the evaluation before it: guards against a peer that looks too slow."""
     from peer import read_output
 
     lines = ["step 0: train loss 4.2, val loss 4.3", "iter 0: loss 4.2, time 900.00ms, mfu -100.00%"]
@@ -27,8 +27,8 @@ def test_evaluation_is_told_apart_from_the_training_of_the_peer() -> None:
     assert run.val_losses == {0: 4.3, 4: 3.1}
 
 
-def test_time_to_a_loss_ends_with_the_first_validation_under_it() -> None:
-    """Guards against a time that misses the steps between two logs, or counts those after the target."""
+def test_time_to_a_loss_ends_with_the_first_validation_below_it() -> None:
+    """Guards against a time that omits the steps between two logs, or counts those after the target."""
     from measuring import Finished
     from runs import read
 
@@ -46,8 +46,8 @@ def test_time_to_a_loss_ends_with_the_first_validation_under_it() -> None:
     assert (missed.met, missed.steps, missed.loss) == (False, 40, 1.7)
 
 
-def test_a_process_that_is_cut_leaves_what_it_said() -> None:
-    """Guards against a peer's minutes on a GPU that are lost because its last one did not fit."""
+def test_a_process_that_reaches_its_limit_keeps_its_output() -> None:
+    """Guards against losing the output of a long run that exceeds its limit."""
     import sys
 
     from measuring import run_process
@@ -59,8 +59,8 @@ def test_a_process_that_is_cut_leaves_what_it_said() -> None:
 
 
 @pytest.mark.slow
-def test_the_script_for_a_gpu_runs_through_at_a_small_size(tmp_path: Path, tinyshakespeare: Path) -> None:
-    """Guards against finding its mistakes when a GPU is there for minutes; without a peer to run beside."""
+def test_the_script_for_a_gpu_runs_at_a_small_size(tmp_path: Path, tinyshakespeare: Path) -> None:
+    """Guards against errors that would only show when a GPU is available; without nanoGPT."""
     import json
     import sys
 
