@@ -1,4 +1,4 @@
-"""`gptlit export`: a run becomes a folder that `transformers` loads."""
+"""`gptlit export`: write a run for other programs."""
 
 import shlex
 from pathlib import Path
@@ -6,44 +6,56 @@ from pathlib import Path
 from gptlit.checkpoint.files import find_checkpoint, read_checkpoint
 from gptlit.cli.messages import table
 from gptlit.cli.parser import Parser, parse
-from gptlit.convert.export import export_run
+from gptlit.convert.export import Format, export_run
 from gptlit.errors import UserError
+
+NEXT = {
+    "transformers": "transformers.AutoModelForCausalLM.from_pretrained({folder!r})",
+    "onnx": "onnxruntime.InferenceSession({folder!r} + '/model.onnx')",
+    "gguf": "llama-cli -m {folder}/model.gguf",
+    "nanogpt": "cp -r {folder}/data/gptlit data/ && python sample.py --out_dir={folder}   (in nanoGPT)",
+}
 
 
 def export_parser() -> Parser:
-    """The options of the verb."""
+    """Return the parser of the verb."""
     parser = Parser(
         prog="gptlit export",
-        description="Writes a run as a Hugging Face folder: GPT2LMHeadModel or NanoChatForCausalLM, and its tokenizer.",
+        description="Write a run for other programs. The result is loaded again and compared with the run.",
         exit_on_error=False,
     )
     parser.add_argument("--ckpt_path", type=str | None, help="Run folder (its best.ckpt) or checkpoint file.")
-    parser.add_argument("--output", type=str | None, help="Folder to make; it must not hold anything yet.")
+    parser.add_argument("--output", type=str | None, help="Folder to make; it must be new or empty.")
+    parser.add_argument(
+        "--format",
+        type=Format,
+        default="transformers",
+        help="transformers: GPT2LMHeadModel or NanoChatForCausalLM; onnx: a graph; gguf: llama.cpp; nanogpt: ckpt.pt.",
+    )
     return parser
 
 
 def export(verb: str, arguments: list[str]) -> int:
-    """Exports, and says what was written on stderr; returns the exit code."""
+    """Export, and report on stderr; return the exit code."""
     options = parse(export_parser(), arguments)
     if not options.ckpt_path:
         raise UserError(f"gptlit {verb} needs --ckpt_path: a run folder or a checkpoint file")
     if not options.output:
         raise UserError(f"gptlit {verb} needs --output: the folder to make")
     if Path(options.output).name in ("", ".."):
-        raise UserError(f"--output {options.output}: give the folder a name of its own")
+        raise UserError(f"{options.output}: give the folder a name of its own", "--output")
     path = find_checkpoint(options.ckpt_path, "best")
-    checkpoint = read_checkpoint(path)
     command = shlex.join(["gptlit", verb, *arguments])
-    exported = export_run(checkpoint, Path(options.output), command)
-    folder = str(exported.folder)
+    exported = export_run(read_checkpoint(path), Path(options.output), options.format, command)
+    check = exported.check
     table(
         "done",
         [
             ("checkpoint", str(path)),
             ("architecture", exported.architecture),
-            ("check", f"logits equal at {exported.positions:,} positions to {exported.largest_difference:.1e}"),
-            ("folder", folder),
-            ("load it with", f"transformers.AutoModelForCausalLM.from_pretrained({folder!r})"),
+            ("check", f"logits equal at {check.positions:,} positions to {check.largest_difference:.1e}"),
+            ("folder", str(exported.folder)),
+            ("load it with", NEXT[options.format].format(folder=str(exported.folder))),
         ],
     )
     return 0

@@ -1,4 +1,4 @@
-"""The model card of an exported model: what it is, what it was trained on, how well it does, how to make it again."""
+"""The model card of an exported model: what it is, its text, its loss, how to load it, and what it was tried with."""
 
 import math
 from collections.abc import Mapping
@@ -6,38 +6,33 @@ from typing import Any
 
 import yaml
 
+from gptlit.convert.compare import Check
+from gptlit.convert.tools import LIMITS, TRIED, USAGE
 from gptlit.model.gpt import GPT
 from gptlit.tokenizer import Tokenizer
 from gptlit.version import __version__
 
 CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- gptlit
+{{ card_data }}
 ---
 
-# {name}
+# {{ name }}
 
-A GPT of {parameters:,} parameters over {symbols}, trained with gptlit {version}.
-Transformers knows the architecture as `{architecture}`.
+A GPT of {{ parameters }} parameters over {{ tokens }}, trained with gptlit {{ version }}.
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+{{ usage }}
 
-folder = "."  # where this file lies
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-prompt = tokenizer({prompt!r}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens={new_tokens})[0]))
-```
+## Limits
 
-Prompt and new text together fit {block_size:,} tokens. No token ends a text: `max_new_tokens` does.
-By default `generate` draws from the model's own distribution; `do_sample=False` takes the most probable token always.
+{{ limits }}
 
-| | |
-|---|---|
-{table}
+## Tried with
+
+{{ tried }}
+
+## Training
+
+{{ table }}
 """
 
 
@@ -46,23 +41,56 @@ def model_card(
     model: GPT,
     tokenizer: Tokenizer,
     name: str,
+    format: str,
     architecture: str,
-    check: tuple[int, float],
+    check: Check,
     command: str = "",
 ) -> str:
-    """Markdown with front matter, from what the checkpoint itself says.
+    """Return the Markdown of the card, with the metadata that the Hugging Face hub reads.
 
     Args:
         checkpoint: of the run.
         model: its network.
         tokenizer: its tokenizer.
-        name: title of the card.
-        architecture: class of transformers.
-        check: positions at which the exported model was compared with ours, and the largest difference of a logit.
+        name: title.
+        format: of the export.
+        architecture: class of transformers, or the format.
+        check: of the export.
         command: how it was exported.
     """
-    gpt = model.config
-    stored = checkpoint.get("gptlit", {})
+    from huggingface_hub import ModelCard, ModelCardData
+
+    gpt, stored = model.config, checkpoint.get("gptlit", {})
+    library = "transformers" if format == "transformers" else format
+    rows = training_rows(checkpoint, model, tokenizer)
+    if command:
+        rows["Exported by"] = f"`{command}`"
+    rows["Check"] = (
+        f"logits of the exported model equal gptlit's at {check.positions:,} random positions; largest difference "
+        f"{check.largest_difference:.1e}"
+    )
+    values = {"block_size": gpt.block_size, "new": gpt.block_size - 1, "prompt": tokenizer.decode([0])}
+    limits = [line.format(**values) for line in LIMITS["all"] + LIMITS[architecture]]
+    if tokenizer.kind == "char":
+        limits.append("A character outside the vocabulary is refused: the tokenizer raises an exception.")
+    card = ModelCard.from_template(
+        ModelCardData(library_name=library, pipeline_tag="text-generation", tags=["gptlit"]),
+        template_str=CARD,
+        name=name,
+        parameters=f"{sum(p.numel() for p in model.parameters()):,}",
+        tokens=f"{gpt.vocab_size:,} {'characters' if tokenizer.kind == 'char' else 'byte-pair tokens'}",
+        version=stored.get("version", __version__),
+        usage=USAGE[format].format(**values),
+        limits="\n".join(f"- {line}" for line in limits),
+        tried=markdown_table(("tool", "what agreed", "what it needs"), TRIED[architecture]),
+        table=markdown_table(("", ""), rows.items()),
+    )
+    return str(card).rstrip() + "\n"
+
+
+def training_rows(checkpoint: Mapping[str, Any], model: GPT, tokenizer: Tokenizer) -> dict[str, str]:
+    """Return what the checkpoint says about its training, by title."""
+    gpt, stored = model.config, checkpoint.get("gptlit", {})
     config = yaml.safe_load(stored["config"]) if stored.get("config") else {}
     data = config.get("data") or {}
     rows = {"Text": text_line(tokenizer, data, stored.get("corpus") or {})}
@@ -79,36 +107,27 @@ def model_card(
     rows["Seed"] = str(checkpoint["hyper_parameters"].get("seed", "unknown"))
     if config:
         rows["Trained by"] = "`gptlit fit --config gptlit.yaml` (the file is in this folder)"
-    if command:
-        rows["Exported by"] = f"`{command}`"
-    rows["Check"] = f"logits equal gptlit's at {check[0]:,} random positions; largest difference {check[1]:.1e}"
-    return CARD.format(
-        name=name,
-        parameters=sum(p.numel() for p in model.parameters()),
-        symbols=f"{gpt.vocab_size:,} {'characters' if tokenizer.kind == 'char' else 'byte-pair tokens'}",
-        version=stored.get("version", __version__),
-        architecture=architecture,
-        prompt=tokenizer.decode([0]),
-        new_tokens=gpt.block_size - 1,
-        block_size=gpt.block_size,
-        table="\n".join(f"| {title} | {cell(text)} |" for title, text in rows.items()),
-    )
+    return rows
 
 
-def cell(text: str) -> str:
-    """A text that does not break a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
+def markdown_table(header: tuple[str, ...], rows: Any) -> str:
+    """Return a table; cells keep their text on one line, with vertical bars escaped."""
+    lines = []
+    for row in [header, ("---",) * len(header), *rows]:
+        cells = (" ".join(cell.split()).replace("|", "\\|") for cell in row)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def text_line(tokenizer: Tokenizer, data: Mapping[str, Any], corpus: Mapping[str, Any]) -> str:
-    """The text trained on: as the run kept it, else by the name that the tokenizer took from it."""
+    """Name the text trained on: as the run recorded it, else as the tokenizer did."""
     if corpus.get("name"):
         return f"{corpus['name']} (sha256 {corpus['sha256']})" if corpus.get("sha256") else str(corpus["name"])
     return tokenizer.source or str(data.get("corpus", "unknown"))
 
 
 def split_line(data: Mapping[str, Any]) -> str:
-    """Which part of the text was held out."""
+    """Describe which part of the text was held out."""
     if data.get("val_corpus"):
         return "trained on all of the text, validated on another one"
     fraction = data.get("val_fraction", 0.1)
@@ -116,7 +135,7 @@ def split_line(data: Mapping[str, Any]) -> str:
 
 
 def loss_line(checkpoint: Mapping[str, Any], tokenizer: Tokenizer) -> str:
-    """The validation loss of these weights, or of the run's best ones when these are others."""
+    """Return the validation loss of these weights, or of the run's best ones if these are others."""
     states = checkpoint.get("callbacks", {}).values()
     state = next((state for state in states if isinstance(state, dict) and state.get("best_score") is not None), None)
     if state is None:

@@ -59,7 +59,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float)
     """softmax(q·kᵀ / √D + mask)·v, (B, H, T, D); without a mask (True: may be seen) each query sees up to itself."""
     T = q.size(2)
     if not written_out_is_faster(q):
-        causal = mask is None and T > 1
+        causal = bool(mask is None and T > 1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     weights = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, T)
     if mask is None and T > 1:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from gptlit.checkpoint.atomic import atomic_write_text
 from gptlit.checkpoint.files import SETTING, find_checkpoint, read_checkpoint
-from gptlit.convert.pretrained import network_weights
+from gptlit.convert.compare import network_weights
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT

@@ -122,16 +122,26 @@ def test_a_byte_pair_tokenizer_comes_back(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_vocabulary_padded_for_speed_is_cut_to_the_tokenizer(tmp_path: Path) -> None:
-    """GPT-2 weights often have more rows than their tokenizer has tokens; those rows stand for nothing."""
-    model = random_gpt(replace(EXPORTABLE["gpt2"], vocab_size=65)).float()
-    export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
-    padded = their_gpt2(vocab_size=128)
+def test_padded_rows_of_a_bpe_vocabulary_are_cropped(tmp_path: Path) -> None:
+    """Models often have more rows than their own tokenizer has tokens; these rows mean nothing."""
+    tokenizer = BPETokenizer.train(["to be or not to be, that is the question " * 9], 280, "speech")
+    size = tokenizer.vocab_size
+    model = random_gpt(replace(EXPORTABLE["gpt2"], vocab_size=size)).float()
+    export_run(checkpoint_of(model, tokenizer), tmp_path / "model")
+    padded = their_gpt2(vocab_size=320)
     padded.save_pretrained(tmp_path / "model")
     back = load_pretrained(str(tmp_path / "model"))
-    assert back.gpt.vocab_size == 65
+    assert back.gpt.vocab_size == size
     ids = positions(back.gpt)
-    torch.testing.assert_close(network(back)(ids), padded(ids).logits[..., :65], rtol=0, atol=1e-5)
+    torch.testing.assert_close(network(back)(ids), padded(ids).logits[..., :size], rtol=0, atol=1e-5)
+
+
+def test_a_character_vocabulary_must_match_the_weights(tmp_path: Path) -> None:
+    """128 rows are not the padding of 65 characters: another text was trained on."""
+    export_run(checkpoint_of(random_gpt(replace(EXPORTABLE["gpt2"], vocab_size=65)), SYMBOLS), tmp_path / "model")
+    their_gpt2(vocab_size=128).save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="65 tokens, but its weights have 128"):
+        load_pretrained(str(tmp_path / "model"))
 
 
 # ---------------------------------------------------------------- nanoGPT
@@ -265,7 +275,7 @@ def test_an_untied_head_begins_as_a_copy(name: str, saved: Callable[[str], Pretr
 @pytest.mark.parametrize(
     ("wanted", "named"),
     [
-        ({"vocab_size": 66}, "66 symbols.*trained with 65"),
+        ({"vocab_size": 66}, "66 tokens.*trained with 65"),
         ({"tie_weights": True}, "model.gpt.tie_weights"),
         ({"n_layer": 3}, "model.gpt.n_layer is 3.*has 2"),
         ({"activation": "relu"}, "model.gpt.activation is relu.*has relu2"),
@@ -279,15 +289,18 @@ def test_settings_that_contradict_the_weights_are_refused_by_name(
         fit_to(saved("modern"), **wanted)
 
 
-def test_padding_is_cut_and_another_vocabulary_is_not(tmp_path: Path) -> None:
-    """GPT-2's 50,257 symbols are 50,304 in nanoGPT; a tokenizer of another size is a mistake."""
-    found = load_pretrained(str(nanogpt_file(tmp_path / "ckpt.pt", their_gpt2(vocab_size=128))))
-    assert fit_to(found, vocab_size=0).gpt.vocab_size == 128
-    weights = fit_to(found, vocab_size=65).state_dict()
-    assert weights["transformer.wte.weight"].shape == weights["lm_head.weight"].shape == (65, 32)
-    for size in (64, 129):
-        with pytest.raises(UserError, match=f"{size} symbols"):
+def test_only_the_padding_of_gpt2_is_cropped(tmp_path: Path) -> None:
+    """GPT-2's 50,257 tokens are 50,304 in nanoGPT; any other pair of sizes is an error, multiples of 64 too."""
+    found = load_pretrained(str(nanogpt_file(tmp_path / "ckpt.pt", their_gpt2(vocab_size=50_304, n_embd=2))))
+    assert fit_to(found, vocab_size=0).gpt.vocab_size == 50_304
+    weights = fit_to(found, vocab_size=50_257).state_dict()
+    assert weights["transformer.wte.weight"].shape == weights["lm_head.weight"].shape == (50_257, 2)
+    for size in (65, 50_250, 50_305):
+        with pytest.raises(UserError, match=f"{size} tokens"):
             fit_to(found, vocab_size=size)
+    found = load_pretrained(str(nanogpt_file(tmp_path / "other.pt", their_gpt2(vocab_size=64))))
+    with pytest.raises(UserError, match=r"63 tokens, but .* trained with 64"):
+        fit_to(found, vocab_size=63)
 
 
 # ---------------------------------------------------------------- safety and mistakes

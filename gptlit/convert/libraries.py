@@ -1,0 +1,51 @@
+"""Optional libraries: imported when needed, named with their extra when missing, and quiet."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from gptlit.errors import UserError
+
+
+def import_optional(extra: str, *names: str) -> list[Any]:
+    """Import libraries that belong to an extra of gptlit.
+
+    Args:
+        extra: name of the extra.
+        names: modules to import.
+
+    Raises:
+        UserError: names the first one that is missing and the command that installs it.
+    """
+    modules = []
+    for name in names:
+        try:
+            modules.append(import_module(name))
+        except ImportError as error:
+            raise UserError(f"{name} is not installed: pip install 'gptlit[{extra}]'") from error
+    return modules
+
+
+def import_transformers() -> Any:
+    """Import transformers. Raises `UserError` if it is missing."""
+    return import_optional("hf", "transformers")[0]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence advice, retries and progress bars of transformers and of its hub client inside the block."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    level, hub_level, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
+        if bars:
+            logging.enable_progress_bar()

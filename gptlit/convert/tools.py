@@ -1,0 +1,62 @@
+"""Texts of the model card: how to load each format, its limits, and the tools that exports were tried with."""
+
+USAGE = {
+    "transformers": """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+folder = "."  # where this file is
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+prompt = tokenizer({prompt!r}, return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt)[0]))
+print(pipeline("text-generation", model=folder)({prompt!r})[0]["generated_text"])
+```""",
+    "onnx": """```python
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("tokenizer.json")
+session = onnxruntime.InferenceSession("model.onnx")
+ids = np.array([tokenizer.encode({prompt!r}).ids])  # (batch, length), int64
+logits = session.run(None, {{"input_ids": ids}})[0]  # (batch, length, vocabulary), float32
+```""",
+    "gguf": """```
+llama-cli -m model.gguf -no-cnv --no-context-shift -c {block_size} -n {new} -p "..."
+```""",
+    "nanogpt": """In a checkout of nanoGPT, with this folder as EXPORT:
+
+```
+cp -r EXPORT/data/gptlit data/
+python sample.py --out_dir=EXPORT --device=cpu --max_new_tokens={new}
+```""",
+}
+LIMITS = {
+    "all": ["Prompt and continuation together: at most {block_size:,} tokens."],
+    "GPT2LMHeadModel": [
+        "No token ends a text: `max_new_tokens` or `max_length` does.",
+        "By default `generate` samples from the model's own distribution; `do_sample=False` is greedy.",
+    ],
+    "NanoChatForCausalLM": [
+        "No token ends a text: `max_new_tokens` or `max_length` does.",
+        "By default `generate` samples from the model's own distribution; `do_sample=False` is greedy.",
+        "transformers does not enforce the context: beyond {block_size:,} tokens the text degrades without an error.",
+    ],
+    "onnx": ["A longer input fails with an index error: the bound is part of the graph. There is no key-value cache."],
+    "gguf": [
+        "llama.cpp rounds the context up to a multiple of 256; if {block_size:,} is not one, limit the number of new "
+        "tokens yourself. Switch context shift off: positions are learned.",
+        "llama.cpp computes the tanh approximation of GELU through a float16 table.",
+    ],
+    "nanogpt": [
+        "nanoGPT crops a longer text to the last {block_size:,} tokens.",
+        "There is no optimizer state: train.py cannot resume from it.",
+    ],
+}
+TRIED: dict[str, list[tuple[str, str, str]]] = {
+    "GPT2LMHeadModel": [],
+    "NanoChatForCausalLM": [],
+    "onnx": [],
+    "gguf": [],
+    "nanogpt": [],
+}
