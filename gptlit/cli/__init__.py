@@ -32,9 +32,10 @@ def run(verb: str, arguments: Sequence[str], **options: Any) -> int:
 
 def dispatch(verb: str, arguments: list[str], options: dict[str, Any]) -> int:
     """Call the function of a verb; user errors become one line and exit code 2."""
-    from gptlit.cli.messages import quiet_libraries
+    if verb != "predict":  # which imports Lightning only where it needs it
+        from gptlit.cli.messages import quiet_libraries
 
-    quiet_libraries()
+        quiet_libraries()
     command: Callable[..., int]
     try:
         if verb in TRAINING_VERBS:

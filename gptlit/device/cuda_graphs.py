@@ -4,22 +4,19 @@ import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache as cached
-from typing import TypeVar
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from gptlit.errors import reason_of
 
-Result = TypeVar("Result")
 
+class CudaGraphCapturer:
+    """Captures work on a stream that no other capturer uses at the same time.
 
-class Recorder:
-    """Records work on a GPU, all of it on one stream that no other recorder uses in the meantime.
-
-    For matrix products have scratch memory that belongs to the stream, recordings keep its address, and torch frees it
-    with the first recording of that stream that is dropped: those of a recorder must be dropped together.
+    cuBLAS keeps its workspace per stream, captured graphs contain its address, and torch frees it together with the
+    first graph of that stream. So all graphs of one capturer must be dropped together.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,67 +28,59 @@ class Recorder:
         self.pool = torch.cuda.graph_pool_handle()
         weakref.finalize(self, idle.append, self.stream)
 
-    def record(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """What does the same as `work`, at one launch, into the memory of one result; it is run once on the way.
+    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Capture `work` and return a function that replays it into the memory of one result.
 
-        That is `work` itself on another device, and where recording fails.
+        `work` runs once on the way. Returns `work` itself on a device other than CUDA, and, with a warning, where
+        capturing fails.
         """
         if self.stream is None:
             return work
         try:
-            self.warm_up(work)
-            return self.capture(work)
-        except RuntimeError as error:  # out of memory, an old driver: slower is better than not at all
-            warnings.warn(f"sampling goes on without a CUDA graph, and slower: {reason_of(error)}", stacklevel=2)
-            close_attempt(self.stream.device)
+            self._warm_up(work, self.stream)
+            return self._captured(work, self.stream)
+        except RuntimeError as error:  # out of memory, an old driver, …
+            warnings.warn(f"sampling continues without a CUDA graph, more slowly: {reason_of(error)}", stacklevel=2)
+            end_failed_capture(self.stream.device)
             return work
 
-    def warm_up(self, work: Callable[[], object]) -> None:
-        """Runs `work` on the stream: libraries set themselves up when first used, which cannot be recorded."""
-        if self.stream is None:
+    @staticmethod
+    def _warm_up(work: Callable[[], Tensor], stream: torch.cuda.Stream) -> None:
+        """Run `work` once on the stream: libraries allocate on first use, which cannot be captured."""
+        before = torch.cuda.current_stream(stream.device)
+        stream.wait_stream(before)
+        with torch.cuda.stream(stream):
             work()
-            return
-        before = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(before)
-        with torch.cuda.stream(self.stream):
-            work()
-        before.wait_stream(self.stream)
+        before.wait_stream(stream)
 
-    def capture(self, work: Callable[[], Result]) -> Callable[[], Result]:
-        """What does the same as `work`, which is recorded and not run; `work` itself on another device.
-
-        Raises:
-            RuntimeError: when `work` does what cannot be recorded, such as waiting for the device.
-        """
-        if self.stream is None:
-            return work
+    def _captured(self, work: Callable[[], Tensor], stream: torch.cuda.Stream) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        # The outer context puts the old stream back even when recording fails, which the inner one then does not.
-        # Other threads, such as a data loader's, may allocate memory in the meantime.
+        # The outer context restores the stream even if capturing fails, which the inner one does not.
+        # `thread_local`: other threads, such as a data loader's, may allocate memory meanwhile.
         with (
-            torch.cuda.stream(self.stream),
-            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
+            torch.cuda.stream(stream),
+            torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"),
         ):
             result = work()
 
-        def play() -> Result:
+        def replay() -> Tensor:
             graph.replay()
             return result
 
-        return play
+        return replay
 
 
-def close_attempt(device: torch.device) -> None:
-    """Records next to nothing after a recording that failed, on a stream whose scratch memory nobody uses.
+def end_failed_capture(device: torch.device) -> None:
+    """Capture a trivial graph on another stream after a failed capture.
 
-    Until one ends well, torch holds its random numbers to be part of a recording, and refuses to draw any outside.
+    Until a capture succeeds, torch treats its random generator as captured and refuses to draw numbers.
     """
-    stream = Recorder(device).stream
+    stream = CudaGraphCapturer(device).stream
     with suppress(RuntimeError), torch.cuda.stream(stream), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
         torch.zeros((), device=device)
 
 
-@cached
+@cache
 def idle_streams(device: torch.device) -> list[torch.cuda.Stream]:
-    """Streams that recorders have left behind. Used again, since each keeps scratch memory of tens of megabytes."""
+    """Streams of capturers that are gone, for reuse: each keeps a workspace of tens of megabytes."""
     return []

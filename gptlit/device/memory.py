@@ -1,13 +1,13 @@
-"""How the C library keeps memory that a step has freed."""
+"""The C library's allocator."""
 
 import ctypes
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep large freed blocks for the next step instead of giving them back to the system.
+    """Tell glibc to keep large freed blocks for the next step instead of returning them to the system.
 
-    A step frees and takes the same activations again, and each return costs a page fault for every 4 KiB: about a
-    tenth of a small model's step on a CPU. Does nothing where there is no glibc.
+    A training step frees and allocates the same activations again. Returning them costs a page fault per 4 KiB, about
+    a tenth of a small model's step on a CPU. Does nothing without glibc.
     """
     threshold, trim = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
     try:

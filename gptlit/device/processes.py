@@ -1,11 +1,11 @@
-"""Between the host and its devices, and among the processes of a run."""
+"""Transfers from the device, and collectives between the ranks of a run."""
 
 import torch
 from torch import Tensor
 
 
 class HostCopy:
-    """A number on its way from the device: sent at once, read later, without waiting for what the device does since."""
+    """Asynchronous device-to-host copy of a scalar: started here, waited for in `item`."""
 
     def __init__(self, value: Tensor) -> None:
         self.value, self.sent = value, None
@@ -15,22 +15,23 @@ class HostCopy:
             self.sent.record()
 
     def item(self) -> float:
-        """The number, as soon as it has arrived."""
+        """Wait for the copy and return the number."""
         if self.sent is not None:
             self.sent.synchronize()
         return self.value.item()
 
 
 def blank_batch(rows: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (rows, length), int64 zeros, laid out as `RandomChunks` cuts them from length + 1 tokens: what
-    is compiled for one layout would be compiled anew for another.
+    """Return inputs and targets (rows, length) of int64 zeros, with the strides of a batch of `RandomChunks`.
+
+    torch.compile specialises on strides, so another layout would be compiled again.
     """
     inputs, targets = (torch.zeros(rows, length + 1, dtype=torch.int64, device=device) for _ in range(2))
     return inputs[:, :-1], targets[:, 1:]
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean over all processes; every one of them has to call this."""
+    """Return the mean over all ranks. Collective: every rank must call this."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(value)
         value = value / torch.distributed.get_world_size()
@@ -38,11 +39,10 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def leave_process_group() -> None:
-    """Ends the process group of a run, if there is one; for when no process waits for another any more.
+    """Destroy the process group, if there is one, once no rank waits for another.
 
-    The threads that exchange tensors may be behind: they drop the last one when Python is already ending, and whoever
-    asks for Python then is aborted ("terminate called without an active exception"). This waits for them. Lightning
-    does it by itself where the exchange is NCCL's.
+    Gloo's threads may still hold the last tensor when Python shuts down, which aborts the process ("terminate called
+    without an active exception"). Destroying the group waits for them. Lightning does so itself for NCCL.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

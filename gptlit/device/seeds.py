@@ -1,10 +1,10 @@
-"""Seeds that are functions of where one is: run, step, process."""
+"""Seeds derived from (run seed, step, rank)."""
 
 import torch
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers; neighbours give unrelated seeds (SplitMix64, Steele et al. 2014)."""
+    """Derive one 63-bit seed from several numbers; neighbours give unrelated seeds (SplitMix64, Steele et al. 2014)."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) % 2**64
@@ -15,7 +15,7 @@ def mix(*numbers: int) -> int:
 
 
 def seed_device(device: torch.device, seed: int) -> None:
-    """Seeds the one generator that dropout draws from; torch.manual_seed seeds all, which costs a millisecond."""
+    """Seed the one generator that dropout uses. `torch.manual_seed` seeds all of them, which takes a millisecond."""
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     elif device.type == "cpu":

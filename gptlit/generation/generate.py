@@ -1,6 +1,6 @@
-"""Sampling: the next symbol chosen by a pure function, ids streamed from a cache, and text streamed from ids.
+"""Sampling: the next token chosen by a pure function of the logits, and ids generated one step at a time.
 
-Shapes: B rows (one for each sample of each prompt) and V symbols.
+Shapes: B rows (one for each sample of each prompt), P prompts, T positions, V tokens.
 """
 
 import math
@@ -13,46 +13,70 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gptlit.errors import UserError
+from gptlit.errors import UserError, require
 from gptlit.generation.context import DecodingContext
 from gptlit.model.gpt import GPT
 
 Context = Literal["exact", "rolling"]
 Prompts = Tensor | Sequence[Tensor] | Sequence[Sequence[int]]
-UNIFORMS_AT_ONCE = 64  # random numbers drawn ahead for each row
+UNIFORMS_AT_ONCE = 64  # random numbers made ahead for each row
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next symbol is chosen from the logits l. The filters act in this order, each on what the last left."""
+    """How the next token is chosen from the logits. The filters apply in this order, each to what the last one kept.
+
+    Raises:
+        UserError: for a value out of range.
+    """
 
     temperature: float = 1.0
-    """T in p = softmax(l / T). 0 takes the most probable symbol always; 1 is the model's own distribution."""
+    """T in softmax(logits / T). 1 is the model's own distribution; 0 always takes the most probable token."""
     top_k: int | None = None
-    """Keep the k most probable symbols, and those that tie with the last of them (arXiv:1805.04833)."""
+    """Keep the k most probable tokens, and those that tie with the last of them (arXiv:1805.04833)."""
     top_p: float | None = None
-    """The nucleus: keep the fewest most probable symbols that together reach probability top_p (arXiv:1904.09751)."""
+    """Nucleus sampling: keep the fewest most probable tokens that together reach probability top_p
+    (arXiv:1904.09751)."""
     min_p: float | None = None
-    """Keep the symbols of probability at least min_p · max(p) (arXiv:2407.01082)."""
+    """Keep the tokens of probability at least min_p · max(p) (arXiv:2407.01082)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"--temperature is {self.temperature}: it must be 0 (the most probable symbol) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"--top_k is {self.top_k}: it must be 1 or more; leave it out to keep every symbol")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"--top_p is {self.top_p}: it must be above 0 and at most 1, which keeps every symbol")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise UserError(f"--min_p is {self.min_p}: it must be between 0, which keeps every symbol, and 1")
+        T, k, p, m = self.temperature, self.top_k, self.top_p, self.min_p
+        require(0 <= T < math.inf, "temperature", T, "0 (the most probable token) or more")
+        require(k is None or k >= 1, "top_k", k, "1 or more; leave it out to keep every token")
+        require(p is None or 0 < p <= 1, "top_p", p, "above 0 and at most 1, which keeps every token")
+        require(m is None or 0 <= m <= 1, "min_p", m, "between 0, which keeps every token, and 1")
 
 
 PLAIN = Sampling()
 
 
-def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution (B, V) that the next symbol is drawn from, of logits (B, V); rows sum to 1.
+def next_token_probabilities(model: GPT, prompts: Prompts, sampling: Sampling = PLAIN) -> Tensor:
+    """Return the distribution that `generate` samples the next token of each prompt from.
 
-    In float64, where the device has it, so that only the logits round.
+    Args:
+        model: the model, such as `LitGPT.network`. Its training flag is ignored: there is no dropout.
+        prompts: ids (P, T), or P sequences of any lengths. The last `block_size` ids of each are read.
+        sampling: temperature and filters; by default the model's own distribution.
+
+    Returns:
+        Probabilities (P, V), in float64 where the device has it; rows sum to 1.
+
+    Raises:
+        UserError: for an empty prompt, an id outside the vocabulary, or NaN logits.
+    """
+    rows = prompt_rows(prompts, model.config.vocab_size)
+    with no_grad_no_autocast(model.lm_head.weight.device):
+        logits = DecodingContext(model, rows, num_samples=1, max_new_tokens=1, rolling=False).logits  # (P, V)
+        check_finite(logits)
+        probabilities = distribution(logits, sampling)
+    return probabilities.clone()  # outside of inference mode: an ordinary tensor
+
+
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Return the distribution (B, V) after temperature and filters for logits (B, V); rows sum to 1.
+
+    In float64 where the device has it, so that only the logits are rounded.
     """
     dtype = sampling_dtype(logits.device)
     if sampling.temperature == 0:
@@ -61,12 +85,12 @@ def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         last_kept = logits.topk(sampling.top_k).values[:, -1:]  # (B, 1); before the division, which may make new ties
         logits = logits.masked_fill(logits < last_kept, -math.inf)
     if sampling.temperature != 1:
-        # The maximum first: no temperature is so small that what is left overflows.
+        # Subtract the maximum first, so that the smallest temperature does not overflow.
         logits = (logits.to(dtype) - logits.amax(1, keepdim=True)) / sampling.temperature
     p = logits.softmax(1, dtype=dtype)
     if sampling.top_p is not None and sampling.top_p < 1:
         ranked, order = p.sort(dim=1, descending=True, stable=True)
-        before = running_sums(ranked) - ranked  # mass of the more probable symbols
+        before = running_sums(ranked) - ranked  # mass of the more probable tokens
         p = p.scatter(1, order, ranked.masked_fill(before >= sampling.top_p, 0.0))
     if sampling.min_p:
         p = p.masked_fill(p < sampling.min_p * p.amax(1, keepdim=True), 0.0)
@@ -74,19 +98,24 @@ def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The symbols (B,) that numbers `uniform` (B,) from [0, 1) pick out of probabilities (B, V): the inverse of the
-    cumulative distribution. One of probability 0 is never picked.
+    """Return the ids (B,) at numbers `uniform` (B,) from [0, 1) in the inverse cumulative distribution.
+
+    An id of probability 0 is never returned.
+
+    Args:
+        probabilities: (B, V).
+        uniform: (B,).
     """
     cumulative = running_sums(probabilities)
-    total = cumulative.select(1, -1)  # 1, but for rounding
+    total = cumulative.select(1, -1)  # 1, up to rounding
     return torch.searchsorted(cumulative, (uniform * total).unsqueeze(1), right=True).squeeze(1)
 
 
 def running_sums(values: Tensor) -> Tensor:
-    """Sums of the first 1, 2, … V of each row (B, V) of probabilities.
+    """Return the cumulative sums of each row (B, V) of probabilities.
 
-    A GPU adds fractions in no fixed order, and torch.use_deterministic_algorithms does not let it. Under that they are
-    added as whole numbers, which loses no more than rounding does.
+    `cumsum` of fractions on a GPU is not deterministic, and torch.use_deterministic_algorithms refuses it. Under that
+    setting the sums are of integers, which loses no more than rounding does.
     """
     if not torch.are_deterministic_algorithms_enabled():
         return values.cumsum(1)
@@ -95,14 +124,14 @@ def running_sums(values: Tensor) -> Tensor:
 
 
 def sampling_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    return torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
 
 
 def uniform_numbers(seed: int, samples: Sequence[int], device: torch.device) -> Iterator[Tensor]:
-    """Endless random numbers (B,) from [0, 1): row i reads the stream that belongs to `seed` and `samples[i]` alone.
+    """Yield random numbers (B,) from [0, 1) without end; row i has the stream of (`seed`, `samples[i]`).
 
-    Python's generator, because each has its own state, takes the whole of (seed, sample) as its seed, and gives the
-    same numbers on every machine.
+    Python's generator: each stream has its own state, is seeded with all of (seed, sample), and gives the same numbers
+    on every machine.
     """
     streams = [random.Random(f"{seed}/{sample}") for sample in samples]
     dtype = sampling_dtype(device)
@@ -123,35 +152,39 @@ def generate(
     context: Context = "exact",
     log_probabilities: list[Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """Continues every prompt `num_samples` times; yields the ids (B,) of one step as soon as they are drawn.
+    """Continue every prompt `num_samples` times; yield the ids (B,) of each step as soon as they are sampled.
 
-    Row p · num_samples + k is sample k of prompt p. It depends on the model, the prompt, `seed` and k alone: not on
-    the other rows, nor on torch's random state, which is neither read nor moved. (In float32, another batch size may
-    round the logits differently: about one draw in a million then falls on the other side of a boundary.)
-    To stop early, stop asking. The weights must not change in the meantime. The training flag does not matter: nothing
-    is dropped.
+    Row p · num_samples + k is sample k of prompt p. It depends only on the model, the prompt, `seed` and k, not on the
+    batch, nor on torch's global random state, which is neither read nor changed. (In float32 another batch size may
+    round the logits differently, which changes about one token in a million.)
+    To stop early, stop iterating. The weights must not change meanwhile. The training flag is ignored: there is no
+    dropout.
 
     Args:
-        model: the model.
-        prompts: ids (P, T), or P sequences of any lengths. Only the last `block_size` ids of each are read.
-        max_new_tokens: ids drawn for each row.
-        sampling: how an id is chosen.
-        num_samples: rows for each prompt; the prompt is read once for all of them.
-        seed: sample k of a seed draws from a random stream of its own.
-        context: what is seen once a row is longer than `block_size`. `exact`: its last `block_size` ids, as the
-            lecture and nanoGPT have it, at the price of reading the whole window for every id. `rolling`: whenever
-            the cache is full, its newest half is read anew, so that the context grows from half of `block_size` to
-            all of it, again and again; an id then costs little more than before.
-        log_probabilities: a list to which log softmax(l) of the ids (B,) is appended at every step, in nats. It is
-            the model's own, unfiltered and at temperature 1: its mean over a text is minus the loss of that text.
+        model: the model, such as `LitGPT.network`.
+        prompts: ids (P, T), or P sequences of any lengths. The last `block_size` ids of each are read.
+        max_new_tokens: ids to generate for each row.
+        sampling: how the next id is chosen.
+        num_samples: rows per prompt; the prompt is read once for all of them.
+        seed: sample k of a seed has its own random stream.
+        context: what the model sees once a row is longer than `block_size`. `exact`: the last `block_size` ids, as in
+            the lecture and nanoGPT, which reads the whole window again for every id. `rolling`: whenever the cache is
+            full, its newest half is read again, so that the context grows from half of `block_size` to all of it,
+            repeatedly; an id then costs about as much as within `block_size`.
+        log_probabilities: a list; log softmax(logits) of the ids (B,) is appended at every step, in nats. It is the
+            model's own distribution, without filters and at temperature 1: minus its mean over a text is the loss.
+
+    Yields:
+        Ids (B,) int64, on the model's device.
 
     Raises:
-        UserError: for a number out of range, an empty prompt, or ids that the model does not know.
+        UserError: at the call for a number out of range, an empty prompt, or an id outside the vocabulary; at the first
+            step for NaN logits.
     """
     rows = prompt_rows(prompts, model.config.vocab_size)
     check_counts(max_new_tokens, num_samples)
     if context not in ("exact", "rolling"):
-        raise UserError(f"--context is {context}: choose exact or rolling")
+        raise UserError(f"is {context}: choose exact or rolling", "context")
     return _generate(model, rows, max_new_tokens, sampling, num_samples, seed, context, log_probabilities)
 
 
@@ -168,29 +201,33 @@ def _generate(
     ids: Tensor | None = None
     device = model.lm_head.weight.device
     for _ in range(max_new_tokens):
-        with quietly(device):  # left before every yield: the modes are the caller's too
+        with no_grad_no_autocast(device):  # left before every yield: the modes are global
             if ids is None:
-                reader = DecodingContext(model, prompts, num_samples, max_new_tokens, rolling=context == "rolling")
-                logits = reader.logits  # (B, V)
+                decoding = DecodingContext(model, prompts, num_samples, max_new_tokens, rolling=context == "rolling")
+                logits = decoding.logits  # (B, V)
                 uniforms = uniform_numbers(seed, [*range(num_samples)] * len(prompts), logits.device)
-                if bool(logits.isnan().any()):
-                    raise UserError("the model's logits are NaN: its training went astray, take an earlier checkpoint")
+                check_finite(logits)
             else:
-                logits = reader.read(ids)  # (B, V)
-            ids = draw(next_token_probabilities(logits, sampling), next(uniforms))  # (B,)
+                logits = decoding.read(ids)  # (B, V)
+            ids = draw(distribution(logits, sampling), next(uniforms))  # (B,)
             if log_probabilities is not None:
                 log_probabilities.append(logits.log_softmax(1).gather(1, ids[:, None])[:, 0])
         yield ids
 
 
-def quietly(device: torch.device) -> AbstractContextManager[object]:
-    """Without gradients, and in the weights' own precision even under autocast."""
-    return without_autocast(device) if torch.is_autocast_enabled(device.type) else torch.inference_mode()
+def check_finite(logits: Tensor) -> None:
+    """Raise `UserError` if a logit is NaN."""
+    if bool(logits.isnan().any()):
+        raise UserError("the model's logits are NaN: its training diverged; use an earlier checkpoint")
+
+
+def no_grad_no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Context without gradients, and with autocast off, so that the weights' own precision is used."""
+    return _without_autocast(device) if torch.is_autocast_enabled(device.type) else torch.inference_mode()
 
 
 @contextmanager
-def without_autocast(device: torch.device) -> Iterator[None]:
-    """Without gradients, and with autocast off."""
+def _without_autocast(device: torch.device) -> Iterator[None]:
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         yield
 
@@ -204,18 +241,18 @@ def generate_naive(
     num_samples: int = 1,
     seed: int = 0,
 ) -> Iterator[Tensor]:
-    """What `generate` must equal, written the obvious way: crop to `block_size`, run the whole model, for every row
-    and every id (Karpathy, "Let's build GPT"). Without cache or batch, and with `context="exact"`.
+    """Specification of `generate` with `context="exact"`: crop to `block_size` and run the whole model for every row
+    and every id (Karpathy, "Let's build GPT"), without cache or batch.
     """
     texts = [list(prompt) for prompt in prompt_rows(prompts, model.config.vocab_size) for _ in range(num_samples)]
     check_counts(max_new_tokens, num_samples)
     device = model.lm_head.weight.device
     uniforms = uniform_numbers(seed, [row % num_samples for row in range(len(texts))], device)
     for _ in range(max_new_tokens):
-        with quietly(device), evaluating(model):
+        with no_grad_no_autocast(device), evaluating(model):
             windows = [torch.tensor([text[-model.config.block_size :]], device=device) for text in texts]  # (1, T) each
             logits = torch.cat([model(window)[:, -1] for window in windows])  # (B, V)
-            ids = draw(next_token_probabilities(logits, sampling), next(uniforms))  # (B,)
+            ids = draw(distribution(logits, sampling), next(uniforms))  # (B,)
         for text, token in zip(texts, ids.tolist(), strict=True):
             text.append(token)
         yield ids
@@ -223,7 +260,7 @@ def generate_naive(
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Switches dropout off, and puts every module's training flag back as it was."""
+    """Context in evaluation mode; every module's training flag is restored afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -234,22 +271,26 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def prompt_rows(prompts: Prompts, vocab_size: int) -> list[list[int]]:
-    """The prompts as lists of ids, each known to the model and none empty."""
+    """Return the prompts as lists of ids.
+
+    Raises:
+        UserError: if there is no prompt, one is empty, or an id is outside the vocabulary.
+    """
     rows = [row.tolist() if isinstance(row, Tensor) else list(row) for row in prompts]
     if not rows:
-        raise UserError("there is no prompt to continue: give one, or more")
+        raise UserError("there is no prompt to continue: give at least one")
     for number, row in enumerate(rows, 1):
         if not row:
-            raise UserError(f"prompt {number} is empty: give it at least one symbol, such as a newline")
+            raise UserError(f"prompt {number} is empty: give it at least one token, such as a newline")
         if not 0 <= min(row) <= max(row) < vocab_size:
             raise UserError(
-                f"prompt {number} holds an id outside 0 … {vocab_size - 1}, which the model does not know: "
+                f"prompt {number} has an id outside 0 … {vocab_size - 1}, the vocabulary of the model: "
                 "encode it with the tokenizer that the model was trained with"
             )
     return rows
 
 
 def check_counts(max_new_tokens: int, num_samples: int) -> None:
-    for flag, value in (("--max_new_tokens", max_new_tokens), ("--num_samples", num_samples)):
-        if value < 1:
-            raise UserError(f"{flag} is {value}: it must be 1 or more")
+    """Raise `UserError` unless both numbers are 1 or more."""
+    require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "1 or more")
+    require(num_samples >= 1, "num_samples", num_samples, "1 or more")

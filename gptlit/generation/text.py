@@ -1,52 +1,53 @@
-"""Texts drawn from prompts: what `LitGPT.predict_step` gives, from ids to pieces of text and back."""
+"""Text generated from prompts: ids become pieces of text, which a sink receives as soon as they are final."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from gptlit.errors import UserError, require
 from gptlit.generation.generate import Sampling, generate
 from gptlit.model.gpt import GPT
 from gptlit.tokenizer import Tokenizer
 
 
 class Decodes(Protocol):
-    """What text streaming needs of a tokenizer."""
+    """The part of a tokenizer that streaming needs."""
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
 
 class TextStream:
-    """Turns the ids of one row into text, piece by piece as it becomes certain.
+    """Turns the ids of one row into text, piece by piece.
 
-    Joined, the pieces are the decoded text before the first stop text in it, or all of it. Held back is only what may
-    still turn out to begin a stop text, or to be half of a character. No stop text may be empty.
+    The joined pieces are the decoded text up to the first stop text, or all of it. Text is held back only while it may
+    be the start of a stop text, or half of a character. No stop text may be empty.
     """
 
     def __init__(self, tokenizer: Decodes, stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
         self.stop = stop
-        self.stopped = False  # a stop text was met; what comes after it is dropped
-        self._tokens: list[int] = []  # those whose last character may be incomplete
-        self._decoded = 0  # characters of them already passed on
-        self._held = ""  # text that may begin a stop text
+        self.stopped = False  # a stop text was found; the rest is dropped
+        self._tokens: list[int] = []  # whose last character may be incomplete
+        self._decoded = 0  # characters of them already returned
+        self._held = ""  # text that may start a stop text
 
     def push(self, token: int) -> str:
-        """The text that one more id makes certain."""
+        """Add one id; return the text that is final now."""
         if self.stopped:
             return ""
         self._tokens.append(token)
         text = self.tokenizer.decode(self._tokens)
-        # Bytes that do not make a character yet decode to U+FFFD at the end.
-        certain = text.rstrip("\ufffd")
-        new, self._decoded = certain[self._decoded :], len(certain)
-        if certain == text:
+        # Bytes that are not a complete character yet decode to U+FFFD at the end.
+        complete = text.rstrip("\ufffd")
+        new, self._decoded = complete[self._decoded :], len(complete)
+        if complete == text:
             self._tokens, self._decoded = [], 0
         return self._before_stop(new)
 
     def close(self) -> str:
-        """The text held back, once no more ids come."""
+        """Return the text held back, after the last id."""
         if self.stopped:
             return ""
         rest = self.tokenizer.decode(self._tokens)[self._decoded :] if self._tokens else ""
@@ -61,81 +62,135 @@ class TextStream:
         ends = [(start + len(stop), start) for stop in self.stop if (start := text.find(stop)) >= 0]
         if ends:
             self.stopped, self._held = True, ""
-            return text[: min(ends)[1]]  # the one complete first, as if characters had come one by one
-        held = max(stop_beginning(text, stop) for stop in self.stop)
+            return text[: min(ends)[1]]  # the one that is complete first, as if characters came one by one
+        held = max(length_of_start(text, stop) for stop in self.stop)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
 
-def stop_beginning(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are the beginning of `stop`."""
+def length_of_start(text: str, stop: str) -> int:
+    """Return how many characters at the end of `text` are the start of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """What `predict_step` draws from each prompt."""
+    """What `LitGPT.predict_step` generates from each prompt.
+
+    Raises:
+        UserError: for a value out of range.
+    """
 
     max_new_tokens: int = 500
+    """Tokens to generate for each sample."""
     sampling: Sampling = Sampling()
+    """How the next token is chosen."""
     num_samples: int = 1
+    """Samples per prompt."""
     seed: int = 1337
+    """Sample k depends only on the seed and k, not on the batch."""
     context: Literal["exact", "rolling"] = "exact"
+    """What the model sees after block_size tokens; see `gptlit.generate`."""
     stop: tuple[str, ...] = ()
+    """Texts to stop before."""
     log_probabilities: bool = False
+    """Whether to keep the log-probability of every token, in nats."""
+
+    def __post_init__(self) -> None:
+        require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "1 or more")
+        require(self.num_samples >= 1, "num_samples", self.num_samples, "1 or more")
+        if "" in self.stop:
+            raise UserError("is empty: give the text to stop before, or leave it out", "stop")
 
 
 @dataclass
-class DrawnText:
-    """One text so far, without its prompt; log-probabilities (nats) of its tokens under the model, if asked for."""
+class GeneratedText:
+    """One sample, without its prompt. It grows while the batch is generated."""
 
     text: str = ""
     tokens: int = 0
+    """Tokens sampled, without the one that completed a stop text."""
     log_probabilities: list[float] = field(default_factory=list)
+    """Log-probability of each token under the model in nats, if asked for."""
 
 
-class BatchGeneration:
-    """The texts of a group of prompts, drawn while `steps` is read; `rows` holds what there is of each.
+class TextSink(Protocol):
+    """Receives generated text while it is sampled.
 
-    Row p · num_samples + k is sample k of prompt p.
+    Row p · num_samples + k is sample k of prompt p of the batch.
     """
 
-    def __init__(
-        self, network: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], drawing: GenerationConfig
-    ) -> None:
-        self.generation_config, self.tokenizer = drawing, tokenizer
-        self.rows = [DrawnText() for _ in range(len(prompts) * drawing.num_samples)]
-        self._log_probabilities: list[Tensor] | None = [] if drawing.log_probabilities else None
-        self._ids = (
-            iter(())
-            if not prompts
-            else generate(
-                network,
-                prompts,
-                drawing.max_new_tokens,
-                drawing.sampling,
-                num_samples=drawing.num_samples,
-                seed=drawing.seed,
-                context=drawing.context,
-                log_probabilities=self._log_probabilities,
-            )
-        )
+    def begin(self, batch: Sequence[Any]) -> None:
+        """A batch of prompts begins; nothing of it was computed yet."""
 
-    def steps(self) -> Iterator[list[str]]:
-        """One piece of text for each row, often empty, step by step; ends when every row has met a stop text."""
-        streams = [TextStream(self.tokenizer, self.generation_config.stop) for _ in self.rows]
-        for ids in self._ids:
-            pieces = [stream.push(token) for stream, token in zip(streams, ids.tolist(), strict=True)]
-            logs = self._log_probabilities.pop().tolist() if self._log_probabilities is not None else []
-            for number, (row, stream) in enumerate(zip(self.rows, streams, strict=True)):
-                row.text += pieces[number]
-                if not stream.stopped:
-                    row.tokens += 1
-                    row.log_probabilities += logs[number : number + 1]
-            yield pieces
-            if all(stream.stopped for stream in streams):
-                return
-        rest = [stream.close() for stream in streams]
-        for row, piece in zip(self.rows, rest, strict=True):
-            row.text += piece
-        yield rest
+    def write(self, row: int, text: str) -> None:
+        """More text of a row is final."""
+
+    def end(self, batch: Sequence[Any], rows: Sequence[GeneratedText]) -> None:
+        """The batch is complete."""
+
+
+def generate_texts(
+    network: GPT,
+    tokenizer: Tokenizer,
+    batch: Sequence[Any],
+    config: GenerationConfig,
+    sink: TextSink | None = None,
+) -> list[GeneratedText]:
+    """Generate the samples of a batch of prompts; ends early when every row has met a stop text.
+
+    Args:
+        network: the model.
+        tokenizer: its tokenizer.
+        batch: prompts, as lists of ids or as objects with such a list in `ids`.
+        config: what to generate.
+        sink: receives the text of each row as soon as it is final.
+
+    Returns:
+        `num_samples` texts per prompt, prompt by prompt.
+    """
+    rows = [GeneratedText() for _ in range(len(batch) * config.num_samples)]
+    if sink is not None:
+        sink.begin(batch)
+    if rows:
+        prompts = [list(getattr(prompt, "ids", prompt)) for prompt in batch]
+        for pieces in _pieces(network, tokenizer, prompts, config, rows):
+            for number, piece in enumerate(pieces):
+                rows[number].text += piece
+                if piece and sink is not None:
+                    sink.write(number, piece)
+    if sink is not None:
+        sink.end(batch, rows)
+    return rows
+
+
+def _pieces(
+    network: GPT,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    rows: Sequence[GeneratedText],
+) -> Iterator[list[str]]:
+    """Yield a piece of text for each row, often empty, step by step; count the tokens in `rows`."""
+    streams = [TextStream(tokenizer, config.stop) for _ in rows]
+    kept: list[Tensor] | None = [] if config.log_probabilities else None
+    for ids in generate(
+        network,
+        prompts,
+        config.max_new_tokens,
+        config.sampling,
+        num_samples=config.num_samples,
+        seed=config.seed,
+        context=config.context,
+        log_probabilities=kept,
+    ):
+        pieces = [stream.push(token) for stream, token in zip(streams, ids.tolist(), strict=True)]
+        logs = kept.pop().tolist() if kept is not None else []
+        for number, (row, stream) in enumerate(zip(rows, streams, strict=True)):
+            if not stream.stopped:
+                row.tokens += 1
+                row.log_probabilities += logs[number : number + 1]
+        yield pieces
+        if all(stream.stopped for stream in streams):
+            return
+    yield [stream.close() for stream in streams]

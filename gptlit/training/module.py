@@ -22,7 +22,7 @@ from gptlit.convert.pretrained import Pretrained, fit_to, load_pretrained
 from gptlit.device.processes import HostCopy, blank_batch, mean_over_processes
 from gptlit.device.seeds import mix, seed_device
 from gptlit.errors import UserError
-from gptlit.generation.text import BatchGeneration, GenerationConfig
+from gptlit.generation.text import GeneratedText, GenerationConfig, TextSink, generate_texts
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor, parameter_groups
@@ -96,6 +96,7 @@ class LitGPT(pl.LightningModule):
         self.grad_norm: Tensor | None = None  # of the last optimizer step, before clipping
         self.train_loss: Tensor | None = None  # of the last step: mean over its micro-batches and all processes
         self.generation_config = GenerationConfig()
+        self.text_sink: TextSink | None = None  # receives the text of predict_step while it is sampled
         self.weights_step: int | None = None  # the step that the weights belong to once the optimizer is done
         self.run_config: str | None = None  # YAML of the whole run, kept in the checkpoint
         self._micro_losses: list[Tensor] = []
@@ -347,18 +348,20 @@ class LitGPT(pl.LightningModule):
         """During a fit `MetricsLogger` hands metrics to the loggers, at the true step; else Lightning returns them."""
         return self.trainer.state.fn != "fit"
 
-    # ---------------------------------------------------------------- drawing text
+    # ---------------------------------------------------------------- generating text
 
-    def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> "BatchGeneration":
-        """Continues a group of prompts as `drawing` says; nothing is drawn before its `steps` are read.
+    def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> list[GeneratedText]:
+        """Generate text from a batch of prompts as `generation_config` says.
 
         Args:
-            batch: prompts as lists of ids, or objects that have `ids`.
+            batch: prompts, as lists of ids or as objects with such a list in `ids`.
+
+        Returns:
+            `num_samples` texts per prompt, prompt by prompt. `text_sink`, if set, receives them while they are sampled.
         """
         if self.tokenizer is None:
             raise RuntimeError("the model has no tokenizer yet: train it first, or load a checkpoint")
-        prompts = [list(getattr(prompt, "ids", prompt)) for prompt in batch]
-        return BatchGeneration(self.network, self.tokenizer, prompts, self.generation_config)
+        return generate_texts(self.network, self.tokenizer, batch, self.generation_config, self.text_sink)
 
     def collect(self, part: str) -> dict[str, float]:
         """The metrics of a finished pass, exact over all tokens of all processes; resets them."""

@@ -1,1 +1,1 @@
-"""One token as fast as the device allows."""
+"""The forward pass for sampling, one token at a time. `choose` is the entry."""

@@ -1,7 +1,7 @@
-"""x W + b for reading alone: the weights are laid out for the rows that they will meet, on a CPU for oneDNN's product.
+"""x W + b without gradients, with the weight laid out in memory for the number of rows to come.
 
-`torch.mm` of float32 is MKL's product there: for few rows it reads large weights at some 20 GB/s on two cores, for many
-it multiplies at a third of the speed. oneDNN's product of a packed weight does neither, but takes 9 µs to begin.
+On AMD CPUs `torch.mm` in float32 runs MKL's generic kernels, which oneDNN's matmul of a packed weight beats by 2 to 3
+times; on Intel CPUs it does not (`gptlit.generation.engine.limits`).
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,21 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-PACKED_PAYS_FROM = 3 * 2**18  # products of two numbers, in one of matrices: fewer are done before oneDNN has begun
-LARGE = 2**17  # numbers in a weight that must be fetched from afar: reading them takes longer, whatever the rows
-COPY_PAYS_FROM = 5  # rows: numpy multiplies fewer, one after the other, and reads the weight as `nn.Linear` keeps it
-PACKED_FOR = 64  # rows: packed for one, it would be laid out otherwise, and slow for all other numbers of rows
+from gptlit.device.cpu import is_amd
+from gptlit.generation.engine.limits import COPY_FROM_ROWS, PACK_FROM_PRODUCT, PACK_FROM_WEIGHT
+
+PACKED_FOR = 64  # rows; a weight packed for one row is slow for every other number of rows
 
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """x W + b of x (N, in). The weight W (in, out) is the transpose of what `nn.Linear` keeps; `packed` is W too."""
+    """x W + b for x (N, in).
+
+    Args:
+        weight: W (in, out), the transpose of the weight of `nn.Linear`.
+        bias: b (out,), or None.
+        packed: W in oneDNN's layout, or None.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -26,27 +32,24 @@ class Affine:
 
     @classmethod
     def of(cls, linear: nn.Linear, rows: int) -> "Affine":
-        """Lays out the weight anew where that helps products of `rows` rows; 0 leaves it where it is."""
-        kept = linear.weight.detach()  # (out, in)
+        """Lay out the weight of a linear layer for inputs of `rows` rows; 0 shares the memory of the layer."""
+        weight = linear.weight.detach()  # (out, in)
         bias = None if linear.bias is None else linear.bias.detach()
-        if rows and packing_pays(rows, kept) and can_be_packed(kept):
-            return cls(kept.t(), bias, torch.ops.mkldnn._reorder_linear_weight(kept.contiguous(), PACKED_FOR))  # noqa: SLF001
-        copies = rows >= COPY_PAYS_FROM and kept.device.type == "cpu"
-        return cls(kept.t().contiguous() if copies else kept.t(), bias, None)
-
-    def packed_for(self, rows: int) -> Tensor | None:
-        """The packed weight, where it makes a product of `rows` rows faster."""
-        return self.packed if packing_pays(rows, self.weight) else None
+        if rows and packing_pays(rows, weight):
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR)  # noqa: SLF001
+            return cls(weight.t(), bias, packed)
+        copy = rows >= COPY_FROM_ROWS and weight.device.type == "cpu"
+        return cls(weight.t().contiguous() if copy else weight.t(), bias, None)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if (packed := self.packed_for(x.size(0))) is not None:
-            return packed_product(x, packed, self.bias)
+        if self.packed is not None and packing_pays(x.size(0), self.weight):
+            return packed_matmul(x, self.packed, self.bias)
         return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
 
     def add_to(self, x: Tensor, h: Tensor, factor: float) -> None:
-        """Adds factor · h W + b to x (N, out), in place: a new tensor would be a copy of x first."""
-        if (packed := self.packed_for(h.size(0))) is not None:
-            x.add_(packed_product(h, packed, None), alpha=factor)
+        """Add factor · h W + b to x (N, out), in place."""
+        if self.packed is not None and packing_pays(h.size(0), self.weight):
+            x.add_(packed_matmul(h, self.packed, None), alpha=factor)
         else:
             x.addmm_(h, self.weight, alpha=factor)
         if self.bias is not None:
@@ -54,19 +57,19 @@ class Affine:
 
 
 def packing_pays(rows: int, weight: Tensor) -> bool:
-    """Whether oneDNN's product of so many rows is faster than torch's own."""
-    size = weight.numel()
-    return size >= LARGE or rows * size >= PACKED_PAYS_FROM
+    """Whether oneDNN's packed matmul of `rows` rows is faster than `torch.mm`, and available for this weight."""
+    large = weight.numel() >= PACK_FROM_WEIGHT or rows * weight.numel() >= PACK_FROM_PRODUCT
+    return large and is_amd() and can_be_packed(weight)
 
 
 def can_be_packed(weight: Tensor) -> bool:
-    """Whether torch was built with a oneDNN that multiplies such weights."""
+    """Whether this build of torch has oneDNN's matmul of packed weights, for this weight."""
     on_cpu = type(weight) is Tensor and weight.device.type == "cpu" and weight.dtype == torch.float32
     return on_cpu and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """The product x W + b (N, out) of x (N, in)."""
-    # The overload by its name: finding it takes 8 µs.
+def packed_matmul(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x W + b (N, out) for x (N, in) and a packed W."""
+    # Named overload: resolving it takes 8 µs a call.
     product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")  # noqa: SLF001
     return product
