@@ -11,7 +11,7 @@ from gptlit.version import __version__
 if TYPE_CHECKING:
     from gptlit.data import RandomChunks, TextDataModule
     from gptlit.errors import UserError
-    from gptlit.generation import Sampling, generate
+    from gptlit.generation import Sampling, generate, next_token_probabilities
     from gptlit.model import GPT, GPTConfig, KVCache
     from gptlit.optim import MuonAdamW, OptimizerConfig, ScheduleConfig
     from gptlit.tokenizer import BPETokenizer, CharTokenizer
@@ -32,6 +32,7 @@ _HOMES = {
     "TextDataModule": "data",
     "UserError": "errors",
     "generate": "generation",
+    "next_token_probabilities": "generation",
 }
 __all__ = [
     "GPT",
@@ -49,6 +50,7 @@ __all__ = [
     "UserError",
     "__version__",
     "generate",
+    "next_token_probabilities",
 ]
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from gptlit.callbacks.console import console
 from gptlit.checkpoint.atomic import atomic_write_text
+from gptlit.errors import settings_under
 from gptlit.generation.generate import Sampling, generate
 from gptlit.training.strategies import holds_whole_model
 
@@ -43,7 +44,8 @@ class SampleText(pl.Callback):
         self.run_dir = Path(run_dir)
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
-        self.sampling = Sampling(temperature=temperature, top_k=top_k)
+        with settings_under("sample_text"):
+            self.sampling = Sampling(temperature=temperature, top_k=top_k)
         self.seed = seed
         self.show = show
 

@@ -57,7 +57,8 @@ def dispatch(verb: str, arguments: list[str], options: dict[str, Any]) -> int:
         from gptlit.checkpoint.run_dir import started_by_first_process
 
         if not started_by_first_process():  # the first process meets the same error and reports it
-            print(f"gptlit: {' '.join(str(error).split())}", file=sys.stderr)
+            flag = "--" if error.setting else ""
+            print(f"gptlit: {flag}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of a pipe (`gptlit predict | head`) has gone, which is not an error.

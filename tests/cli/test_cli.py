@@ -124,7 +124,7 @@ def test_an_empty_prompt_begins_with_a_new_line_and_says_so(run: Path) -> None:
     drawn = set()
     for prompt in (("--prompt", ""), ()):
         done = gptlit("predict", "--ckpt_path", "checkpoints/small", *prompt, "--max_new_tokens", "5", cwd=run)
-        assert "begins with a new line" in done.stderr
+        assert "begins with a newline" in done.stderr
         assert len(done.stdout) == 6
         drawn.add(done.stdout)
     assert len(drawn) == 1

@@ -8,13 +8,13 @@ import pytest
 
 from gptlit.cli.fit.messages import sample_command
 from gptlit.cli.messages import table
-from gptlit.cli.predict.prompts import read_prompts
+from gptlit.cli.predict.prompts import encode_prompt, in_batches, read_prompts
 from gptlit.errors import UserError
 from gptlit.tokenizer import CharTokenizer
 
 
-def test_lines_end_with_a_newline_and_with_nothing_else(tmp_path: Path) -> None:
-    """Guards against a prompt that is cut at a form feed, or JSON that is cut at a line separator inside a text."""
+def test_a_line_ends_with_a_newline_only(tmp_path: Path) -> None:
+    """Guards against a prompt that is cut at a form feed, or JSON that is cut at a line separator in a string."""
     path = tmp_path / "prompts.txt"
     path.write_text("one\x0ctwo\u2028three\n\nfour\n", encoding="utf-8")
     assert read_prompts(None, str(path)) == ["one\x0ctwo\u2028three", "", "four"]
@@ -23,7 +23,7 @@ def test_lines_end_with_a_newline_and_with_nothing_else(tmp_path: Path) -> None:
     assert read_prompts(None, str(lines)) == ["a\u2028b", "c"]
 
 
-def test_a_mistake_in_json_is_told_by_its_line_in_the_file(tmp_path: Path) -> None:
+def test_an_error_in_jsonl_names_its_line_in_the_file(tmp_path: Path) -> None:
     """Empty lines count."""
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a"}\n\n{"text": "b"}\n', encoding="utf-8")
@@ -31,20 +31,35 @@ def test_a_mistake_in_json_is_told_by_its_line_in_the_file(tmp_path: Path) -> No
         read_prompts(None, str(path))
 
 
-def test_stdin_is_utf_8_whatever_the_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what is not is refused by the place of the byte."""
+def test_stdin_is_utf_8_whatever_the_terminal_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other bytes are refused by their position."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffcafé\r\n".encode()), encoding="latin1"))
     assert read_prompts("-", None) == ["café\n"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
-    with pytest.raises(UserError, match="--prompt -: not UTF-8 at byte 3"):
+    with pytest.raises(UserError, match="prompt -: not UTF-8 at byte 3"):
         read_prompts("-", None)
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UserError, match="stdin is closed"):
         read_prompts(None, "-")
 
 
-def test_what_comes_next_can_be_typed_as_it_stands() -> None:
-    """Guards against a path that the shell cuts, and against a prompt that the run's own text does not have."""
+def test_batches_hold_64_samples_and_every_rank_gets_one() -> None:
+    tokenizer = CharTokenizer("ab")
+    prompts = [encode_prompt(index, "a", tokenizer, "error") for index in range(10)]
+    assert [len(batch) for batch in in_batches(prompts, num_samples=16)] == [4, 4, 2]
+    assert [len(batch) for batch in in_batches(prompts, num_samples=100)] == [1] * 10
+    assert [len(batch) for batch in in_batches(prompts, num_samples=1, world_size=3)] == [4, 4, 2]
+    assert [prompt for batch in in_batches(prompts, 3) for prompt in batch] == prompts
+
+
+def test_an_empty_prompt_is_a_newline_or_the_first_token() -> None:
+    assert encode_prompt(0, None, CharTokenizer("\nab"), "error").ids == [0]
+    assert encode_prompt(0, "", CharTokenizer("a\nb"), "error").ids == CharTokenizer("a\nb").encode("\n")
+    assert encode_prompt(0, None, CharTokenizer("ab"), "error").ids == [0]
+
+
+def test_the_printed_command_can_be_typed_as_it_stands() -> None:
+    """Guards against a path that the shell splits, and against a prompt outside of the run's vocabulary."""
     run = Path("my run")
     assert sample_command(run, CharTokenizer.train("ROMEO: o")) == (
         "gptlit predict --ckpt_path 'my run' --prompt \"ROMEO:\""

@@ -84,10 +84,7 @@ def run_parts(
 
 def sample_text(options: Any, run_dir: Path, quiet: bool) -> SampleText:
     settings = {**vars(options), "run_dir": run_dir} | ({"show": 0} if quiet else {})
-    try:
-        return SampleText(**settings)
-    except UserError as error:  # which names the flags of predict
-        raise UserError(str(error).replace("--", "--sample_text.", 1)) from error
+    return SampleText(**settings)
 
 
 def as_list(value: Any) -> list[Any]:

@@ -33,9 +33,7 @@ ONE_DEVICE = {"devices": (1, "1", "auto"), "strategy": ("auto",), "num_nodes": (
 
 def make_parser() -> Parser:
     """Return the parser of `gptlit predict`."""
-    parser = Parser(
-        prog="gptlit predict", description="Generate text with a trained model.", exit_on_error=False
-    )
+    parser = Parser(prog="gptlit predict", description="Generate text with a trained model.", exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="YAML file with any of these options.")
     parser.add_argument("--ckpt_path", type=str | None, help="Run folder (its best.ckpt) or checkpoint file.")
     parser.add_argument(
@@ -85,13 +83,8 @@ def make_parser() -> Parser:
 def predict(verb: str, arguments: list[str]) -> int:
     """Generate text; return the exit code."""
     keep_freed_memory()
-    try:
-        options = parse_predict(arguments)
-        return run_predict(options, generation_config(options))
-    except UserError as error:
-        if error.setting:
-            error.setting = f"--{error.setting}"
-        raise
+    options = parse_predict(arguments)
+    return run_predict(options, generation_config(options))
 
 
 def parse_predict(arguments: list[str]) -> Namespace:

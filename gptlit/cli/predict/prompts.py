@@ -36,7 +36,7 @@ def read_prompts(prompt: str | None, prompts: str | None) -> list[str | None]:
         UserError: if both are given, a file cannot be read, or a line of JSONL has no prompt.
     """
     if prompt is not None and prompts is not None:
-        raise UserError("and prompts exclude each other: give one of them", "prompt")
+        raise UserError("--prompt and --prompts exclude each other: give one of them")
     if prompts is None:
         if prompt == "-":
             return [read_stdin("prompt")]
