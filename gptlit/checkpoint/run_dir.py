@@ -1,12 +1,11 @@
 """Run folders: created, claimed and locked by one process."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-
-from lightning.pytorch.utilities import rank_zero_only
 
 from gptlit.errors import UserError
 
@@ -15,8 +14,13 @@ CLAIMED = "GPTLIT_RUN_DIR"  # how the first process passes its folder to the pro
 
 
 def process_rank() -> int:
-    """Return the rank of this process; 0 before the processes are connected."""
-    return int(getattr(rank_zero_only, "rank", 0))
+    """Return the rank of this process; 0 before the processes are connected. Does not import Lightning."""
+    if "lightning.pytorch" in sys.modules:  # whose strategies may have set it
+        from lightning.pytorch.utilities import rank_zero_only
+
+        return int(getattr(rank_zero_only, "rank", 0))
+    variables = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in Lightning's order
+    return next((int(os.environ[name]) for name in variables if name in os.environ), 0)
 
 
 def first_process() -> bool:

@@ -32,27 +32,8 @@ def run(verb: str, arguments: Sequence[str], **options: Any) -> int:
 
 def dispatch(verb: str, arguments: list[str], options: dict[str, Any]) -> int:
     """Call the function of a verb; user errors become one line and exit code 2."""
-    if verb != "predict":  # which imports Lightning only where it needs it
-        from gptlit.cli.messages import quiet_libraries
-
-        quiet_libraries()
-    command: Callable[..., int]
     try:
-        if verb in TRAINING_VERBS:
-            from gptlit.cli.fit.command import train as command
-        elif verb == "ladder":
-            from gptlit.cli.ladder.command import ladder as command
-        elif verb == "compare":
-            from gptlit.cli.compare import compare as command
-        elif verb == "export":
-            from gptlit.cli.export import export as command
-        elif verb == "play":
-            from gptlit.cli.play import play as command
-        elif verb == "completion":
-            from gptlit.cli.completion import completion as command
-        else:
-            from gptlit.cli.predict.command import predict as command
-        return command(verb, arguments, **options)
+        return function_of(verb)(verb, arguments, **options)
     except UserError as error:
         from gptlit.checkpoint.run_dir import started_by_first_process
 
@@ -64,6 +45,31 @@ def dispatch(verb: str, arguments: list[str], options: dict[str, Any]) -> int:
         # The reader of a pipe (`gptlit predict | head`) has gone, which is not an error.
         drop_the_rest(sys.stdout)
         return 0
+
+
+def function_of(verb: str) -> Callable[..., int]:
+    """Import and return the function of a verb."""
+    function: Callable[..., int]
+    if verb == "predict":  # imports Lightning, and silences it, only where it needs it
+        from gptlit.cli.predict.command import predict as function
+
+        return function
+    from gptlit.cli.messages import quiet_libraries
+
+    quiet_libraries()
+    if verb in TRAINING_VERBS:
+        from gptlit.cli.fit.command import train as function
+    elif verb == "ladder":
+        from gptlit.cli.ladder.command import ladder as function
+    elif verb == "compare":
+        from gptlit.cli.compare import compare as function
+    elif verb == "export":
+        from gptlit.cli.export import export as function
+    elif verb == "play":
+        from gptlit.cli.play import play as function
+    else:
+        from gptlit.cli.completion import completion as function
+    return function
 
 
 @contextmanager

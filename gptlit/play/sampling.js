@@ -1,4 +1,4 @@
-// How the next token is chosen: gptlit/generation/generate.py (`next_token_probabilities`, `draw`, `uniform_numbers`).
+// How the next token is chosen: gptlit/generation/generate.py (`distribution`, `draw`, `uniform_numbers`).
 
 /**
  * The distribution (V,) that the next token is drawn from.

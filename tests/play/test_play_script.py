@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from node import SWITCHES, needs_node, packed, random_ids, random_model, run_script
 
 from gptlit.callbacks.pictures import attention_weights
-from gptlit.generation import Sampling, generate, next_token_probabilities
+from gptlit.generation import Sampling, generate
+from gptlit.generation.generate import distribution
 from gptlit.model import GPT, GPTConfig
 from gptlit.play.pack import pack_tokenizer
 from gptlit.tokenizer import BPETokenizer, CharTokenizer
@@ -142,7 +143,7 @@ def test_the_distribution_equals_that_of_generate_with_every_filter() -> None:
         {"logits": logits.tolist(), "cases": [as_script(case) for case in cases]},
     )
     for case, found in zip(cases, result, strict=True):
-        expected = next_token_probabilities(logits[None], case)[0]
+        expected = distribution(logits[None], case)[0]
         assert torch.allclose(torch.tensor(found, dtype=torch.float64), expected, atol=1e-12), case
 
 

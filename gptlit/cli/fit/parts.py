@@ -16,7 +16,6 @@ from gptlit.callbacks.samples import SampleText
 from gptlit.callbacks.signals import StopBetweenSteps
 from gptlit.callbacks.tensorboard import EventFiles, TensorBoardPages
 from gptlit.checkpoint.atomic import atomic_write_text
-from gptlit.errors import UserError
 
 
 class SaveConfig(pl.Callback):
