@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+Kind = TypeVar("Kind", bound=BaseException)
 
 
 class UserError(ValueError):
@@ -54,3 +57,11 @@ def settings_under(group: str) -> Iterator[None]:
 def reason_of(error: Exception) -> str:
     """Return kind and message of an error in one line, cut to 200 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def cause_of(error: BaseException, kind: type[Kind]) -> Kind | None:
+    """Return the first exception of a kind among an exception and its causes."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, kind):
+        link = link.__cause__ or link.__context__
+    return link

@@ -1,14 +1,14 @@
 """Settings outside of the parser: configuration files, what a checkpoint stored, options among arguments, and YAML."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
-from gptlit.cli.messages import unknown_option
+from gptlit.cli.parser import unknown_option
 from gptlit.errors import UserError
 
 NUMBER_TO_THE_PARSER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+")  # 1e5, a text to PyYAML
@@ -36,26 +36,46 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
     return text
 
 
-def find_config(name: str) -> str:
-    """A path as it stands, or the packaged configuration of that name (`base`, `lecture/1_bigram`).
+def find_config(name: str) -> Path:
+    """The configuration file that `--config NAME` means.
+
+    Args:
+        name: of a packaged configuration (`base`, `lecture/1_bigram`), or a path. A path is never taken for a name.
 
     Raises:
-        UserError: when there is neither.
+        UserError: when there is no such file.
     """
+    if name in names_of_packaged_configs():
+        return packaged_configs() / f"{name}.yaml"
     try:
         if Path(name).is_file():
-            return name
+            return Path(name)
+        folder = Path(name).is_dir()
     except OSError as error:
-        raise UserError(f"--config {name}: {error.strerror}") from error
-    packaged = packaged_configs()
+        raise UserError(f"{name}: {error.strerror}", "--config") from error
+    if folder:
+        raise UserError(f"{name} is a folder: name a YAML file in it", "--config")
     stem = name.removesuffix(".yaml").removeprefix("configs/")
-    candidate = packaged / f"{stem}.yaml"
-    if candidate.is_file():
-        return str(candidate)
-    if Path(name).is_dir():
-        raise UserError(f"--config {name} is a folder: name a YAML file in it")
+    if stem in names_of_packaged_configs():
+        raise UserError(f"{name}: there is no such file; the packaged configuration is --config {stem}", "--config")
     names = ", ".join(names_of_packaged_configs())
-    raise UserError(f"--config {name}: there is no such file, and no packaged configuration of that name ({names})")
+    raise UserError(f"{name}: there is no such file, and no packaged configuration of that name ({names})", "--config")
+
+
+def config_lines(files: Iterable[Path]) -> list[tuple[str, str]]:
+    """Lines that say which configuration files were read, each with its style; a warning where an edited copy was not.
+
+    Args:
+        files: in the order in which they were read.
+    """
+    lines = []
+    packaged = packaged_configs()
+    for file in files:
+        lines.append((f"configuration {file}", ""))
+        copy = Path("configs") / file.relative_to(packaged) if file.is_relative_to(packaged) else file
+        if copy.is_file() and not copy.samefile(file) and copy.read_bytes() != file.read_bytes():
+            lines.append((f"{copy} differs and was not read: to use it, give --config {copy}", "yellow"))
+    return lines
 
 
 def names_of_packaged_configs() -> list[str]:

@@ -18,10 +18,9 @@ from gptlit.cli.fit.parts import RunParts, as_list, run_parts
 from gptlit.cli.fit.plan import Plan
 from gptlit.cli.fit.resume import refuse_another_text
 from gptlit.cli.fit.trainer_settings import NoProfiler, check_devices
-from gptlit.cli.messages import cause_of
 from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
-from gptlit.errors import UserError, settings_under
+from gptlit.errors import UserError, cause_of, settings_under
 from gptlit.training.module import LitGPT, check_vocabulary
 
 LONGEST_NAME = 40  # characters of a text's name in that of a run

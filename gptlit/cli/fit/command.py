@@ -1,7 +1,9 @@
 """`gptlit fit`, `validate` and `test`: parse the arguments into a plan, then run the plan."""
 
+import os
 import shlex
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ from gptlit.version import __version__
 def train(verb: str, arguments: list[str], extra_callbacks: Sequence[pl.Callback] = ()) -> int:
     """Run `gptlit fit`, `validate` or `test`; return the exit code."""
     keep_freed_memory()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own class: --trainer.callbacks mycallback.Hello
     if verb == "fit":
         return run_fit(parse_fit(arguments), extra_callbacks)
     run_evaluation(parse_evaluation(verb, arguments), extra_callbacks)

@@ -89,7 +89,7 @@ def read_config_options(verb: str, arguments: Sequence[str]) -> tuple[list[str],
     """Split the arguments into flags and checked configuration files: flags win over files wherever they stand."""
     known = option_names(make_parser(verb))
     names, flags = take_configs(arguments)
-    files = [Path(find_config(name)) for name in names]
+    files = [find_config(name) for name in names]
     for file in files:
         check_config(str(file), known)
     return flags, files

@@ -190,7 +190,7 @@ def overrides_of(arguments: Sequence[str]) -> dict[str, Any]:
                 continue
             raise UserError(f"{name} needs a value")
         if name in ("--config", "-c"):
-            files.update(flat(yaml.safe_load(Path(find_config(value)).read_text(encoding="utf-8"))))
+            files.update(flat(yaml.safe_load(find_config(value).read_text(encoding="utf-8"))))
         else:
             flags.update(flat(yaml.safe_load(value), name.removeprefix("--")))
     return files | flags
