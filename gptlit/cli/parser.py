@@ -8,6 +8,7 @@ from argparse import Action, ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -225,7 +226,7 @@ def class_problem(error: BaseException) -> str:
 def missing_value(spellings: Sequence[str], arguments: Sequence[str], known: Iterable[str]) -> UserError:
     """An option without a value; where a text that begins with - follows, how to give it."""
     option = max(spellings[:2], key=len).rstrip("+")
-    for given, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for given, following in pairwise([*arguments, ""]):
         if given in spellings and following.startswith("-") and following.lstrip("-").partition("=")[0] not in known:
             return UserError(
                 f"needs a value: write {shlex.quote(f'{option}={following}')} for one that begins with -", option

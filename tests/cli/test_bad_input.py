@@ -93,7 +93,7 @@ FIT --model.gpt.norm batchnorm                                | --model.gpt.norm
 FIT --model.gpt.activation swish                              | --model.gpt.activation
 FIT --model.gpt 5                                             | --model.gpt is 5
 FIT --model.optimizer.name sgd                                | one of adamw, muon
-FIT --model.optimizer.betas [0.9]                             | --model.optimizer.betas Expected a tuple with 2
+FIT --model.optimizer.betas [0.9]                             | --model.optimizer.betas is [0.9]: it must be a list of 2
 FIT --model.optimizer.betas 0.9                               | --model.optimizer.betas
 FIT --model.schedule.shape stairs                             | --model.schedule.shape
 FIT --model.compile maybe                                     | --model.compile
@@ -120,7 +120,7 @@ FIT --trainer.default_root_dir somewhere                      | trainer.default_
 FIT --trainer.min_steps 50                                    | trainer.min_steps is 50
 FIT --trainer.check_val_every_n_epoch 2                       | trainer.check_val_every_n_epoch is 2
 FIT --trainer.num_nodes 0                                     | num_nodes
-FIT --trainer.logger.class_path os.system                     | --trainer.logger is os.system
+FIT --trainer.logger.class_path os.system                     | --trainer.logger.class_path is os.system
 FIT --seed_everything 99999999999999999999                    | seed_everything is 99999999999999999999
 FIT --data.block_size 8                                       | --model.gpt.block_size
 FIT --model.seed 3                                            | --seed_everything

@@ -5,12 +5,14 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from jsonargparse import set_dumper
 from lightning.pytorch.cli import LightningArgumentParser
 
 from gptlit.callbacks.averaging import AverageWeights
 from gptlit.callbacks.pictures import Pictures
 from gptlit.callbacks.samples import SampleText
 from gptlit.cli.parser import TextsAsTyped
+from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
 from gptlit.errors import settings_under
 from gptlit.model.config import GPTConfig
@@ -28,6 +30,7 @@ def make_parser(verb: str) -> FitParser:
 
     It is built once per process, which takes a second.
     """
+    set_dumper("yaml", as_yaml)  # PyYAML writes the text 1e5 as a number, in nested classes too
     parser = FitParser(prog=f"gptlit {verb}", description=DESCRIPTIONS[verb], exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="YAML file, or the name of a packaged configuration.")
     parser.add_argument("--seed_everything", type=int, default=1337, help="Fixes weights, batches and dropout.")
