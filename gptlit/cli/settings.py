@@ -62,20 +62,20 @@ def find_config(name: str) -> Path:
     raise UserError(f"{name}: there is no such file, and no packaged configuration of that name ({names})", "--config")
 
 
-def config_lines(files: Iterable[Path]) -> list[tuple[str, str]]:
-    """Lines that say which configuration files were read, each with its style; a warning where an edited copy was not.
+def edited_copies(files: Iterable[Path]) -> list[str]:
+    """Warnings about copies of packaged configurations that were edited in `configs/` here, but not read.
 
     Args:
-        files: in the order in which they were read.
+        files: the configuration files that were read.
     """
-    lines = []
+    warnings = []
     packaged = packaged_configs()
     for file in files:
-        lines.append((f"configuration {file}", ""))
-        copy = Path("configs") / file.relative_to(packaged) if file.is_relative_to(packaged) else file
-        if copy.is_file() and not copy.samefile(file) and copy.read_bytes() != file.read_bytes():
-            lines.append((f"{copy} differs and was not read: to use it, give --config {copy}", "yellow"))
-    return lines
+        if file.is_relative_to(packaged):
+            copy = Path("configs") / file.relative_to(packaged)
+            if copy.is_file() and not copy.samefile(file) and copy.read_bytes() != file.read_bytes():
+                warnings.append(f"{copy} differs from {file} and was not read: to use it, give --config {copy}")
+    return warnings
 
 
 def names_of_packaged_configs() -> list[str]:

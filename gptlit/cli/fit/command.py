@@ -21,6 +21,7 @@ from gptlit.cli.fit.plan import Plan, parse_evaluation, parse_fit
 from gptlit.cli.fit.trainer_settings import check_trainer_settings
 from gptlit.cli.messages import say, table
 from gptlit.cli.report import check_report, report_on
+from gptlit.cli.settings import edited_copies
 from gptlit.data import TextDataModule
 from gptlit.device.memory import keep_freed_memory
 from gptlit.device.processes import leave_process_group
@@ -162,6 +163,8 @@ class Fit:
         rows = opening_rows(self.model, self.data, self.trainer, plan.config_files, self.run_dir)
         if process_rank() == 0:
             table(f"gptlit {__version__}", rows)
+        for warning in edited_copies(plan.config_files):
+            say_once(warning, style="yellow")
         if plan.start is not None:
             say_once(f"resuming from step {plan.start.steps:,} of {plan.start.path}")
             if self.run_dir is not None and self.run_dir.resolve() != plan.start.path.parent.resolve():
