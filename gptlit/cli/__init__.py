@@ -32,6 +32,9 @@ def run(verb: str, arguments: Sequence[str], **options: Any) -> int:
 
 def dispatch(verb: str, arguments: list[str], options: dict[str, Any]) -> int:
     """Call the function of a verb; user errors become one line and exit code 2."""
+    from gptlit.cli.help import describe_fields
+
+    describe_fields(verb, arguments)
     try:
         return function_of(verb)(verb, arguments, **options)
     except UserError as error:

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from gptlit.callbacks.averaging import AverageWeights
 from gptlit.callbacks.pictures import Pictures
 from gptlit.callbacks.samples import SampleText
+from gptlit.cli.help import help_text
 from gptlit.cli.parser import TextsAsTyped
 from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
@@ -21,7 +22,11 @@ from gptlit.training.module import LitGPT
 
 
 class FitParser(TextsAsTyped, LightningArgumentParser):
-    """Lightning's parser, with texts taken as typed."""
+    """Lightning's parser, with texts taken as typed, and gptlit's settings first in the help."""
+
+    def format_help(self, formatter: Any = None) -> str:
+        """Return the text of `--help`."""
+        return help_text(self)
 
 
 @cache

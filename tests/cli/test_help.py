@@ -1,0 +1,70 @@
+"""`--help`: gptlit's own settings come first, every option is described, and the texts are true."""
+
+import re
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+from command import REPOSITORY, gptlit
+
+from gptlit.cli.help import TRAINER
+
+
+@cache
+def help_of(verb: str) -> str:
+    """The help of a verb, from a process of its own: descriptions of fields are read when the parser is built."""
+    command = [sys.executable, "-m", "gptlit", verb, "--help"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def options(text: str) -> dict[str, str]:
+    """Descriptions by option."""
+    entries = re.findall(r"^  (?:-\w, )?--([\w.]+)[^\n]*\n((?:      [^\n]*\n)*)", text, flags=re.MULTILINE)
+    return {name: " ".join(lines.split()) for name, lines in entries}
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+def test_options_of_the_trainer_come_last(verb: str) -> None:
+    names = list(options(help_of(verb)))
+    first = next(index for index, name in enumerate(names) if name.startswith("trainer."))
+    assert names[0] == "help"
+    assert all(name.startswith("trainer.") for name in names[first:])
+    assert names.index("model.gpt.n_layer") < names.index("model.optimizer.lr") < names.index("data.corpus") < first
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+def test_every_option_has_a_description(verb: str) -> None:
+    assert [name for name, text in options(help_of(verb)).items() if len(text) < 10] == []
+
+
+def test_descriptions_of_fields_and_defaults_are_shown() -> None:
+    shown = options(help_of("fit"))
+    assert shown["model.gpt.n_embd"].endswith("(default: 128)")
+    assert "residual stream" in shown["model.gpt.n_embd"]
+    assert shown["model.optimizer.betas"].endswith("(default: [0.9, 0.99])")
+    assert "adamw|muon" in help_of("fit")
+
+
+def test_nothing_of_lightning_is_promised_that_gptlit_does_not_do() -> None:
+    """Lightning's --ckpt_path takes "best" and a model registry; its val_check_interval counts batches."""
+    text = help_of("fit")
+    assert "registry:" not in text
+    assert "Runs the full optimization routine" not in text
+    shown = options(text)
+    for name, description in TRAINER.items():
+        assert description in shown[f"trainer.{name}"]
+    for name, value in (("max_epochs", "3"), ("limit_train_batches", "5"), ("default_root_dir", "x")):
+        assert shown[f"trainer.{name}"].startswith("Refused")
+        answer = gptlit("fit", "--config", "base", f"--trainer.{name}", value)
+        assert answer.code == 2
+        assert name in answer.err
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p"])
+def test_sampling_options_are_described(name: str) -> None:
+    text = " ".join(help_of("predict").split())
+    after = text[text.rindex(f"--{name} ") :]
+    assert not after.startswith(f"--{name} {name.upper()} (type:")
