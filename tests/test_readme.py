@@ -9,12 +9,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from test_imports import LEVELS
 
+from gptlit.cli.compare import make_parser as compare_parser
 from gptlit.cli.completion import options_of
 from gptlit.cli.export import export_parser
 from gptlit.cli.fit.plan import parse_fit
 from gptlit.cli.ladder.command import make_parser as ladder_parser
 from gptlit.cli.parser import parse
+from gptlit.cli.play import play_parser
 from gptlit.cli.predict.command import make_parser as predict_parser
 from gptlit.cli.settings import without_option
 from gptlit.cli.verbs import VERBS
@@ -135,6 +138,8 @@ def test_commands_name_verbs_options_and_configs_that_exist(
         parse(predict_parser() if verb == "predict" else export_parser(), words)
     elif verb == "ladder":
         parse_fit(ladder_parser().parse_known_args(words)[1])
+    elif verb in ("compare", "play"):
+        (compare_parser() if verb == "compare" else play_parser()).parse_args(words)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -144,6 +149,14 @@ def test_options_with_dots_exist(document: Path) -> None:
         r"(?<![\w-])(--(?:model|data|trainer|average|sample_text|pictures)\.[\w.]+)", text_of(document)
     )
     assert sorted(set(mentioned) - options("fit")) == []
+
+
+def test_the_map_of_packages_is_that_of_the_import_test() -> None:
+    """CONTRIBUTING.md names the levels that tests/test_imports.py checks, and the README every package."""
+    rows = re.findall(r"^\| \d+ \| (.*?) \|", text_of(ROOT / ".github/CONTRIBUTING.md"), flags=re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == LEVELS
+    code_map = text_of(ROOT / "README.md").split("## Code map")[1].split("\n## ")[0]
+    assert set(re.findall(r"`gptlit/(\w+)`", code_map)) == set().union(*LEVELS) - {"errors", "version"}
 
 
 def test_the_table_of_sampling_options_is_that_of_predict() -> None:
