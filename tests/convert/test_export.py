@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from command import report
 from conftest import DIALECTS, NANOGPT, random_gpt
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from gptlit.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 
+HEADER = ("export", "tool", "largest difference", "at positions", "greedy text")  # that of another test, if any
 SYMBOLS = CharTokenizer("\n !$&',-.3:;?" + "".join(map(chr, range(65, 91))) + "".join(map(chr, range(97, 123))), "play")
 MODERN = GPTConfig(**DIALECTS["modern"])
 EXPORTABLE = {
@@ -58,13 +61,6 @@ def positions(gpt: GPTConfig, count: int = 1000) -> Tensor:
     return torch.randint(gpt.vocab_size, (rows, gpt.block_size), generator=torch.Generator().manual_seed(1))
 
 
-def note_parity(table: str, name: str, difference: float) -> None:
-    """Appends a row to the file that GPTLIT_PARITY_TABLE names, for the documentation."""
-    if path := os.environ.get("GPTLIT_PARITY_TABLE"):
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(f"| {table} | {name} | {difference:.1e} |\n")
-
-
 def greedy(model: GPT, ids: list[int], new: int) -> list[int]:
     """The most probable continuation, by whole forward passes."""
     for _ in range(new):
@@ -89,7 +85,8 @@ def test_transformers_computes_the_same_logits(exported: tuple[str, GPT, Path]) 
     ids = positions(ours.config)
     expected = ours(ids)
     difference = float((theirs(ids).logits - expected).abs().max())
-    note_parity("export", name, difference)
+    row = (f"transformers folder, {name}", f"transformers {transformers.__version__}", f"{difference:.1e}")
+    report("Exports", HEADER, *row, f"{ids.numel():,}", "equal")
     assert float(expected.std()) > 0.1, "logits that are all alike would prove nothing"
     assert difference < (1e-5 if ours.config.position == "learned" and not has_head_bias(ours) else 1e-4)
 
@@ -186,6 +183,64 @@ def test_generation_draws_from_all_symbols(tmp_path: Path) -> None:
         torch.manual_seed(0)
         drawn = theirs.generate(torch.zeros(2000, 1, dtype=torch.int64), max_new_tokens=1)[:, 1]
     assert drawn.unique().tolist() == list(range(SYMBOLS.vocab_size))
+
+
+@pytest.mark.parametrize("dialect", ["nanogpt", "modern"])
+def test_the_pipeline_fills_the_context_at_temperature_one(
+    dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own defaults are 256 tokens, which GPT-2's positions may not have, and a temperature of 0.7."""
+    export_run(checkpoint_of(random_gpt(EXPORTABLE[dialect]), SYMBOLS), tmp_path / "model")
+    used, sample = [], transformers.GenerationMixin._sample
+
+    def watched(model: Any, *arguments: Any, generation_config: Any, **options: Any) -> Any:
+        used.append(generation_config)
+        return sample(model, *arguments, generation_config=generation_config, **options)
+
+    monkeypatch.setattr(transformers.GenerationMixin, "_sample", watched)
+    pipeline = transformers.pipeline("text-generation", model=str(tmp_path / "model"), device="cpu")
+    text = pipeline("Ay, me")[0]["generated_text"]
+    assert text.startswith("Ay, me")
+    assert len(text) == EXPORTABLE[dialect].block_size
+    assert [(c.do_sample, c.temperature, c.top_k) for c in used] == [(True, 1.0, 0)]
+
+
+def test_the_tokenizer_names_no_token_types(exported: tuple[str, GPT, Path]) -> None:
+    """GPT-2 would add their embeddings; the class name is one that transformers 4 and 5 know."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported[2], local_files_only=True)
+    assert set(tokenizer("Ay, me")) == {"input_ids", "attention_mask"}
+    settings = json.loads((exported[2] / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.skipif(not os.environ.get("GPTLIT_TRANSFORMERS_4"), reason="GPTLIT_TRANSFORMERS_4 names no folder")
+def test_transformers_4_computes_the_same_and_samples_alike(tmp_path: Path) -> None:
+    """In a process of its own, with the folder of that variable (pip install --target) before the others."""
+    ours = random_gpt(replace(EXPORTABLE["gpt2"], block_size=64)).float()
+    export_run(checkpoint_of(ours, SYMBOLS), tmp_path / "model")
+    torch.save(positions(ours.config), tmp_path / "ids.pt")
+    program = """
+import sys, torch, transformers
+model, ids = sys.argv[1], torch.load(sys.argv[2])
+pipe = transformers.pipeline("text-generation", model=model, device="cpu")
+torch.save((pipe.model(ids).logits.detach(), pipe("Ay, me", do_sample=False)[0]["generated_text"]), sys.argv[3])
+print(transformers.__version__, pipe.generation_config.temperature, len(pipe("Ay, me")[0]["generated_text"]))
+"""
+    paths = [str(tmp_path / name) for name in ("model", "ids.pt", "answer.pt")]
+    environment = {**os.environ, "PYTHONPATH": os.environ["GPTLIT_TRANSFORMERS_4"]}
+    answer = subprocess.run(
+        [sys.executable, "-c", program, *paths], env=environment, capture_output=True, text=True, check=True
+    )
+    version, temperature, length = answer.stdout.split()[-3:]
+    assert version.startswith("4.")
+    assert (float(temperature), int(length)) == (1.0, 64)
+    logits, text = torch.load(tmp_path / "answer.pt", weights_only=True)
+    with torch.no_grad():
+        difference = float((logits - ours(positions(ours.config))).abs().max())
+    assert difference < 1e-5
+    assert text == SYMBOLS.decode(greedy(ours, SYMBOLS.encode("Ay, me"), 58))
+    row = ("transformers folder, gpt2", f"transformers {version}", f"{difference:.1e}", "1,024", "equal")
+    report("Exports", HEADER, *row)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Weights from elsewhere: they compute what they computed there, and nothing in their files is executed."""
 
+import json
 import pickle
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from command import report
 from conftest import DIALECTS, random_gpt
-from test_export import EXPORTABLE, SYMBOLS, checkpoint_of, note_parity, positions
+from test_export import EXPORTABLE, SYMBOLS, checkpoint_of, positions
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +26,7 @@ from gptlit.tokenizer import BPETokenizer
 transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
+HEADER = ("import of", "largest difference of logits", "at positions")
 GPT2_SIZE = {"vocab_size": 65, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
 NANOCHAT_SIZE = {
     "vocab_size": 65,
@@ -83,7 +87,9 @@ def test_a_folder_of_transformers_computes_the_same_here(name: str, tmp_path: Pa
     ids = positions(ours.config)
     expected = theirs(ids).logits
     difference = float((ours(ids) - expected).abs().max())
-    note_parity("import", name, difference)
+    report(
+        "Imports", HEADER, f"transformers {transformers.__version__}, {name}", f"{difference:.1e}", f"{ids.numel():,}"
+    )
     assert float(expected.std()) > 0.1, "logits that are all alike would prove nothing"
     assert difference < 1e-5
 
@@ -144,6 +150,44 @@ def test_a_character_vocabulary_must_match_the_weights(tmp_path: Path) -> None:
         load_pretrained(str(tmp_path / "model"))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("make", [their_gpt2, their_nanochat], ids=["gpt2", "nanochat"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_head_trained_on_its_own_is_kept(make: Callable[..., Any], sharded: bool, tmp_path: Path) -> None:
+    """Some programs write `tie_word_embeddings: true` next to a head that differs from the embedding."""
+    theirs = make(tie_word_embeddings=False)
+    theirs.save_pretrained(tmp_path, max_shard_size="20kB" if sharded else "1GB")
+    assert (tmp_path / "model.safetensors").is_file() != sharded
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    found = load_pretrained(str(tmp_path))
+    assert not found.gpt.tie_weights
+    ids = positions(found.gpt)
+    torch.testing.assert_close(network(found)(ids), theirs(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_a_stored_copy_of_the_embedding_stays_tied(tmp_path: Path) -> None:
+    """A file may hold the shared table twice."""
+    theirs = their_gpt2()
+    theirs.save_pretrained(tmp_path)
+    weights = safetensors_torch.load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights["transformer.wte.weight"].clone()
+    safetensors_torch.save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    found = load_pretrained(str(tmp_path))
+    model = network(found)
+    assert model.lm_head.weight.data_ptr() == model.transformer["wte"].weight.data_ptr()
+
+
+def test_weights_that_the_architecture_does_not_have_are_refused(tmp_path: Path) -> None:
+    """Transformers would drop them with a mere warning."""
+    their_nanochat().save_pretrained(tmp_path)
+    weights = safetensors_torch.load_file(tmp_path / "model.safetensors")
+    weights["model.layers.0.self_attn.ve_gate.weight"] = torch.ones(2, 2)
+    safetensors_torch.save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"hold model\.layers\.0\.self_attn\.ve_gate\.weight, which NanoChat"):
+        load_pretrained(str(tmp_path)).state_dict()
+
+
 # ---------------------------------------------------------------- nanoGPT
 
 
@@ -182,7 +226,58 @@ def test_a_checkpoint_of_nanogpt_computes_the_same_here(bias: bool, prefix: str,
     ours = network(found)
     ids = positions(ours.config)
     difference = float((ours(ids) - theirs(ids).logits).abs().max())
-    note_parity("import", f"nanoGPT's ckpt.pt, bias {bias}", difference)
+    report("Imports", HEADER, f"nanoGPT's ckpt.pt, bias {str(bias).lower()}", f"{difference:.1e}", f"{ids.numel():,}")
+    assert difference < 1e-5
+
+
+def changed(file: Path, **changes: Any) -> Path:
+    """Change entries of a nanoGPT checkpoint in place."""
+    torch.save({**torch.load(file, weights_only=True), **changes}, file)
+    return file
+
+
+def decaying(*counts: int) -> dict[str, Any]:
+    """The optimizer state of nanoGPT with so many decayed and other tensors."""
+    rates = (0.1, 0.0)
+    return {"param_groups": [{"params": [0] * n, "weight_decay": rate} for n, rate in zip(counts, rates, strict=True)]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("age", ["before 2023-01-27", "before 2023-05-06", "today", "without optimizer"])
+def test_the_age_of_a_nanogpt_checkpoint_gives_its_gelu(age: str, tmp_path: Path) -> None:
+    """NanoGPT had the tanh approximation until May 2023, and `bias` is an option since January of that year."""
+    old = age.startswith("before")
+    theirs = their_gpt2(activation_function="gelu_new" if old else "gelu")
+    file = nanogpt_file(tmp_path / "ckpt.pt", theirs)
+    # 8 matrices of 2 blocks are decayed, with the embeddings 10; biases and norms are not.
+    optimizers = {"today": decaying(10, 18), "without optimizer": None}
+    changed(file, optimizer=optimizers.get(age, decaying(8, 20)))
+    if age == "before 2023-01-27":
+        arguments = torch.load(file, weights_only=True)["model_args"]
+        del arguments["bias"]
+        changed(file, model_args=arguments)
+    found = load_pretrained(str(file))
+    assert found.gpt.activation == ("gelu_tanh" if old else "gelu")
+    assert found.gpt.bias
+    assert found.gpt.qkv_bias
+    ids = positions(found.gpt)
+    difference = float((network(found)(ids) - theirs(ids).logits).abs().max())
+    report("Imports", HEADER, f"nanoGPT's ckpt.pt, {age}", f"{difference:.1e}", f"{ids.numel():,}")
+    assert difference < 1e-5
+
+
+@torch.no_grad()
+def test_a_nanogpt_checkpoint_of_before_2023_01_14_keeps_its_own_head(tmp_path: Path) -> None:
+    """Since then the head shares the table of the embedding."""
+    theirs = their_gpt2(activation_function="gelu_new", tie_word_embeddings=False)
+    file = nanogpt_file(tmp_path / "ckpt.pt", theirs)
+    arguments = torch.load(file, weights_only=True)["model_args"]
+    del arguments["bias"]
+    found = load_pretrained(str(changed(file, model_args=arguments)))
+    assert not found.gpt.tie_weights
+    ids = positions(found.gpt)
+    difference = float((network(found)(ids) - theirs(ids).logits).abs().max())
+    report("Imports", HEADER, "nanoGPT's ckpt.pt, before 2023-01-14", f"{difference:.1e}", f"{ids.numel():,}")
     assert difference < 1e-5
 
 
@@ -463,6 +558,67 @@ def test_a_name_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UserError, match="out of reach") as refusal:
         load_pretrained("nobody/has-this-model")
     assert "\n" not in str(refusal.value)
+
+
+def nanochat_folder(place: Path) -> Path:
+    weights = {"transformer.wte.weight": torch.zeros(2, 2), "value_embeds.1.weight": torch.zeros(2, 2)}
+    torch.save({**weights, "resid_lambdas": torch.ones(2)}, place / "model_000650.pt")
+    (place / "meta_000650.json").write_text("{}")
+    return place
+
+
+def llm_c_model(place: Path) -> Path:
+    (place / "gpt2_124M.bin").write_bytes(struct.pack("<256i", 20240326, 3, *[0] * 254))
+    return place / "gpt2_124M.bin"
+
+
+def adapter(place: Path) -> Path:
+    (place / "adapter_config.json").write_text("{}")
+    return place
+
+
+def gguf_file(place: Path) -> Path:
+    (place / "model.gguf").write_bytes(b"GGUF" + bytes(100))
+    return place / "model.gguf"
+
+
+def bare_safetensors(place: Path) -> Path:
+    safetensors_torch.save_file({"a": torch.zeros(1)}, place / "model.safetensors")
+    return place / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("make", "advice"),
+    [
+        (nanochat_folder, "value embeddings, smear and per-layer scalars"),
+        (lambda place: nanochat_folder(place) / "model_000650.pt", "value embeddings, smear and per-layer scalars"),
+        (llm_c_model, "a model file of llm.c: convert it"),
+        (adapter, "merge it first"),
+        (gguf_file, "a GGUF file"),
+        (bare_safetensors, "give the folder with config.json"),
+    ],
+    ids=["nanochat folder", "nanochat file", "llm.c", "adapter", "GGUF", "safetensors"],
+)
+def test_a_known_format_that_cannot_be_read_is_refused_with_advice(
+    make: Callable[[Path], Path], advice: str, tmp_path: Path
+) -> None:
+    """By its name, and in one line."""
+    source = make(tmp_path)
+    with pytest.raises(UserError, match=advice) as refusal:
+        load_pretrained(str(source))
+    assert str(source) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_damaged_run_is_refused(tmp_path: Path) -> None:
+    """Every byte is checked, as for --ckpt_path: a flipped bit in a weight is found."""
+    file = tmp_path / "best.ckpt"
+    torch.save(checkpoint_of(random_gpt(EXPORTABLE["modern"]).float(), SYMBOLS), file)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="checksum"):
+        load_pretrained(str(tmp_path))
 
 
 def test_every_dialect_is_either_exportable_or_refused() -> None:

@@ -1,0 +1,309 @@
+"""ONNX, GGUF and nanoGPT: what is written computes the same, and what a format cannot hold is refused by name."""
+
+import json
+import os
+import pickle
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import report
+from conftest import DIALECTS, random_gpt
+from test_export import EXPORTABLE, MODERN, SYMBOLS, checkpoint_of, greedy, positions
+from torch import Tensor
+
+from gptlit.cli import run
+from gptlit.convert.export import Format, export_run
+from gptlit.convert.gguf_file import escaped, utf8_prefixes
+from gptlit.convert.pretrained import load_pretrained
+from gptlit.errors import UserError
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
+from gptlit.tokenizer import BPETokenizer, CharTokenizer
+
+HEADER = ("export", "tool", "largest difference", "at positions", "greedy text")
+NANOGPT = replace(EXPORTABLE["nanogpt"], block_size=64)
+GPT2 = replace(EXPORTABLE["gpt2"], block_size=256)
+
+
+def version_of(package: str) -> str:
+    """Return `package version` of an installed package."""
+    from importlib.metadata import version
+
+    return f"{package} {version(package)}"
+
+
+# ---------------------------------------------------------------- ONNX
+
+
+@pytest.mark.parametrize("dialect", ["bigram", "nanogpt", "modern, token shift"])
+def test_an_onnx_graph_computes_the_same_at_every_length(dialect: str, tmp_path: Path) -> None:
+    """Any batch, any length up to the context, which is part of the graph; one more token is an error."""
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    gpt = replace(GPTConfig(**DIALECTS[dialect]), n_layer=min(1, DIALECTS[dialect].get("n_layer", 1)))
+    ours = random_gpt(gpt).float()
+    exported = export_run(checkpoint_of(ours, SYMBOLS), tmp_path / "model", "onnx")
+    assert exported.check.positions >= 1000
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(tmp_path / "model" / "model.onnx", options)
+
+    def logits(ids: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"input_ids": ids.numpy()})[0])
+
+    largest = 0.0
+    for shape in [(1, length) for length in range(1, gpt.block_size + 1)] + [(3, 5), (130, gpt.block_size)]:
+        ids = torch.randint(gpt.vocab_size, shape, generator=torch.Generator().manual_seed(shape[1]))
+        with torch.no_grad():
+            largest = max(largest, float((logits(ids) - ours(ids)).abs().max()))
+    assert largest < 1e-4
+    with pytest.raises(Exception, match="index"):
+        logits(torch.zeros(1, gpt.block_size + 1, dtype=torch.int64))
+    report("Exports", HEADER, f"onnx, {dialect}", version_of("onnxruntime"), f"{largest:.1e}", "1,000", "")
+
+
+def test_the_tokenizer_next_to_an_onnx_graph_is_ours(tmp_path: Path) -> None:
+    """tokenizer.json works with the tokenizers library alone."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from tokenizers import Tokenizer
+
+    gpt = GPTConfig(**DIALECTS["bigram"])
+    export_run(checkpoint_of(random_gpt(gpt), SYMBOLS), tmp_path / "model", "onnx")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
+    assert tokenizer.encode("Ay, me!\n  ").ids == SYMBOLS.encode("Ay, me!\n  ")
+    assert tokenizer.decode(SYMBOLS.encode("Ay,  me")) == "Ay,  me"
+
+
+# ---------------------------------------------------------------- GGUF
+
+
+@pytest.mark.parametrize("name", ["nanogpt", "gpt2", "gpt2, untied, no bias", "lecture, biased head"])
+def test_a_gguf_file_holds_every_weight(name: str, tmp_path: Path) -> None:
+    """Exactly, in float32, under llama.cpp's names; an untied head is a tensor of its own."""
+    gguf = pytest.importorskip("gguf")
+    gpt = replace(EXPORTABLE[name], activation="gelu")
+    ours = random_gpt(gpt).float()
+    exported = export_run(checkpoint_of(ours, SYMBOLS), tmp_path / "model", "gguf")
+    assert exported.check.largest_difference < 1e-4
+    reader = gguf.GGUFReader(tmp_path / "model" / "model.gguf")
+    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    assert ("output.weight" in tensors) == (not gpt.tie_weights)
+    assert torch.equal(tensors["token_embd.weight"], ours.transformer["wte"].weight)
+    assert torch.equal(tensors["blk.1.attn_qkv.weight"], ours.blocks[1].attn.c_attn.weight)
+    assert len(tensors) == 4 + 12 * gpt.n_layer + (not gpt.tie_weights)
+    values = {key: field.contents() for key, field in reader.fields.items()}
+    assert values["gpt2.context_length"] == gpt.block_size
+    assert values["tokenizer.ggml.model"] == "rwkv"
+    assert values["tokenizer.ggml.tokens"] == list(SYMBOLS.symbols)
+    assert f"at most {gpt.block_size} tokens" in values["general.description"]
+
+
+def test_tokens_of_a_gguf_file_are_escaped_and_prefixes_are_suppressed(tmp_path: Path) -> None:
+    """A backslash is doubled; the beginnings of characters outside ASCII are tokens with zero rows, never sampled."""
+    gguf = pytest.importorskip("gguf")
+    tokenizer = CharTokenizer("\\aé€", "signs")
+    assert escaped(b"\\") == "\\\\"
+    assert utf8_prefixes(tokenizer.symbols) == [b"\xc3", b"\xe2", b"\xe2\x82"]
+    gpt = replace(GPT2, vocab_size=4)
+    export_run(checkpoint_of(random_gpt(gpt), tokenizer), tmp_path / "model", "gguf")
+    reader = gguf.GGUFReader(tmp_path / "model" / "model.gguf")
+    values = {key: field.contents() for key, field in reader.fields.items()}
+    assert values["tokenizer.ggml.tokens"] == ["\\\\", "a", "é", "€", "\\xc3", "\\xe2", "\\xe2\\x82"]
+    assert values["tokenizer.ggml.suppress_tokens"] == [4, 5, 6]
+    embedding = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight").data
+    assert embedding.shape[0] == 7
+    assert not embedding[4:].any()
+
+
+def ask_llama_cpp(folder: Path, gpt: GPTConfig, text: str, windows: Tensor, prompts: list[list[int]], new: int) -> Any:
+    """Return what llama.cpp answers, from a process of its own."""
+    pytest.importorskip("xllamacpp")
+    request = {
+        "context": gpt.block_size,
+        "vocab_size": gpt.vocab_size,
+        "text": text,
+        "windows": windows.tolist(),
+        "prompts": prompts,
+        "new": new,
+    }
+    command = [sys.executable, str(Path(__file__).parent / "run_llama_cpp.py"), str(folder / "model.gguf")]
+    answer = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=True, timeout=250)
+    return json.loads(answer.stdout)
+
+
+@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu"])
+def test_llama_cpp_computes_the_same(activation: str, tinyshakespeare: Path, tmp_path: Path) -> None:
+    """The ids of the whole corpus, log-probabilities at 1,020 positions, and greedy text.
+
+    llama.cpp has the tanh approximation of GELU, from a float16 table: with it the text is equal; exact GELU differs by
+    a few thousandths.
+    """
+    pytest.importorskip("gguf")
+    text = tinyshakespeare.read_text(encoding="utf-8")
+    tokenizer = CharTokenizer.train(text, "tinyshakespeare")
+    gpt = replace(GPT2, activation=activation, n_layer=2)
+    ours = random_gpt(gpt, std=0.1).float()
+    export_run(checkpoint_of(ours, tokenizer), tmp_path / "model", "gguf")
+    windows = positions(gpt, 1024)[:, :-1]  # the server keeps one place for the token to come
+    prompts = [tokenizer.encode(prompt) for prompt in ("ROMEO:", "To be", "\n")]
+    found = ask_llama_cpp(tmp_path / "model", gpt, text, windows, prompts, 100)
+    assert found["ids"] == tokenizer.encode(text)
+    with torch.no_grad():
+        expected = ours(windows).log_softmax(-1).flatten(0, 1)  # (B·T, V)
+    difference = float((torch.tensor(found["log_probabilities"]) - expected).abs().max())
+    assert 0 < difference < 2e-2
+    texts = [tokenizer.decode(greedy(ours, prompt, 100)[len(prompt) :]) for prompt in prompts]
+    equal = texts == found["texts"]
+    if activation == "gelu_tanh":
+        assert equal
+    same = "equal" if equal else "differs after a near tie"
+    row = (f"gguf, {activation}", version_of("xllamacpp"), f"{difference:.1e}", f"{windows.numel():,}", same)
+    report("Exports", HEADER, *row)
+
+
+# ---------------------------------------------------------------- nanoGPT
+
+
+def test_a_nanogpt_checkpoint_has_the_keys_that_its_model_expects(tmp_path: Path) -> None:
+    """GPTConfig's arguments, the state dict of its GPT, and a meta.pkl that encodes and decodes."""
+    ours = random_gpt(NANOGPT).float()
+    export_run(checkpoint_of(ours, SYMBOLS), tmp_path / "model", "nanogpt")
+    content = torch.load(tmp_path / "model" / "ckpt.pt", weights_only=True)
+    names = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
+    assert set(content["model_args"]) == names
+    assert content["model_args"]["bias"] is False
+    layer = [f"transformer.h.0.{part}.weight" for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc")]
+    assert set(layer) <= content["model"].keys()
+    assert not any(name.endswith("bias") for name in content["model"])
+    meta = pickle.loads((tmp_path / "model" / "data" / content["config"]["dataset"] / "meta.pkl").read_bytes())
+    assert [meta["stoi"][character] for character in "Ay"] == SYMBOLS.encode("Ay")
+    assert "".join(meta["itos"][i] for i in SYMBOLS.encode("Ay, me")) == "Ay, me"
+
+
+@pytest.mark.parametrize("biases", [(False, False), (True, True), (True, False), (False, True)])
+def test_import_of_nanogpt_undoes_its_export(biases: tuple[bool, bool], tmp_path: Path) -> None:
+    """With any choice of biases, the same logits; where nanoGPT has that choice, the same configuration."""
+    gpt = replace(NANOGPT, bias=biases[0], qkv_bias=biases[1])
+    ours = random_gpt(gpt).float()
+    export_run(checkpoint_of(ours, SYMBOLS), tmp_path / "model", "nanogpt")
+    back = load_pretrained(str(tmp_path / "model"))
+    assert (back.gpt == gpt) == (biases[0] == biases[1])
+    loaded = GPT(back.gpt)
+    loaded.load_state_dict(back.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(positions(gpt)), ours(positions(gpt)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not os.environ.get("GPTLIT_NANOGPT"), reason="GPTLIT_NANOGPT names no checkout of nanoGPT")
+def test_nanogpt_itself_samples_the_same_text(tmp_path: Path) -> None:
+    """Its sample.py, at top_k 1, continues as our greedy decoding does."""
+    ours = random_gpt(NANOGPT).float()
+    export_run(checkpoint_of(ours, SYMBOLS), tmp_path / "model", "nanogpt")
+    checkout = tmp_path / "nanoGPT"
+    checkout.symlink_to(Path(os.environ["GPTLIT_NANOGPT"]).resolve())
+    place = tmp_path / "place"
+    place.mkdir()
+    for name in ("model.py", "sample.py", "configurator.py"):
+        (place / name).write_bytes((checkout / name).read_bytes())
+    (place / "data").symlink_to(tmp_path / "model" / "data")
+    (place / "tiktoken.py").touch()  # imported for GPT-2's vocabulary, which is not used here
+    flags = ["--num_samples=1", "--max_new_tokens=50", "--top_k=1", "--device=cpu", "--dtype=float32"]
+    command = [sys.executable, "sample.py", f"--out_dir={tmp_path / 'model'}", "--start=Ay", *flags]
+    answer = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True, timeout=250)
+    text = answer.stdout.split("meta.pkl...\n")[1].split("\n---------------")[0]
+    assert text == SYMBOLS.decode(greedy(ours, SYMBOLS.encode("Ay"), 50))
+    report("Exports", HEADER, "nanogpt", f"nanoGPT, {version_of('torch')}", "", "", "equal")
+
+
+# ---------------------------------------------------------------- all formats
+
+
+@pytest.mark.parametrize(
+    ("format", "gpt", "named"),
+    [
+        ("gguf", MODERN, "model.gpt.position rope (it has learned)"),
+        ("gguf", replace(NANOGPT, activation="relu"), "model.gpt.activation relu (it has gelu or gelu_tanh)"),
+        ("gguf", replace(NANOGPT, n_layer=0), "model.gpt.n_layer 0"),
+        ("nanogpt", MODERN, "model.gpt.norm rmsnorm"),
+        ("nanogpt", replace(NANOGPT, activation="gelu_tanh"), "model.gpt.activation gelu_tanh (it has gelu)"),
+        ("nanogpt", replace(NANOGPT, tie_weights=False), "model.gpt.tie_weights false"),
+        ("nanogpt", replace(NANOGPT, mlp_ratio=3), "model.gpt.mlp_ratio 3 (it has 4)"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_by_name(
+    format: Format, gpt: GPTConfig, named: str, tmp_path: Path
+) -> None:
+    """Guards against a file that loads and computes something else."""
+    with pytest.raises(UserError) as refusal:
+        export_run(checkpoint_of(random_gpt(gpt), SYMBOLS), tmp_path / "model", format)
+    assert named in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", ["gguf", "nanogpt"])
+def test_a_byte_pair_vocabulary_is_refused_by_formats_without_one(format: Format, tmp_path: Path) -> None:
+    """GGUF's exact tokenizer has characters; nanoGPT's sample.py has characters and GPT-2's vocabulary."""
+    pytest.importorskip("gguf")
+    tokenizer = BPETokenizer.train(["to be or not to be, that is the question " * 9], 280, "speech")
+    gpt = replace(NANOGPT, vocab_size=tokenizer.vocab_size)
+    with pytest.raises(UserError, match=r"data\.tokenizer bpe"):
+        export_run(checkpoint_of(random_gpt(gpt), tokenizer), tmp_path / "model", format)
+
+
+@pytest.mark.parametrize(
+    ("format", "module", "extra"),
+    [("onnx", "onnxscript", "onnx"), ("gguf", "gguf", "gguf"), ("transformers", "transformers", "hf")],
+)
+def test_a_missing_library_of_a_format_is_named_with_its_extra(
+    format: Format, module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line with the command that installs it, and nothing is left behind."""
+    pytest.importorskip(module)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf"{module}.*pip install 'gptlit\[{extra}\]'"):
+        export_run(checkpoint_of(random_gpt(NANOGPT), SYMBOLS), tmp_path / "model", format)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_export_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison reads the file that was written."""
+    save = torch.save
+    monkeypatch.setattr("torch.save", lambda content, path: save({**content, "model": doubled(content["model"])}, path))
+    with pytest.raises(RuntimeError, match="something else"):
+        export_run(checkpoint_of(random_gpt(NANOGPT), SYMBOLS), tmp_path / "model", "nanogpt")
+    assert not (tmp_path / "model").exists()
+
+
+def doubled(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: 2 * tensor for name, tensor in weights.items()}
+
+
+def test_exported_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    """Libraries make some of them private."""
+    pytest.importorskip("transformers")
+    (tmp_path / "reference").touch()
+    export_run(checkpoint_of(random_gpt(MODERN), SYMBOLS), tmp_path / "model")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
+    assert modes == {stat.S_IMODE((tmp_path / "reference").stat().st_mode)}
+
+
+def test_the_command_takes_the_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`gptlit export --format nanogpt`; another word is refused with the choices."""
+    (tmp_path / "run").mkdir()
+    torch.save(checkpoint_of(random_gpt(NANOGPT), SYMBOLS), tmp_path / "run" / "best.ckpt")
+    arguments = ["--ckpt_path", str(tmp_path / "run"), "--output", str(tmp_path / "model")]
+    assert run("export", [*arguments, "--format", "safetensors"]) == 2
+    words = capsys.readouterr().err
+    assert "--format" in words
+    assert "nanogpt" in words
+    assert words.count("\n") == 1
+    assert run("export", [*arguments, "--format", "nanogpt"]) == 0
+    assert "sample.py --out_dir=" in capsys.readouterr().err
+    assert (tmp_path / "model" / "ckpt.pt").is_file()
