@@ -1,1 +1,1 @@
-"""What happens around training: checkpoints, curves, samples, the bar, signals."""
+"""Lightning callbacks: checkpoints, metrics, samples, pictures, TensorBoard pages, progress bar, signals, averaging."""

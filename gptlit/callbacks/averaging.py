@@ -1,4 +1,4 @@
-"""The average of the weights over the last steps, which is what gets validated, drawn from and kept as the best."""
+"""An exponential moving average of the weights, which is validated, sampled from and kept as the best."""
 
 import warnings
 from typing import Any
@@ -13,15 +13,15 @@ from gptlit.training.strategies import holds_whole_model
 
 
 class AverageWeights(WeightAveraging):
-    """Lightning's averaging with an exponential moving average whose memory grows with the run.
+    """Lightning's weight averaging as an exponential moving average with a warm-up.
 
-    After step t the average moves by 1 - min(decay, (1 + t) / (10 + t)) of the way to the weights (TensorFlow's
-    ExponentialMovingAverage has that warm-up), so that the first, poor weights are soon forgotten. Training itself goes
-    on with the weights as they are. In a checkpoint the average is `state_dict`, and they are `current_model_state`.
+    After step t the average moves by 1 - min(decay, (1 + t) / (10 + t)) of the way to the weights (the warm-up of
+    TensorFlow's ExponentialMovingAverage), so that it soon forgets the initial weights. Training itself continues with
+    the trained weights. In a checkpoint the average is `state_dict` and the trained weights are `current_model_state`.
 
     Args:
-        decay: share of the average that a step keeps, when the run is old: 0.998 remembers some 500 steps. With 0
-            the command makes no average.
+        decay: share of the average that a step keeps, late in the run: 0.998 averages over some 500 steps. With 0 the
+            command makes no average.
 
     Raises:
         UserError: when `decay` is not at least 0 and less than 1.
@@ -31,27 +31,28 @@ class AverageWeights(WeightAveraging):
 
     def __init__(self, decay: float = 0.0) -> None:
         if not 0 <= decay < 1:
-            raise UserError(f"average.decay is {decay}: it must be 0 (no average) or more, and less than 1")
-
+            raise UserError(f"is {decay}: it must be 0 (no average) or more, and less than 1", "average.decay")
         super().__init__(use_buffers=False)
         self.decay = decay
+        self.swapped = False  # whether the module holds the average
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Makes the average, which needs the whole model in each process.
+        """Create the average.
 
         Raises:
-            UserError: when the strategy spreads the weights over processes.
+            UserError: when the strategy shards the weights, since the average needs the whole model in each process.
         """
         if not holds_whole_model(trainer):
-            raise UserError("average.decay needs the whole model on each device: leave it out, or choose ddp")
+            message = "needs the whole model on each device: leave it out, or choose trainer.strategy ddp"
+            raise UserError(message, "average.decay")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*overrides the configure_model")  # which is not a problem here
+            warnings.filterwarnings("ignore", message=".*overrides the configure_model")  # no problem without shards
             super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Brings the average to the model's device, which Lightning made where the model was before it was moved.
+        """Move the average to the model's device; Lightning created it before the model was moved.
 
-        Its count of steps stays on the CPU, where reading it makes nobody wait.
+        Its step counter stays on the CPU, so that reading it needs no device synchronisation.
         """
         assert self._average_model is not None
         self._average_model.module.to(pl_module.device)
@@ -60,7 +61,7 @@ class AverageWeights(WeightAveraging):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves the average, once a step. Torch's own update counts on the device, and waits for it three times."""
+        """Update the average once a step; torch's own update synchronises with the device three times."""
         average = self._average_model
         if average is None or trainer.global_step <= self._latest_update_step:
             return
@@ -73,17 +74,33 @@ class AverageWeights(WeightAveraging):
         average.n_averaged += 1
         self._latest_update_step = trainer.global_step
 
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the average into the module."""
+        self._swap(pl_module)
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing yet: what other callbacks draw at the end of a validation is drawn from the average, too."""
+        """Keep the average: what other callbacks sample at the end of a validation comes from it, too."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the weights that are trained back in their place, before a checkpoint is written."""
-        if self._average_model is not None:
-            self._swap_models(pl_module)
+        """Put the trained weights back, before a checkpoint is written."""
+        self._restore(pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Put the trained weights back, so that a checkpoint can be written."""
+        self._restore(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing yet: a finished run must go on from the weights that were trained, if it is made longer."""
+        """Keep the trained weights: a longer run must resume from them."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leaves the average in the model, once the last checkpoint is written."""
+        """Leave the average in the module, after the last checkpoint is written."""
         self._copy_average_to_current(pl_module)
+
+    def _swap(self, module: pl.LightningModule) -> None:
+        if self._average_model is not None:
+            self._swap_models(module)
+            self.swapped = not self.swapped
+
+    def _restore(self, module: pl.LightningModule) -> None:
+        if self.swapped:
+            self._swap(module)

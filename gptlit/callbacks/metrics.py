@@ -1,102 +1,92 @@
-"""MetricsLogger: every number goes to the loggers through one function, under the number of optimizer steps done."""
+"""Training time and speed, and `metrics.csv`, the table of all metrics of a run."""
 
 import csv
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from gptlit.checkpoint.atomic import atomic_write_text
-from gptlit.training.lightning_internals import callbacks_of, datamodule_of, log_interval
-
-
-def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
-    """Hands numbers to every logger, at the true step."""
-    for logger in trainer.loggers:
-        logger.log_metrics(dict(metrics), step=trainer.global_step)
+from gptlit.training.lightning_internals import callbacks_of, datamodule_of, log_to_loggers
+from gptlit.training.metrics import is_logged
 
 
 class MetricsLogger(pl.Callback):
-    """`train/loss`, `train/grad_norm`, `lr/…`, `perf/…` every `log_every_n_steps` steps, `val/…` at each validation.
+    """Measures training time and logs `perf/step_milliseconds` and `perf/characters_per_second`.
 
-    Speed counts training alone: the clock stands still while the run validates, draws samples or writes checkpoints.
+    Only training counts: the clock is stopped while the run validates, samples or writes checkpoints. All other metrics
+    are logged by `LitGPT`; `latest` collects the last values of the training step for the progress bar.
     """
 
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
-        self.training_seconds = 0.0  # up to when the clock was last stopped
+        self.training_seconds = 0.0  # until the clock was last stopped
         self.steps_timed = 0
-        self._since: float | None = None  # when the clock was last started; None while it stands still
+        self._started_at: float | None = None  # None while the clock is stopped
         self._window = (0, 0.0)  # steps and seconds at the last log
 
     def state_dict(self) -> dict[str, Any]:
-        """Training time so far, for the closing table of a resumed run."""
+        """Return the training time so far, for the closing table of a resumed run."""
         return {"training_seconds": self._seconds(), "steps_timed": self.steps_timed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
         self.training_seconds, self.steps_timed = state_dict["training_seconds"], state_dict["steps_timed"]
         self._window = (self.steps_timed, self.training_seconds)
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let `metrics.csv` count the optimizer steps of this Trainer."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.current_step = lambda: trainer.global_step
+
     def start_clock(self) -> None:
-        """Starts the clock, unless it runs."""
-        if self._since is None:
-            self._since = time.perf_counter()
+        """Start the clock, if it is stopped."""
+        if self._started_at is None:
+            self._started_at = time.perf_counter()
 
     def stop_clock(self) -> bool:
-        """Stops the clock; whether it ran."""
-        ran = self._since is not None
-        self.training_seconds, self._since = self._seconds(), None
+        """Stop the clock; return whether it was running."""
+        ran = self._started_at is not None
+        self.training_seconds, self._started_at = self._seconds(), None
         return ran
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Starts the clock."""
         self.start_clock()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stops the clock."""
         self.stop_clock()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stops the clock."""
         self.stop_clock()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Stops the clock."""
         self.stop_clock()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs when its turn has come; reads from the device only then."""
+        """Log the speed of the steps that are logged; read from the device only then."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         self.steps_timed += 1
-        step = trainer.global_step
-        if step % log_interval(trainer) and step < trainer.max_steps:
+        if not is_logged(trainer, trainer.global_step):
             return
-        self.latest["train/loss"] = pl_module.train_loss.item()
-        if pl_module.grad_norm is not None:
-            self.latest["train/grad_norm"] = float(pl_module.grad_norm)
-        for group in trainer.optimizers[0].param_groups:
-            self.latest[f"lr/{group['role']}"] = group["lr"]
-        self.latest.update(self._speed(datamodule_of(trainer)))
-        log_metrics(trainer, self.latest)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs what the validation gave."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        log_metrics(trainer, {name: float(value) for name, value in trainer.callback_metrics.items()})
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(("train/", "lr/")):
+                self.latest[name] = float(value)
+        speed = self._speed(datamodule_of(trainer))
+        self.latest |= speed
+        log_to_loggers(trainer, {name: torch.tensor(value) for name, value in speed.items()}, trainer.global_step)
 
     def _speed(self, datamodule: Any) -> dict[str, float]:
-        """Milliseconds of a step, and characters read in a second, since the last log."""
+        """Return milliseconds per step and characters per second since the last log."""
         seconds = self._seconds()
         steps_before, seconds_before = self._window
         self._window = (self.steps_timed, seconds)
@@ -108,56 +98,60 @@ class MetricsLogger(pl.Callback):
         }
 
     def _seconds(self) -> float:
-        return self.training_seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
+        return self.training_seconds + (0.0 if self._started_at is None else time.perf_counter() - self._started_at)
 
 
 @contextmanager
 def clock_stopped(trainer: pl.Trainer) -> Iterator[None]:
-    """What happens inside does not count as training time."""
-    stopped = [curves for curves in callbacks_of(trainer) if isinstance(curves, MetricsLogger) and curves.stop_clock()]
+    """Exclude what happens inside from the training time."""
+    clocks = [clock for clock in callbacks_of(trainer) if isinstance(clock, MetricsLogger) and clock.stop_clock()]
     try:
         yield
     finally:
-        for curves in stopped:
-            curves.start_clock()
+        for clock in clocks:
+            clock.start_clock()
 
 
 class MetricsFile(Logger):
-    """`metrics.csv` of a run: one row a step, written at once, and carried on by a resumed run.
+    """`metrics.csv` of a run: one row per optimizer step, in ascending order, whoever logs.
 
-    Lightning's CSVLogger empties its file when a run is resumed, and holds rows back until the run ends.
+    Each row is on the disk at once, and a resumed run continues the file; Lightning's CSVLogger deletes earlier rows
+    then. In a run with `MetricsLogger`, a row belongs to the number of optimizer steps made when it is logged, whatever
+    step its logger names: Lightning's own callbacks count one less, or validation batches.
 
     Args:
         run_dir: folder of the run.
-        resume_step: optimizer steps of the checkpoint that the run goes on from; rows behind it are dropped, since
-            those steps come again. None begins a new file.
+        resume_step: optimizer steps of the checkpoint that the run resumes from; later rows are dropped, since those
+            steps are made again. None starts a new file.
     """
 
     def __init__(self, run_dir: str | Path, resume_step: int | None = None) -> None:
         super().__init__()
         self.path = Path(run_dir) / "metrics.csv"
         self.resume_step = resume_step
+        self.current_step: Callable[[], int] | None = None
         self._columns: list[str] | None = None  # None until the file is opened
-        self._row: dict[str, str] = {}  # of the latest step, the last line of the file
-        self._row_start = 0  # where in the file that line begins, in bytes
+        self._row: dict[str, str] = {}  # the last line of the file
+        self._row_start = 0  # its offset in the file, in bytes
 
     @property
     def name(self) -> str:
-        """Loggers must have a name; this one is told by its folder."""
+        """Empty: the folder identifies the run."""
         return ""
 
     @property
     def version(self) -> str:
-        """Likewise."""
+        """Empty, as `name`."""
         return ""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Puts numbers into the row of a step, which is a new row or the last one."""
+        """Write metrics into the row of a step: a new row, or the last one."""
         numbers = {name: f"{value:.8g}" for name, value in metrics.items()}
         if self._columns is None:
             self._open()
         assert self._columns is not None
+        step = max(self._last_step(), (step or 0) if self.current_step is None else self.current_step())
         new_columns = sorted(numbers.keys() - set(self._columns))
         if new_columns:
             rows = self._read()
@@ -172,7 +166,10 @@ class MetricsFile(Logger):
             file.write(self._lines([self._row]).encode())
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: they stand in config.yaml."""
+        """Do nothing: config.yaml holds them."""
+
+    def _last_step(self) -> int:
+        return int(self._row.get("step", 0))
 
     def _open(self) -> None:
         self._columns, rows = ["step"], []
@@ -182,7 +179,7 @@ class MetricsFile(Logger):
         self._write(rows)
 
     def _read(self) -> list[dict[str, str]]:
-        """The rows of the file; takes over its columns. A line that a crash cut short is left out."""
+        """Return the rows of the file and adopt its columns; a line cut short by a crash is left out."""
         with self.path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, restval=None)
             self._columns = list(reader.fieldnames or ["step"])

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and their like: the step is finished, `last.ckpt` written, and the exit code says which it was."""
+"""Ctrl-C, SIGTERM and similar signals: finish the step, write `last.ckpt`, keep the signal for the exit code."""
 
 import os
 import signal
@@ -14,14 +14,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from gptlit.checkpoint.run_dir import process_rank
 from gptlit.training.lightning_internals import stop_after_this_step
 
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # SIGHUP: the terminal is gone; SIGUSR1: SLURM's advance notice
-REPEAT_SECONDS = 1.0  # within it, a second signal is the first one again: launchers pass on what the terminal sent too
+# SIGHUP: the terminal was closed; SIGUSR1: SLURM's notice of the time limit.
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+REPEAT_SECONDS = 1.0  # a second signal within it is a copy of the first: launchers pass on what the terminal sent too
 
 
 class StopBetweenSteps(pl.Callback):
-    """Turns signals into a stop after the current step, or inside a validation; a second one stops at once.
+    """Turns a signal into a stop after the current step, or inside a validation; a second signal stops at once.
 
-    All processes of a run stop after the same step, whichever of them was told to.
+    All processes of a run stop after the same step, whichever received the signal.
     """
 
     def __init__(self) -> None:
@@ -31,37 +32,35 @@ class StopBetweenSteps(pl.Callback):
         self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Installs the handlers, after Lightning has installed its own."""
+        """Install the handlers, after Lightning has installed its own."""
         for name in STOPPING:
-            number = getattr(signal, name, None)  # Windows has not all of them
+            number = getattr(signal, name, None)  # Windows lacks some of them
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Agrees; Lightning raises once all callbacks have seen the step."""
+        """Agree with the other processes; Lightning raises once all callbacks have seen the step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._agree(trainer):
             stop_after_this_step(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A run that is to stop does not begin a validation; a resumed one makes up for it."""
+        """Skip the validation of a run that is about to stop; the resumed run makes up for it."""
         if self._agreed:
             raise SIGTERMException
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Long validations are left."""
+        """Leave a validation."""
         if self._agree(trainer):
             raise SIGTERMException
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Puts the handlers back that were there before."""
         self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Likewise."""
         self._restore()
 
     def _restore(self) -> None:
@@ -73,14 +72,16 @@ class StopBetweenSteps(pl.Callback):
         if self.received is None:
             self.received, self._received_at = signal.Signals(number), time.monotonic()
             if process_rank() == 0:
-                # Not through a file object: the signal may have come while one was being written to.
-                with suppress(OSError):  # SIGHUP comes because the terminal is gone
-                    os.write(2, f"\n{self.received.name}: stopping after this step; once more stops at once\n".encode())
+                # No file object: the signal may have interrupted a write to it.
+                with suppress(OSError):  # after SIGHUP there is no terminal
+                    os.write(
+                        2, f"\n{self.received.name}: stopping after this step; send it again to stop at once\n".encode()
+                    )
         elif time.monotonic() - self._received_at > REPEAT_SECONDS:
             raise SystemExit(128 + number)
 
     def _agree(self, trainer: pl.Trainer) -> bool:
-        """Whether any process has received a signal: the same answer on all of them."""
+        """Return whether any process has received a signal: the same answer on all of them."""
         if not self._agreed:
             number = int(self.received or 0)
             if trainer.world_size > 1:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from gptlit.errors import UserError
-from gptlit.model.config import GPTConfig
+from gptlit.model.config import REGULARISATION, GPTConfig
 
 SIZES = frozenset({"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "mlp_ratio"})
-TRAINING_ONLY = frozenset({"dropout", "attention_dropout", "embedding_dropout", "token_noise", "init"})
+TRAINING_ONLY = frozenset({*REGULARISATION, "init"})
 POSITIVE = ("n_layer", "mlp_ratio")  # no format has a model without blocks, or a block without an MLP
 
 

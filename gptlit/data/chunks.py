@@ -121,10 +121,18 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, chunks: RandomChunks, max_steps: int, accumulate: int, rank: int, world_size: int, done: Callable[[], int]
+        self,
+        chunks: RandomChunks,
+        max_steps: int,
+        accumulate: int,
+        rank: int,
+        world_size: int,
+        done: Callable[[], int],
+        distinct: int | None = None,
     ) -> None:
         self.chunks, self.max_steps, self.accumulate = chunks, max_steps, accumulate
         self.rank, self.world_size, self.done = rank, world_size, done
+        self.distinct = distinct  # only so many batches, over and over
         self.micro = share_of_batch(chunks.batch_size, accumulate, world_size)
 
     def __len__(self) -> int:
@@ -134,7 +142,7 @@ class TrainingBatches:
         for step in range(self.done(), self.max_steps):
             for part in range(self.accumulate):
                 first = (part * self.world_size + self.rank) * self.micro
-                yield self.chunks.rows(step, slice(first, first + self.micro))
+                yield self.chunks.rows(step % (self.distinct or self.max_steps), slice(first, first + self.micro))
 
 
 class ValidationWindows:

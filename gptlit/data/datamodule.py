@@ -159,6 +159,7 @@ class TextDataModule(pl.LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
             done=lambda: trainer.global_step,
+            distinct=distinct_batches(trainer),
         )
 
     def val_dataloader(self) -> list[Any]:
@@ -198,3 +199,15 @@ class TextDataModule(pl.LightningDataModule):
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         train, val = (ids.to(device) if isinstance(ids, Tensor) else ids for ids in self._encoded())
         return train, val
+
+
+def distinct_batches(trainer: pl.Trainer) -> int | None:
+    """Return on how many batches `overfit_batches` trains, over and over; None without it.
+
+    The run stays one pass over `max_steps` batches, so the limit that Lightning derives from the option is lifted.
+    """
+    wanted: int | float = trainer.overfit_batches  # type: ignore[attr-defined]
+    if not wanted:
+        return None
+    trainer.limit_train_batches = 1.0
+    return wanted if isinstance(wanted, int) else max(1, int(wanted * trainer.max_steps))

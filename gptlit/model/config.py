@@ -5,6 +5,9 @@ from typing import Literal
 
 from gptlit.errors import UserError
 
+REGULARISATION = ("dropout", "attention_dropout", "embedding_dropout", "token_noise")
+"""Fields of `GPTConfig` that act in training only: they may change at any time and leave the weights as they are."""
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -74,7 +77,7 @@ class GPTConfig:
                 f"model.gpt.n_embd ({self.n_embd}) must be a multiple of model.gpt.n_head ({self.n_head}): "
                 "change one of them"
             )
-        for name in ("dropout", "attention_dropout", "embedding_dropout", "token_noise"):
+        for name in REGULARISATION:
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"model.gpt.{name} is {getattr(self, name)}: it must be at least 0 and less than 1")
         if self.position == "rope" and self.head_dim % 2:
@@ -97,7 +100,7 @@ class GPTConfig:
     @property
     def draws_in_training(self) -> bool:
         """Whether a training step draws random numbers."""
-        return any((self.dropout, self.attention_dropout, self.embedding_dropout, self.token_noise))
+        return any(getattr(self, name) for name in REGULARISATION)
 
     @property
     def head_dim(self) -> int:

@@ -4,11 +4,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from gptlit.device.processes import blank_batch
 from gptlit.errors import reason_of
 from gptlit.model.gpt import GPT, Block, next_token_loss
+from gptlit.training.lightning_internals import datamodule_of
 
 # Two cores with AVX-512: the first compilation took 13 s there and takes 30 s and more on slower machines; one
 # thread saved 1.2 s per teraflop of `base` and 0.7 s per teraflop of `laptop`.
@@ -49,6 +52,33 @@ def flops_per_token(network: GPT) -> float:
     looked_up += config.block_size if config.position == "learned" else 0
     weights -= looked_up * config.n_embd
     return 6.0 * weights + 12.0 * config.n_layer * config.n_embd * config.block_size
+
+
+def compile_network(trainer: pl.Trainer, network: GPT, setting: bool | str) -> str | None:
+    """Compile the network of a fit as `model.compile` says, with a batch of the right shape.
+
+    Args:
+        trainer: before its first step.
+        network: its model.
+        setting: true, false, `auto` or `reduce-overhead`.
+
+    Returns:
+        What happened, as a line for the user; None when nothing was to be compiled.
+    """
+    if not setting:
+        return None
+    data, device = datamodule_of(trainer), trainer.strategy.root_device
+    rows = data.batch_size // trainer.world_size
+    if setting == "auto" and not compiling_pays(network, rows * data.block_size, trainer.max_steps, device):
+        return None
+    inputs, targets = blank_batch(rows // trainer.accumulate_grad_batches, data.block_size, device)
+
+    def forward() -> Tensor:
+        with trainer.precision_plugin.forward_context():
+            loss: Tensor = network.train()(inputs, targets=targets)
+            return loss
+
+    return compile_training(network, forward, "reduce-overhead" if setting == "reduce-overhead" else "default")
 
 
 def compile_training(network: GPT, forward: Callable[[], Tensor], mode: Mode = "default") -> str:

@@ -4,10 +4,15 @@ No other module of the package touches them. `tests/training/test_lightning_inte
 installed version of Lightning, and names that version when something has changed.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from torch import Tensor
+
+from gptlit.errors import UserError
 
 # ---------------------------------------------------------------- attributes that Trainer does not declare
 
@@ -59,6 +64,16 @@ def validate_now(trainer: pl.Trainer) -> None:
     metrics._first_loop_iter = first_batch  # noqa: SLF001
 
 
+def validate_initial_weights(trainer: pl.Trainer) -> None:
+    """Run a validation over all batches as Lightning's sanity check, which other callbacks do not take for a result."""
+    steps = trainer.num_sanity_val_steps
+    trainer.num_sanity_val_steps = float("inf")
+    trainer.sanity_checking = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+    trainer.num_sanity_val_steps = steps
+
+
 def stop_after_this_step(trainer: pl.Trainer) -> None:
     """Make Lightning raise `SIGTERMException` once all callbacks have seen the step."""
     trainer._signal_connector.received_sigterm = True  # noqa: SLF001
@@ -69,12 +84,60 @@ def starts_processes_by_fork(trainer: pl.Trainer) -> bool:
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
+# ---------------------------------------------------------------- metrics
+
+
+def set_metrics(
+    trainer: pl.Trainer, metrics: Mapping[str, Tensor], logged: bool = False, bar: Mapping[str, float] | None = None
+) -> None:
+    """Update `trainer.callback_metrics`, and on demand `logged_metrics` and `progress_bar_metrics`."""
+    connector = trainer._logger_connector  # noqa: SLF001
+    connector._callback_metrics.update(metrics)  # noqa: SLF001
+    if logged:
+        connector._logged_metrics.update(metrics)  # noqa: SLF001
+    connector._progress_bar_metrics.update(bar or {})  # noqa: SLF001
+
+
+def log_to_loggers(trainer: pl.Trainer, metrics: Mapping[str, Tensor], step: int) -> None:
+    """Hand metrics to every logger under a step of our own, and save."""
+    trainer._logger_connector.log_metrics(dict(metrics), step=step)  # noqa: SLF001
+
+
+# ---------------------------------------------------------------- averaged weights
+
+
+def averaged_state(trainer: pl.Trainer) -> dict[str, Tensor] | None:
+    """Return the averaged weights of a running fit as a state dict; None without averaging."""
+    for callback in callbacks_of(trainer):
+        average = callback._average_model if isinstance(callback, WeightAveraging) else None  # noqa: SLF001
+        if average is not None:
+            return dict(average.module.state_dict())
+    return None
+
+
 # ---------------------------------------------------------------- checkpoints
 
 
 def checkpoint_contents(trainer: pl.Trainer) -> dict[str, Any]:
     """Return what `Trainer.save_checkpoint` writes, without waiting for other processes."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # noqa: SLF001
+
+
+def use_trained_weights(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Replace averaged weights in a checkpoint by the trained ones, in place, if the run averages no longer.
+
+    Raises:
+        UserError: where they are out of reach, because the strategy reads its shards from the file itself.
+    """
+    averages = any(isinstance(callback, WeightAveraging) for callback in callbacks_of(trainer))
+    if averages or "current_model_state" not in checkpoint:
+        return
+    if "state_dict" not in checkpoint:
+        raise UserError(
+            "the checkpoint holds an average of the weights (average.decay), which trainer.strategy would take for the "
+            "weights: make a step without the average on one device first, or choose ddp"
+        )
+    checkpoint["state_dict"] = checkpoint["current_model_state"]
 
 
 def set_progress_to_step_boundary(checkpoint: dict[str, Any], accumulate: int) -> None:

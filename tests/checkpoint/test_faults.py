@@ -126,7 +126,7 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
     with mock.patch.object(MuonAdamW, "step", poisoned):
         answer = gptlit("fit", "--config", config, "--run_dir", run)
     assert answer.code == 1
-    assert "the weights are no numbers after step 10" in answer.err
+    assert "the weights are not finite after step 10" in answer.err
     assert load(run / "last.ckpt")["global_step"] == 5
     goes_on("an optimizer step makes a weight nan", answer, run)
 

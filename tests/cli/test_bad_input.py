@@ -153,7 +153,6 @@ FIT --data.fallback tinyshakespeare                           | data.fallback
 FIT --trainer.max_steps 0                                     | trainer.max_steps is 0
 FIT --trainer.max_steps -1                                    | trainer.max_steps is -1
 FIT --trainer.limit_train_batches 5                           | trainer.limit_train_batches
-FIT --trainer.overfit_batches 1                               | trainer.overfit_batches
 FIT --trainer.val_check_interval 0                            | trainer.val_check_interval
 FIT --trainer.val_check_interval 1.5                          | trainer.val_check_interval
 FIT --trainer.accumulate_grad_batches 0                       | trainer.accumulate_grad_batches

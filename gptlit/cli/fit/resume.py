@@ -8,6 +8,7 @@ from gptlit.checkpoint.files import ResumePoint
 from gptlit.cli.settings import flat, leaves_of
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError
+from gptlit.model.config import REGULARISATION
 
 # Settings that the weights, or the state of the optimizer, would not fit any more.
 FIXED = (
@@ -17,7 +18,7 @@ FIXED = (
     "data.tokenizer",
     "data.vocab_size",
 )
-FREE = tuple(f"model.gpt.{name}" for name in ("dropout", "attention_dropout", "embedding_dropout", "token_noise"))
+FREE = tuple(f"model.gpt.{name}" for name in REGULARISATION)
 LIGHTNING = re.compile(r"(lightning\.pytorch\.(callbacks|strategies)\.\w+)?")
 OF_ONE_START = ("ckpt_path", "run_dir", "trainer.default_root_dir", "model.init_from")  # not settings of the run
 

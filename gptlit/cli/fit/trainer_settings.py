@@ -35,11 +35,6 @@ def check_trainer_settings(settings: Mapping[str, Any], fit: bool) -> None:  # n
             f"trainer.limit_train_batches is {trainer['limit_train_batches']}: a run is one pass over "
             "trainer.max_steps batches, set that instead"
         )
-    if trainer["overfit_batches"]:
-        raise UserError(
-            f"trainer.overfit_batches is {trainer['overfit_batches']}: each step has a batch of its own here; "
-            "give a short text as data.corpus to overfit on"
-        )
     for name, harmless, instead in (
         ("max_epochs", (None, 1, -1), "trainer.max_steps"),
         ("min_epochs", (None, 0, 1), "trainer.max_steps"),

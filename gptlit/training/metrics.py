@@ -1,0 +1,218 @@
+"""Metrics: exact means over tokens, where they are published, and which names a callback may monitor."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from gptlit.device.processes import HostCopy, mean_over_processes
+from gptlit.errors import UserError
+from gptlit.training.gradients import norm_is_known
+from gptlit.training.lightning_internals import (
+    callbacks_of,
+    datamodule_of,
+    log_interval,
+    log_to_loggers,
+    set_metrics,
+)
+
+ESTIMATES = ("train/loss_estimate", "val/loss_estimate")  # in the order of the validation loaders after the first
+PROGRESS_BAR = ("train/loss", "val/loss")
+
+
+class TokenSums:
+    """Running sums of loss, tokens and characters, for means that are exact over all tokens.
+
+    The sums are float64 (float32 on MPS, which has no float64) and are no buffers: casting the module to bfloat16 or
+    float16 must not cast them.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None  # (3,): loss, tokens, characters
+
+    def add(self, losses: Tensor, counted: Tensor, characters: Tensor | None = None) -> None:
+        """Add one batch.
+
+        Args:
+            losses: (N,) loss per token, nats; 0 where a token is not counted.
+            counted: (N,) bool.
+            characters: (N,) characters per token; None counts none.
+        """
+        wide = torch.float32 if losses.device.type == "mps" else torch.float64
+        none = losses.new_zeros((), dtype=wide)
+        chars = none if characters is None else (characters * counted).sum(dtype=wide)
+        batch = torch.stack([losses.sum(dtype=wide), counted.sum(dtype=wide), chars])
+        self._sums = batch if self._sums is None else self._sums + batch
+
+    def means(self, strategy: pl.strategies.Strategy) -> tuple[float, float] | None:
+        """Return mean loss per token and mean characters per token over all processes, and reset.
+
+        Returns:
+            None when nothing was added.
+        """
+        if self._sums is None:
+            return None
+        sums = strategy.reduce(self._sums, reduce_op="sum")
+        self._sums = None
+        assert isinstance(sums, Tensor)
+        loss, tokens, characters = sums.tolist()
+        return loss / max(tokens, 1), characters / max(tokens, 1)
+
+    def reset(self) -> None:
+        """Forget what was added."""
+        self._sums = None
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of every token in nats, (B·T,), float32 or better; 0 where the target is ignored.
+
+    Args:
+        logits: (B, T, V).
+        targets: (B, T).
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten(), reduction="none")
+
+
+def evaluation_metrics(part: str, loss: float, chars_per_token: float) -> dict[str, float]:
+    """Return `loss` (nats per token), `bpc` (bits per character) and `perplexity` under the name of a part."""
+    return {
+        f"{part}/loss": loss,
+        f"{part}/bpc": loss / math.log(2) / max(chars_per_token, 1e-12),
+        f"{part}/perplexity": math.exp(min(loss, 700.0)),
+    }
+
+
+class StepMetrics:
+    """Loss, gradient norm and learning rates of the last optimizer step, on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.loss: Tensor | None = None  # (): mean over micro-batches and processes
+        self.grad_norm: Tensor | None = None  # (): before clipping
+        self._micro_losses: list[Tensor] = []
+        self._loss_on_host: HostCopy | None = None
+
+    def reset(self) -> None:
+        """Forget the last step and its micro-batches."""
+        self.loss = self.grad_norm = self._loss_on_host = None
+        self._micro_losses.clear()
+
+    def add(self, loss: Tensor, last: bool) -> None:
+        """Add the loss () of a micro-batch; `last` completes the step and starts the copy to the host."""
+        self._micro_losses.append(loss.detach().clone())  # a CUDA graph writes the next loss into the same memory
+        if last:
+            self.loss = mean_over_processes(torch.stack(self._micro_losses).mean())
+            self._micro_losses.clear()
+            self._loss_on_host = HostCopy(self.loss)
+
+    def require_finite(self, step: int) -> None:
+        """Check the loss before the weights change.
+
+        Raises:
+            FloatingPointError: names the step and what usually helps.
+        """
+        loss = 0.0 if self._loss_on_host is None else self._loss_on_host.item()
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss is {loss} at step {step}: training stopped before the weights changed; lower "
+                "model.optimizer.lr, or set trainer.gradient_clip_val"
+            )
+
+    def tensors(self, optimizer: Optimizer) -> dict[str, Tensor]:
+        """Return `train/loss`, `train/grad_norm` and `lr/ROLE`, without waiting for the device."""
+        found = {
+            f"lr/{group['role']}": torch.tensor(group["lr"], dtype=torch.float64) for group in optimizer.param_groups
+        }
+        for name, value in (("train/loss", self.loss), ("train/grad_norm", self.grad_norm)):
+            if value is not None:
+                found[name] = value
+        return found
+
+
+def is_logged(trainer: pl.Trainer, step: int) -> bool:
+    """Return whether the metrics of an optimizer step go to the loggers."""
+    return step % log_interval(trainer) == 0 or step >= trainer.max_steps
+
+
+def is_monitored(trainer: pl.Trainer, name: str) -> bool:
+    """Return whether a callback monitors the metric."""
+    return any(getattr(callback, "monitor", None) == name for callback in callbacks_of(trainer))
+
+
+def require_finite_validation(loss: float, step: int) -> None:
+    """Check a validation loss.
+
+    Raises:
+        FloatingPointError: names the step and what usually helps.
+    """
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the validation loss is {loss} after step {step}: nothing is saved from here on; lower "
+            "model.optimizer.lr, or choose a wider trainer.precision"
+        )
+
+
+def publish(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:
+    """Publish metrics as `self.log` does, under the number of optimizer steps done and in full precision.
+
+    They reach the loggers, `trainer.callback_metrics`, `trainer.logged_metrics` and, for the losses, the progress bar.
+    `self.log` itself would cast them to the default dtype (bfloat16 in bf16-true), count one step less, and cost 1 ms.
+    """
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+    set_metrics(trainer, tensors, logged=True, bar={name: metrics[name] for name in PROGRESS_BAR if name in metrics})
+    log_to_loggers(trainer, tensors, step)
+
+
+def metric_names(trainer: pl.Trainer) -> set[str]:
+    """Return the names of the metrics that a fit publishes and that a callback can monitor."""
+    names = {"train/loss"} | {f"lr/{group['role']}" for group in trainer.optimizers[0].param_groups}
+    if norm_is_known(trainer):
+        names.add("train/grad_norm")
+    if trainer.enable_validation:
+        names.update(evaluation_metrics("val", 0.0, 1.0))
+        if getattr(datamodule_of(trainer), "estimate_batches", 0):
+            names.update(ESTIMATES)
+    return names
+
+
+def check_monitors(trainer: pl.Trainer) -> None:
+    """Refuse callbacks that monitor a metric which the run does not have.
+
+    Callbacks from outside of Lightning and gptlit may log metrics of their own; where there is one, every name passes.
+
+    Args:
+        trainer: before its first step.
+
+    Raises:
+        UserError: names callback and metric.
+    """
+    callbacks, known = callbacks_of(trainer), metric_names(trainer)
+    if any(not is_shipped(callback) for callback in callbacks):
+        return
+    monitors_rates = any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor is None or monitor in known or (monitors_rates and str(monitor).startswith("lr-")):
+            continue
+        raise UserError(
+            f"is {monitor!r}, which this run does not log; {suggestion(str(monitor), known)}",
+            setting=f"{type(callback).__name__}.monitor",
+        )
+
+
+def is_shipped(callback: pl.Callback) -> bool:
+    """Return whether a callback comes from Lightning or gptlit, and thus logs no metrics that we do not know."""
+    return type(callback).__module__.partition(".")[0] in ("lightning", "gptlit")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean …?", or all names where none is similar."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names)}"
