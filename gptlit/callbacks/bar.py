@@ -18,6 +18,7 @@ from rich.text import Text
 from gptlit.callbacks.console import console
 from gptlit.callbacks.metrics import MetricsLogger
 from gptlit.training.lightning_internals import callbacks_of, log_interval
+from gptlit.training.metrics import validation_counts
 
 REFRESHES_PER_SECOND = 4
 WIDEST_BAR = 40  # characters
@@ -147,7 +148,7 @@ class RunBar(ProgressBar):
         self.pace.pause(trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if self._enabled and validation_counts(trainer):
             self._print(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

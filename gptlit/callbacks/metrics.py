@@ -78,6 +78,7 @@ class MetricsLogger(pl.Callback):
         self.steps_timed += 1
         if not is_logged(trainer, trainer.global_step):
             return
+        pl_module.log_step()
         for name, value in trainer.callback_metrics.items():
             if name.startswith(("train/", "lr/")):
                 self.latest[name] = float(value)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gptlit.callbacks.tensorboard import shown_steps
 from gptlit.model.gpt import GPT
+from gptlit.training.metrics import validation_counts
 from gptlit.training.strategies import holds_whole_model
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Pictures(pl.Callback):
         self.text = text
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.when != "validation" or trainer.state.fn != "fit" or trainer.sanity_checking:
+        if self.when != "validation" or not validation_counts(trainer):
             return
         due = trainer.global_step == 0 or trainer.global_step in shown_steps(trainer)
         if due and (boards := boards_of(trainer)):

@@ -181,6 +181,11 @@ def metric_names(trainer: pl.Trainer) -> set[str]:
     return names
 
 
+def validation_counts(trainer: pl.Trainer) -> bool:
+    """Return whether a validation that ends is one of a fit, the one at step 0 included, and no sanity check."""
+    return trainer.state.fn == "fit" and "val/loss" in trainer.callback_metrics
+
+
 def check_monitors(trainer: pl.Trainer) -> None:
     """Refuse callbacks that monitor a metric which the run does not have.
 

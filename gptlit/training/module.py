@@ -110,6 +110,7 @@ class LitGPT(pl.LightningModule):
         self._step = StepMetrics()
         self._sums = [TokenSums() for _ in range(1 + len(ESTIMATES))]  # per validation loader
         self._validating_initial_weights = False
+        self._logged_step = 0
         self._epoch_start = 0  # optimizer steps made before this epoch
         # Plain types only: a checkpoint must load with weights_only=True.
         self.save_hyperparameters(
@@ -216,6 +217,7 @@ class LitGPT(pl.LightningModule):
     def on_train_start(self) -> None:
         """Forget the last fit, compile if asked to, and validate the initial weights."""
         self.weights_step = self.validated_step = None
+        self._logged_step = self.global_step
         self._step.reset()
         if self.global_step:  # the learning rates of the last step: a callback may read them before the next one
             self._set_rates(self.trainer.optimizers[0], self.global_step - 1)
@@ -286,10 +288,18 @@ class LitGPT(pl.LightningModule):
         set_metrics(self.trainer, self._step.tensors(optimizer))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the step when it is due."""
-        if self._completes_step(batch_idx) and is_logged(self.trainer, self.global_step):
+        self.log_step()
+
+    def log_step(self) -> None:
+        """Log the metrics of the last optimizer step once, when it is due.
+
+        `MetricsLogger` calls this before other callbacks see the end of the step, since one may raise.
+        """
+        step = self.global_step
+        if step != self._logged_step and is_logged(self.trainer, step):
+            self._logged_step = step
             tensors = self._step.tensors(self.trainer.optimizers[0])
-            publish(self.trainer, {name: value.item() for name, value in tensors.items()}, self.global_step)
+            publish(self.trainer, {name: value.item() for name, value in tensors.items()}, step)
 
     def on_train_epoch_end(self) -> None:
         """Refuse an epoch in which no optimizer step was made.

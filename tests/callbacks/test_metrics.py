@@ -108,7 +108,7 @@ def one_step(curves: MetricsLogger, clock: Clock, trainer: Any, seconds: float) 
     curves.on_train_batch_start(trainer, None, None, 0)
     clock.now += seconds
     trainer.global_step += 1
-    curves.on_train_batch_end(trainer, None, None, None, 0)
+    curves.on_train_batch_end(trainer, SimpleNamespace(log_step=lambda: None), None, None, 0)
 
 
 def make_trainer(curves: MetricsLogger) -> Any:
