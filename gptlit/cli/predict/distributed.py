@@ -13,7 +13,7 @@ from gptlit.cli.predict.prompts import Prompt, in_batches
 from gptlit.cli.predict.writer import TextWriter
 from gptlit.errors import UserError
 from gptlit.generation.text import GenerationConfig
-from gptlit.training.module import load_model
+from gptlit.training.loading import load_model
 
 
 def with_trainer(
