@@ -1,4 +1,4 @@
-"""TensorBoard as a person sees it: `gptlit fit`, the command that it prints, and its pages in a headless Chromium.
+"""TensorBoard in a headless Chromium: `gptlit fit`, the command and the address that it prints, and the pages.
 
 Slow, and skipped without Chromium, its driver and selenium (`apt-get install chromium chromium-driver`,
 `pip install selenium`). Two variables of the environment:
@@ -48,7 +48,9 @@ trainer: {max_steps: 200, val_check_interval: 20, log_every_n_steps: 5}
 sample_text: {show: 0}
 """
 
-# Text that can be seen, and elements, through shadow roots and frames.
+GROUP = "return element.textContent.trim()"
+
+# Visible text and elements, through shadow roots and frames.
 SCRIPT = """
 function* nodes(root) {
   for (const node of root.childNodes) {
@@ -77,7 +79,7 @@ def run_dirs(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder of runs, and the command that fit printed for it."""
+    """A folder of runs, and the command that `gptlit fit` printed for it."""
     given = os.environ.get("GPTLIT_TENSORBOARD_RUNS")
     if given:
         folder = Path(given).resolve()
@@ -102,7 +104,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def address(runs: tuple[Path, str]) -> Iterator[str]:
-    """Where the command serves its pages; a free port is the only thing added to it."""
+    """Address of the server that the command starts; only a free port is added to it."""
     folder, command = runs
     process = subprocess.Popen(
         [*shlex.split(command), "--host", "127.0.0.1", "--port", "0"],
@@ -131,14 +133,14 @@ class Board:
         self.driver, self.address = driver, address
 
     def open(self, tab: str, *texts: str) -> str:
-        """Goes to a tab, and waits until every text can be read there."""
+        """Go to a tab, and wait until every text is visible."""
         if not self.driver.current_url.startswith(self.address):
             self.driver.get(f"{self.address}#{tab}")
         self.driver.execute_script("location.hash = arguments[0]", tab)
         return self.wait(*texts)
 
     def wait(self, *texts: str) -> str:
-        """All that can be read, as soon as it has every one of the texts."""
+        """Return the visible text, as soon as it contains all of the texts."""
         seen = ""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
@@ -150,18 +152,18 @@ class Board:
         raise AssertionError(f"after {PATIENCE:.0f} s the page lacks {missing}; it says: {seen[:3000]}")
 
     def on_elements(self, selector: str, script: str) -> list[Any]:
-        """What the script returns for each `element` that a CSS selector finds, and its `number`."""
+        """Run a script for each `element` that a CSS selector finds, with its `number`; return the results."""
         return self.driver.execute_script(ON_ELEMENTS, selector, script)
 
     def click(self, selector: str) -> None:
-        """Clicks every element that a CSS selector finds."""
+        """Click every element that a CSS selector finds."""
         assert self.on_elements(selector, "element.click()"), f"nothing to click: {selector}"
 
     def picture(self, name: str, height: int = 640, settle: float = 3.0) -> None:
-        """Keeps a small screenshot, when a folder is given for it."""
+        """Save a small screenshot, if a folder is given for it."""
         from PIL import Image
 
-        time.sleep(settle)  # lines are drawn, and animations end, after the text is there
+        time.sleep(settle)  # lines are drawn after the text is there
         image = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
         if SCREENSHOTS:
             image = image.crop((0, 0, image.width, min(height, image.height)))
@@ -174,21 +176,21 @@ class Board:
 
 @pytest.fixture(scope="module")
 def board(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    """One browser for all tests."""
+    """The browser of all tests."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in (
         "headless",
         "no-sandbox",
         "disable-gpu",
-        "enable-unsafe-swiftshader",  # the projector draws with WebGL
+        "enable-unsafe-swiftshader",  # charts are drawn with WebGL
         "disable-dev-shm-usage",  # which is small in containers; the renderer dies when it is full
         "disable-quic",
         "no-first-run",
         "disable-background-networking",
         "disable-component-update",
         "disable-sync",
-        "window-size=1500,1000",  # narrower, and TensorBoard lays its menus over each other
+        "window-size=1500,1000",  # if narrower, TensorBoard's menus overlap
         f"user-data-dir={tmp_path_factory.mktemp('profile')}",
     ):
         options.add_argument(f"--{flag}")
@@ -201,30 +203,39 @@ def board(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bo
         driver.quit()
 
 
-def test_time_series_come_in_clear_groups(board: Board) -> None:
-    """Guards against names without a group, or in one group too many."""
-    board.open("timeseries", "lr 2 cards")
-    board.click("button[aria-label='Toggle settings side pane']")
+def test_the_first_view_is_the_loss_of_train_and_val_on_one_chart(board: Board, runs: tuple[Path, str]) -> None:
+    """The page opens without a tab in its address; the first card is `loss`, with two colours a run and a legend."""
+    board.driver.get(f"{board.address}?smoothing=0")
+    text = board.wait("loss", "perf")
+    groups = [group for group in board.on_elements(".group-title", GROUP) if group != "Pinned"]
+    assert groups[0] == "loss"
+    assert "timeseries" in board.driver.current_url.partition("#")[2] or "TIME SERIES" in text
+    names = [f"{name}/{part}" for name in run_dirs(runs[0]) for part in ("train", "val")]
+    legend = board.wait(*names)
+    assert all(name in legend for name in names)
+    slider = board.on_elements("mat-slider input, input[type=number]", "return element.value")
+    assert any(float(value) == 0 for value in slider if value), "the address turns smoothing off"
+    board.picture("tensorboard-curves", height=640, settle=8)
+
+
+def test_groups_of_scalars_have_names_that_explain_themselves(board: Board) -> None:
+    board.open("timeseries", "lr")
     board.click("button[data-value='scalars']")
-    board.wait("perf 2 cards", "train 3 cards", "val 5 cards")
-    groups = board.on_elements(".group-title", "return element.textContent.trim()")
-    assert [group for group in groups if group != "Pinned"] == ["lr", "perf", "train", "val"]
+    board.wait("perf", "train", "val")
+    groups = [group for group in board.on_elements(".group-title", GROUP) if group != "Pinned"]
+    assert groups == ["loss", "lr", "perf", "train", "val"]
 
 
-def test_train_and_val_share_one_chart(board: Board, runs: tuple[Path, str]) -> None:
+def test_charts_by_topic_have_curves(board: Board) -> None:
     """Guards against a layout whose expressions match no tag: its charts would be there, and empty."""
     board.open("custom_scalars", "loss: train and val", "bits per character", "gradient norm")
-    expected = 3 * len(run_dirs(runs[0]))
-    text = board.wait(f"Matches ({expected})")
-    assert re.search(rf"loss: train and val \(nats per token\).*?Matches \({expected}\)", text)
-    assert "Matches (0)" not in text
-    board.on_elements("paper-icon-button[icon=fullscreen]", "if (number === 0) element.click()")  # wide
-    board.picture("tensorboard-curves", height=560)
+    assert "Matches (0)" not in board.wait("Matches (")
 
 
-def test_samples_through_training_and_the_config_can_be_read(board: Board) -> None:
-    """Guards against text that TensorBoard would flow into one paragraph, or that never arrived."""
-    board.open("text", "config/text_summary", "seed_everything", "max_steps")
+def test_samples_come_first_and_the_configuration_is_readable(board: Board) -> None:
+    """Guards against text that TensorBoard shows as one paragraph."""
+    text = board.open("text", "sample/text_summary", "settings/text_summary", "seed_everything", "max_steps")
+    assert text.index("sample/text_summary") < text.index("settings/text_summary")
     board.open("text&tagFilter=sample", "sample/text_summary")
     blocks = board.on_elements("pre code", "return element.textContent")
     assert any(text.count("\n") > 3 and "seed_everything" not in text for text in blocks)
@@ -233,8 +244,8 @@ def test_samples_through_training_and_the_config_can_be_read(board: Board) -> No
 
 
 def test_attention_maps_are_shown(board: Board) -> None:
-    """Guards against pictures in a form that the tab cannot show."""
-    board.open("images", "attention/layer_1")
+    """Guards against pictures in a format that the tab cannot show."""
+    board.open("images", "pictures/attention", "pictures/layer_1")
     deadline = time.monotonic() + PATIENCE
     widths: list[int] = []
     while not any(widths) and time.monotonic() < deadline:
@@ -249,44 +260,21 @@ def test_attention_maps_are_shown(board: Board) -> None:
 
 
 def test_every_run_is_one_row_with_its_losses(board: Board, runs: tuple[Path, str]) -> None:
-    """Guards against hp_metric -1, and against a sub-run of its own for the hyper-parameters."""
+    """Guards against hp_metric -1, and against rows for the sub-runs of the losses."""
     names = run_dirs(runs[0])
-    text = board.open("hparams", "Trial ID", "best val loss", "last val loss", *names)
+    text = board.open("hparams", "Trial ID", "val/best_loss", "optimizer.muon_lr", "data.corpus", *names)
     assert "hp_metric" not in text
     rows = board.on_elements("vaadin-grid", "return element.items ? element.items.map(row => row.name) : []")
     assert sorted(rows[0]) == names
     board.on_elements(
         "paper-checkbox.hparam-checkbox",
-        "if (['data.batch_size', 'optimizer.lr', 'trainer.max_steps'].includes(element.textContent.trim()))"
-        " element.click()",
+        "if (['parameters', 'trainer.max_steps'].includes(element.textContent.trim())) element.click()",
     )
     board.picture("tensorboard-comparison", height=420)
 
 
 def test_histograms_show_weights_and_updates(board: Board) -> None:
-    """Guards against histograms that were written in a form that the tab cannot draw."""
+    """Guards against histograms in a format that the tab cannot draw."""
     board.open("histograms", "updates_log10", "h.0.attn.c_attn")
     assert board.on_elements("path.outline, g.histogram path", "return 1")
     board.picture("tensorboard-updates")
-
-
-def test_the_projector_labels_every_point_by_its_character(board: Board, runs: tuple[Path, str]) -> None:
-    """Guards against a newline in the labels, which would shift them all, and against an embedding without labels."""
-    run = runs[0] / run_dirs(runs[0])[-1]
-    labels = [line.split("\t")[0] for line in (run / "projector" / "metadata.tsv").read_text("utf-8").splitlines()[1:]]
-    channels = len((run / "projector" / "tensors.tsv").read_text().splitlines()[0].split("\t"))
-    board.open("projector", "Points: ", "token embedding after step", "symbol")
-    board.on_elements("vz-projector-data-panel", f"element.selectedRun = '{run.name}'")
-    board.wait(f"Points: {len(labels)}", f"Dimension: {channels}")
-    board.on_elements("#z-checkbox", "if (element.checked) element.click()")
-    board.on_elements("vz-projector-data-panel", "element.selectedColorOptionName = 'kind'")
-    board.on_elements(
-        "vz-projector-input", "element.inRegexMode = true; element.paperInput.value = '.'; element.onTextChanged()"
-    )
-    board.wait(f"Selected {len(labels)} points", "vowel", "capital")
-    shown = board.on_elements(".matches-list .row, .matches-list a", "return element.textContent.trim()")
-    assert set(shown) <= set(labels)
-    assert shown
-    board.on_elements("vz-projector-inspector-panel .clear-selection", "element.click()")
-    board.on_elements("#labels3DMode", "element.click()")  # the characters themselves, in the colours of their kinds
-    board.picture("tensorboard-embedding", height=1000)

@@ -151,7 +151,7 @@ def overfitting_rows(best: float, step: int, last: float) -> Rows:
     if last < OVERFITTED * best:
         return []
     return [
-        ("overfitting", f"val loss rose from {best:.4f} (step {step:,}) to {last:.4f}; best.ckpt has the best"),
+        ("overfitting", f"val loss is {last:.4f}, but was {best:.4f} at step {step:,} (best.ckpt)"),
         ("", f"what helps: fewer steps (--trainer.max_steps {max(step, 1)}), a longer text,"),
         ("", "--model.gpt.dropout 0.2, --model.gpt.token_noise 0.1"),
     ]

@@ -1,0 +1,163 @@
+"""The first run: without a network, on one's own text, stopped, resumed for longer, and overfitted."""
+
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from command import At, extra_callbacks, gptlit, load, write_config
+
+from gptlit.cli.fit.messages import overfitting_rows, rate_note
+from gptlit.data.corpus.download import NetworkError
+from gptlit.optim import ScheduleConfig
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No host can be reached."""
+
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise NetworkError("tinyshakespeare", "no route to host")
+
+    monkeypatch.setattr("gptlit.data.corpus.sources.fetch", fail)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A run on Tiny Shakespeare that falls back to the bundled play: 5 steps are 0.01 passes over it."""
+    return write_config(tmp_path, data__corpus="tinyshakespeare", data__fallback="sample", trainer__limit_val_batches=2)
+
+
+@pytest.mark.usefixtures("offline")
+def test_without_a_network_a_run_is_shortened_and_says_so(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    answer = gptlit("fit", "--config", config, "--run_dir", run, "--fallback_epochs", "0.01")
+    assert answer.code == 0, answer.err
+    assert "fallback_epochs): trainer.max_steps 20 -> 5, trainer.val_check_interval 6 -> 1" in answer.err
+    assert load(run / "last.ckpt")["global_step"] == 5
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["trainer"]["max_steps"] == 5
+    assert settings["trainer"]["val_check_interval"] == 1
+    assert (settings["data"]["corpus"], settings["data"]["fallback"]) == ("sample", None)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_shortened_run_resumes_with_the_text_that_it_used(config: Path, tmp_path: Path) -> None:
+    """With or without a network: its configuration names the play."""
+    run = tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run, "--fallback_epochs", "0.01").code == 0
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 7)
+    assert answer.code == 0, answer.err
+    assert load(run / "last.ckpt")["global_step"] == 7
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [(("--trainer.max_steps", "12", "--fallback_epochs", "0.01"), 12), (("--fallback_epochs", "0"), 20)],
+)
+def test_a_length_that_is_given_is_obeyed(config: Path, tmp_path: Path, flags: tuple[str, ...], steps: int) -> None:
+    run = tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run, *flags).code == 0
+    assert load(run / "last.ckpt")["global_step"] == steps
+
+
+def test_with_the_text_at_hand_nothing_is_shortened(tmp_path: Path) -> None:
+    config = write_config(tmp_path, data__fallback="sample")
+    run = tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run, "--fallback_epochs", "0.01").code == 0
+    assert load(run / "last.ckpt")["global_step"] == 20
+
+
+def test_a_negative_number_of_passes_is_refused(config: Path) -> None:
+    answer = gptlit("fit", "--config", config, "--data.corpus", "sample", "--fallback_epochs", "-1")
+    assert answer.code == 2
+    assert "fallback_epochs is -1.0: it must be 0 (do not shorten) or more" in answer.err
+
+
+# ---------------------------------------------------------------- names of runs
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("my.txt", "small-my"), ("my novel (2).txt", "small-my-novel-2"), ("Gedichte.TXT", "small-Gedichte")],
+)
+def test_a_run_on_a_text_of_ones_own_is_named_after_it(tmp_path: Path, file: str, name: str) -> None:
+    config = write_config(tmp_path)
+    (tmp_path / "text.txt").rename(tmp_path / file)
+    flags = ("--data.corpus", tmp_path / file, "--trainer.max_steps", 1)
+    assert gptlit("fit", "--config", config, *flags).code == 0
+    assert [path.name for path in Path("checkpoints").iterdir()] == [name]
+
+
+# ---------------------------------------------------------------- stopped, resumed, overfitted
+
+
+def test_ctrl_c_names_both_checkpoints_with_their_losses_and_the_command_that_resumes(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stop = At("on_train_batch_end", 9, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with extra_callbacks(stop):
+        answer = gptlit("fit", "--config", write_config(tmp_path), "--run_dir", run)
+    assert answer.code == 130
+    best = load(run / "best.ckpt")
+    state = load(run / "last.ckpt")["callbacks"]["RunCheckpoints"]
+    lines = answer.err.strip().splitlines()[-4:]
+    assert lines[0] == "gptlit: stopped by SIGINT after step 10"
+    assert lines[1] == f"best.ckpt (step {best['global_step']}): val loss {state['best_score']:.4f}"
+    assert lines[2].startswith("last.ckpt (step 10) is intact, train loss ")
+    assert lines[3] == f"resume with: gptlit fit --ckpt_path {run}"
+
+
+@pytest.mark.parametrize(
+    ("shape", "before", "after", "note"),
+    [
+        ("linear", 1000, 2000, "the linear schedule of 2,000 steps is at 50% of its peak at step 1,000"),
+        ("cosine", 1000, 4000, "the cosine schedule of 4,000 steps is at 85% of its peak at step 1,000"),
+        ("constant", 1000, 2000, None),
+        ("linear", 1000, 1000, None),
+    ],
+)
+def test_a_longer_run_says_what_happens_to_the_learning_rate(
+    shape: Any, before: int, after: int, note: str | None
+) -> None:
+    module: Any = SimpleNamespace(schedule=ScheduleConfig(shape=shape))
+    said = rate_note(module, 1000, {"trainer.max_steps": (before, after)})
+    if note is None:
+        assert said is None
+    else:
+        assert said is not None
+        assert note in said
+        assert said.endswith("(that of 1,000 steps: at 0%)")
+    assert rate_note(module, 1000, {}) is None
+
+
+def test_resuming_a_finished_run_for_longer_prints_the_rate(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = write_config(tmp_path, model__schedule={"shape": "linear"})
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 40)
+    assert "the linear schedule of 40 steps is at 50% of its peak at step 20 (that of 20 steps: at 0%)" in answer.err
+
+
+def test_a_loss_far_above_its_best_is_called_overfitting() -> None:
+    assert overfitting_rows(1.5, 400, 1.57) == []
+    rows = overfitting_rows(1.6103, 500, 3.2984)
+    assert rows[0] == ("overfitting", "val loss is 3.2984, but was 1.6103 at step 500 (best.ckpt)")
+    text = " ".join(value for _, value in rows)
+    for advice in ("--trainer.max_steps 500", "--model.gpt.dropout", "--model.gpt.token_noise", "longer text"):
+        assert advice in text
+    assert all(len(value) <= 80 - len("training time  ") for _, value in rows)
+
+
+def test_the_opening_lines_fit_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    """Apart from paths, which may be longer."""
+    config = write_config(tmp_path)
+    said = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run").err.splitlines()
+    opening = said[: next(number for number, line in enumerate(said) if line.startswith("step") and " of 20" in line)]
+    names = [line[:10].strip() for line in opening]
+    assert names[:6] == ["gptlit 0.1", "config", "text", "model", "step", "length"]
+    assert all(len(line) <= 80 for line in opening if str(tmp_path) not in line)
+    assert f"config      {config}" in opening
