@@ -41,7 +41,7 @@ def dispatch(verb: str, arguments: list[str], options: dict[str, Any]) -> int:
         from gptlit.checkpoint.run_dir import started_by_first_process
 
         if not started_by_first_process():  # the first process meets the same error and reports it
-            flag = "--" if error.setting else ""
+            flag = "--" if error.setting and not error.setting.startswith("-") else ""
             print(f"gptlit: {flag}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:

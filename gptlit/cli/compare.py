@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gptlit.callbacks.pictures import rasterize
 from gptlit.checkpoint.atomic import atomic_write
 from gptlit.checkpoint.files import find_resume_point
@@ -16,7 +14,7 @@ from gptlit.cli.messages import duration, say
 from gptlit.cli.parser import PlainParser
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
-from gptlit.model.gpt import GPT
+from gptlit.model.gpt import meta_model
 
 TRAIN, VAL = "tab:blue", "tab:orange"
 SMOOTHED_FROM = 100  # points of a training curve from which on its mean is drawn as well
@@ -87,9 +85,7 @@ def read_curve(folder: Path, name: str) -> dict[int, float]:
 
 def count_parameters(gpt: dict[str, Any]) -> int:
     """Count the parameters of a model, tied ones once; nothing is allocated."""
-    position = "learned" if gpt["position"] == "learned" else "none"  # RoPE has none, and cannot be built without data
-    with torch.device("meta"):
-        return sum(p.numel() for p in GPT(GPTConfig(**{**gpt, "position": position})).parameters())
+    return sum(parameter.numel() for parameter in meta_model(GPTConfig(**gpt)).parameters())
 
 
 # ---------------------------------------------------------------- the command

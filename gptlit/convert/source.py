@@ -1,14 +1,12 @@
 """A model to start from, wherever it comes from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass
 
 from gptlit.convert.gpt2_weights import Weights
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
-from gptlit.model.gpt import GPT
+from gptlit.model.gpt import meta_model
 from gptlit.tokenizer import Tokenizer
 
 SETTING = "model.init_from"  # for messages
@@ -34,11 +32,7 @@ def check_complete(weights: Weights, gpt: GPTConfig, source: object) -> Weights:
     Raises:
         UserError: names one that is missing, unknown or of another shape.
     """
-    # RoPE has no weights, and its tables cannot be computed on the meta device.
-    position = "none" if gpt.position == "rope" else gpt.position
-    with torch.device("meta"):
-        model = GPT(replace(gpt, position=position))
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in meta_model(gpt).state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

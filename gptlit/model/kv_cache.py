@@ -1,4 +1,4 @@
-"""What a transformer remembers of the positions it has read. Shapes as in `gptlit.model.gpt`."""
+"""Key-value cache. Shapes as in `gptlit.model.gpt`."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,17 @@ from gptlit.model.config import GPTConfig
 
 
 class KVCache:
-    """Keys and values of the positions already read, so that a new token costs one position and not T.
+    """Keys and values of the positions already read, so that a new token costs one position instead of T.
 
-    The caller makes it and hands it to `GPT.forward`, which fills it; the model itself stays without state. Rows may
-    hold prompts of different lengths: prefill them padded on the right, then call `truncate` with their true lengths.
+    The caller creates it and passes it to `GPT.forward`, which fills it; the model has no state. Rows may have prompts
+    of different lengths: prefill them padded on the right, then call `truncate` with their true lengths.
+
+    Args:
+        config: architecture of the model.
+        batch_size: B, the number of rows.
+        device: of the model.
+        dtype: of the model.
+        capacity: positions that fit; at most, and by default, `block_size`.
     """
 
     def __init__(
@@ -25,9 +32,9 @@ class KVCache:
         self.batch_size = batch_size
         shape = (2, config.n_layer, batch_size, config.n_head, self.capacity, config.head_dim)
         self.both = torch.empty(shape, device=device, dtype=dtype)
-        # Views one by one: autograd lets nobody write to those that `unbind` gives.
+        # Not `unbind`: autograd forbids in-place writes to its views.
         self.keys, self.values = self.both[0], self.both[1]  # (n_layer, B, H, T, D) each
-        # What the MLPs read from earlier positions; position p in row token_shift + p, behind rows of zeros.
+        # Inputs of the MLPs for token shift: position p in row token_shift + p, after rows of zeros.
         earlier = (config.n_layer, batch_size, config.token_shift + self.capacity, config.shifted_channels)
         self.earlier = torch.zeros(earlier, device=device, dtype=dtype) if config.token_shift else None
         self.length = 0  # positions filled in the longest row
@@ -35,22 +42,22 @@ class KVCache:
         self._slots: tuple[Tensor, Tensor] | None = None  # where the next tokens go, the same in every layer
 
     def truncate(self, row_lengths: Tensor) -> None:
-        """Declares how many positions of each row are real, (B,) int64; later tokens overwrite the rest."""
+        """Set how many positions of each row are valid, (B,) int64; later tokens overwrite the rest."""
         longest = int(row_lengths.max())
         if longest > self.length:
-            raise ValueError(f"a row of {longest} positions cannot be kept of a cache that holds {self.length}")
+            raise ValueError(f"a row cannot have {longest} positions: the cache holds {self.length}")
         self.length = longest
         self.row_lengths = None if bool((row_lengths == longest).all()) else row_lengths.clone()
         if self.row_lengths is not None:
-            # What a shorter row has not reached is masked by a weight of 0; but 0 times garbage may be NaN.
+            # Positions after a row's end get the weight 0; but 0 times uninitialised memory may be NaN.
             self.keys[:, :, :, longest:] = self.values[:, :, :, longest:] = 0
 
     def clear(self) -> None:
-        """Forgets every position, of all rows."""
+        """Remove all positions of all rows."""
         self.length, self.row_lengths, self._slots = 0, None, None
 
     def expand(self, rows: Tensor) -> "KVCache":
-        """A cache whose row i is a copy of row `rows[i]` of this one: one prefilled prompt, many samples."""
+        """Return a cache whose row i is a copy of row `rows[i]` of this one: one prefilled prompt, many samples."""
         copy = object.__new__(KVCache)
         copy.batch_size, copy.capacity, copy.length, copy._slots = len(rows), self.capacity, self.length, None
         copy.both = self.both.new_empty((*self.both.shape[:2], len(rows), *self.both.shape[3:]))
@@ -63,7 +70,7 @@ class KVCache:
         return copy
 
     def replace(self, rows: Tensor, other: "KVCache") -> None:
-        """Makes row `rows[i]` (int64) a copy of row i of `other`, which may hold less; the other rows stay."""
+        """Overwrite row `rows[i]` (int64) with row i of `other`, which may hold fewer positions."""
         held = other.length
         self.keys[:, rows, :, :held] = other.keys[:, :, :, :held]
         self.values[:, rows, :, :held] = other.values[:, :, :, :held]
@@ -77,16 +84,16 @@ class KVCache:
         self.truncate(row_lengths)
 
     def positions(self, new: int, device: torch.device) -> Tensor:
-        """Positions of the next `new` tokens: (new,), or (B, new) when rows differ in length."""
+        """Return the positions of the next `new` tokens: (new,), or (B, new) if rows differ in length."""
         if self.row_lengths is None:
             return torch.arange(self.length, self.length + new, device=device)
-        # One token's are at hand: each operation spared counts for sampling.
+        # For one token no operation is needed; each one counts for sampling.
         return self.row_lengths[:, None] if new == 1 else self.row_lengths[:, None] + torch.arange(new, device=device)
 
     def mask(self, new: int, device: torch.device) -> Tensor | None:
-        """What the next `new` queries may see, broadcastable to (B, H, new, length + new); None where all is seen.
+        """Return the mask of the next `new` queries, broadcastable to (B, H, new, length + new); None if not needed.
 
-        Only needed after position 0: `is_causal=True` aligns a query shorter than its keys at the top left.
+        Not needed at position 0. After it `is_causal=True` is wrong: it aligns queries with the first keys.
         """
         if self.row_lengths is None:
             if new == 1 or self.length == 0:
@@ -97,11 +104,11 @@ class KVCache:
         return (columns[None, None, :] <= self.positions(new, device)[:, :, None])[:, None]  # (B, 1, new, length + new)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes k and v (B, H, new, D) behind what is there; returns all of the layer's (B, H, length + new, D)."""
+        """Append k and v (B, H, new, D) to a layer; return all of its keys and values (B, H, length + new, D)."""
         keys, values, new = self.keys[layer], self.values[layer], k.size(2)
         end = self.length + new
         if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} positions; {end} were asked for")
+            raise ValueError(f"the cache has capacity {self.capacity}, but {end} positions are needed")
         if self.row_lengths is None:
             keys.narrow(2, self.length, new).copy_(k)
             values.narrow(2, self.length, new).copy_(v)
@@ -115,9 +122,9 @@ class KVCache:
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def remember(self, layer: int, x: Tensor) -> Tensor:
-        """Writes x (B, new, S) behind what is there; returns it behind the `reach` rows before it, (B, reach + new, S).
+        """Append x (B, new, S), inputs of an MLP; return it with the `reach` positions before it, (B, reach + new, S).
 
-        S channels of an MLP's input are kept, and `reach` is the model's `token_shift`.
+        S is the number of shifted channels, and `reach` the model's `token_shift`.
         """
         assert self.earlier is not None
         kept, new = self.earlier[layer], x.size(1)  # (B, reach + capacity, S)
@@ -131,7 +138,7 @@ class KVCache:
         return kept[rows, columns]
 
     def advance(self, new: int) -> None:
-        """Counts `new` more positions as filled."""
+        """Count `new` more positions as filled."""
         self.length += new
         self._slots = None
         if self.row_lengths is not None:

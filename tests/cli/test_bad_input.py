@@ -124,7 +124,7 @@ FIT --trainer.logger.class_path os.system                     | --trainer.logger
 FIT --seed_everything 99999999999999999999                    | seed_everything is 99999999999999999999
 FIT --data.block_size 8                                       | --model.gpt.block_size
 FIT --model.seed 3                                            | --seed_everything
-FIT --model.gpt.n_head 3                                      | model.gpt.n_head (3)
+FIT --model.gpt.n_head 3                                      | --model.gpt.n_embd is 16, which is not a multiple
 FIT --model.gpt.n_embd 6                                      | model.gpt.position is rope
 FIT --model.gpt.n_head 0                                      | model.gpt.n_head is 0
 FIT --model.gpt.n_embd 0                                      | model.gpt.n_embd is 0

@@ -1,4 +1,4 @@
-"""The GPT computes what the lecture writes out, in every dialect, with the published numbers of parameters."""
+"""The GPT equals the lecture's formulas in every dialect, with the published numbers of parameters."""
 
 import dataclasses
 import math
@@ -15,15 +15,15 @@ from gptlit.model.gpt import (
     GPT,
     CausalSelfAttention,
     attend,
-    drop,
+    meta_model,
+    plain_attention_is_faster,
     rms_norm,
-    rope_angles,
-    rotate,
     shift_tokens,
-    with_noise,
-    written_out_is_faster,
 )
 from gptlit.model.kv_cache import KVCache
+from gptlit.model.loss import cross_entropy
+from gptlit.model.noise import drop, with_noise
+from gptlit.model.rope import rope_angles, rotate
 
 SCALED = {"block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
 PUBLISHED_COUNTS = {
@@ -52,9 +52,8 @@ PUBLISHED_COUNTS = {
 
 @pytest.mark.parametrize(("fields", "count"), PUBLISHED_COUNTS.values(), ids=PUBLISHED_COUNTS)
 def test_parameter_counts_are_the_published_ones(fields: dict, count: int) -> None:
-    """Guards against a bias, a tie or a norm that crept in or fell out."""
-    with torch.device("meta"):
-        model = GPT(GPTConfig(**fields))
+    """Guards against a bias, a tie or a norm too many or too few."""
+    model = meta_model(GPTConfig(**fields))
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
@@ -106,13 +105,13 @@ def written_out_attention(attn: CausalSelfAttention, x: Tensor, rotation: tuple[
 
 
 @pytest.mark.parametrize("precision", ["highest", "medium"])
-def test_both_ways_through_attention_agree(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plain operations that a CPU takes at lower precision are the fused kernel's, with and without a mask."""
+def test_plain_and_fused_attention_agree(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without a mask, at the precisions that choose between them."""
     q, k, v = torch.randn(3, 2, 4, 7, 8)
     mask = torch.rand(2, 1, 7, 7) > 0.3
     mask[..., 0] = True
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
-    assert written_out_is_faster(q) == (precision == "medium")
+    assert plain_attention_is_faster(q) == (precision == "medium")
     fused = torch.nn.functional.scaled_dot_product_attention
     torch.testing.assert_close(attend(q, k, v, None, 0.0), fused(q, k, v, is_causal=True))
     torch.testing.assert_close(attend(q, k, v, mask, 0.0), fused(q, k, v, attn_mask=mask))
@@ -126,10 +125,10 @@ def turned_by_complex_numbers(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Ten
     return torch.cat((z.real, z.imag), dim=-1)
 
 
-def test_attention_equals_the_written_out_one(dialect: GPTConfig) -> None:
-    """Guards against a wrong mask, scale, split of heads or rotation inside the fused kernel's call."""
+def test_attention_equals_the_lectures_formula(dialect: GPTConfig) -> None:
+    """Guards against a wrong mask, scale, head split or rotation in the call of the fused kernel."""
     if not dialect.n_layer:
-        pytest.skip("no attention in this rung")
+        pytest.skip("no attention in this dialect")
     model = random_gpt(dialect)
     x = torch.randn(3, 7, dialect.n_embd, dtype=torch.float64)
     rotation = model.rotation(torch.arange(7), torch.float64)
@@ -226,8 +225,8 @@ def test_too_long_a_context_is_refused(dialect: GPTConfig) -> None:
         random_gpt(dialect)(torch.zeros(1, dialect.block_size + 1, dtype=torch.int64))
 
 
-def test_shifted_tokens_come_from_as_far_back_as_their_group() -> None:
-    """Guards against a shift by one too many, into the future, or across the beginning."""
+def test_each_group_of_channels_is_shifted_by_its_own_distance() -> None:
+    """Guards against a shift by one too many, into the future, or across the start."""
     x = torch.arange(1, 6, dtype=torch.float64)[None, :, None].expand(1, 5, 8)  # position t holds t + 1
     shifted = shift_tokens(x, 2, 4)[0]
     assert shifted[:, :2].tolist() == [[t, t] for t in (0, 1, 2, 3, 4)]
@@ -235,8 +234,8 @@ def test_shifted_tokens_come_from_as_far_back_as_their_group() -> None:
     assert torch.equal(shifted[:, 4:], x[0, :, 4:])
 
 
-def test_no_position_sees_what_comes_after_it(dialect: GPTConfig) -> None:
-    """A model that looks ahead has a wonderful loss and writes nonsense."""
+def test_no_position_depends_on_later_tokens(dialect: GPTConfig) -> None:
+    """A model that sees the future has a very low loss and generates nonsense."""
     model = random_gpt(dialect)
     ids = torch.randint(65, (2, dialect.block_size))
     changed = ids.clone()
@@ -244,8 +243,8 @@ def test_no_position_sees_what_comes_after_it(dialect: GPTConfig) -> None:
     assert torch.equal(model(ids)[:, :5], model(changed)[:, :5])
 
 
-def test_rotation_depends_on_distance_alone() -> None:
-    """The score of a query at p and a key at q is a function of p - q: what rotary embedding is for."""
+def test_rope_scores_depend_on_distance_only() -> None:
+    """The score of a query at p and a key at r is a function of p - r."""
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
 
     def score(p: int, r: int) -> float:
@@ -265,7 +264,7 @@ def test_rms_norm_gives_a_root_mean_square_of_one() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"n_embd": 100, "n_head": 3}, "multiple of model.gpt.n_head"),
+        ({"n_embd": 100, "n_head": 3}, "n_embd is 100, which is not a multiple of n_head"),
         ({"block_size": 0}, "block_size is 0"),
         ({"n_layer": -1}, "n_layer is -1"),
         ({"dropout": 1.0}, "dropout is 1.0"),
@@ -276,13 +275,14 @@ def test_rms_norm_gives_a_root_mean_square_of_one() -> None:
     ],
 )
 def test_an_impossible_architecture_is_refused_by_name(fields: dict, words: str) -> None:
-    """Guards against a shape error later, far from the flag that caused it."""
-    with pytest.raises(UserError, match=words):
+    """Guards against a shape error later, far from the setting that caused it."""
+    with pytest.raises(UserError, match=words) as caught:
         GPTConfig(**fields)
+    assert caught.value.setting in {field.name for field in dataclasses.fields(GPTConfig)}
 
 
-def test_dropout_keeps_the_mean_and_drops_the_right_share() -> None:
-    """The cheap draw of the CPU must be dropout: a share p of zeros, the rest scaled by 1 / (1 - p)."""
+def test_dropout_zeroes_the_right_fraction_and_rescales() -> None:
+    """Dropout by random bytes, as on a CPU, must be dropout: a fraction p of zeros, the rest times 1 / (1 - p)."""
     model = GPT(GPTConfig(vocab_size=65, dropout=0.25)).train()
     x = torch.ones(8, 64, 128)
     for random_bytes in (model.dropout_bytes(x)[0, 0], None):
@@ -291,8 +291,8 @@ def test_dropout_keeps_the_mean_and_drops_the_right_share() -> None:
         assert dropped.max().item() == pytest.approx(4 / 3)
 
 
-def test_noise_replaces_the_right_share_of_tokens_in_training_alone() -> None:
-    """Guards against samples drawn after, and losses measured on, a text that nobody wrote."""
+def test_token_noise_replaces_the_right_fraction_of_tokens_in_training_only() -> None:
+    """Guards against noise in sampling and validation."""
     torch.manual_seed(0)
     ids = torch.full((100, 100), 7)
     share = (with_noise(ids, 0.2, 50) != ids).float().mean().item()
@@ -304,7 +304,7 @@ def test_noise_replaces_the_right_share_of_tokens_in_training_alone() -> None:
 
 
 def test_dropout_is_off_outside_training_and_follows_the_seed() -> None:
-    """Guards against samples drawn with dropout on, and against masks that no seed reproduces."""
+    """Guards against sampling with dropout, and against masks that no seed reproduces."""
     config = GPTConfig(**DIALECTS["modern"] | {"dropout": 0.3, "init": "normal"})
     model = GPT(config)
     ids = torch.randint(65, (4, 16))
@@ -315,3 +315,67 @@ def test_dropout_is_off_outside_training_and_follows_the_seed() -> None:
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
     assert torch.equal(model.eval()(ids), model(ids))
+
+
+# ---------------------------------------------------------------- targets that do not count
+
+
+@pytest.mark.parametrize("ignored", [-100, -1, -7])
+def test_negative_targets_do_not_count(ignored: int) -> None:
+    """Loss and gradients are those of the positions that count, bit for bit."""
+    model = random_gpt(GPTConfig(**DIALECTS["nanogpt"]))
+    ids = torch.randint(65, (3, 8), generator=torch.Generator().manual_seed(0))
+    targets = ids.roll(-1, 1)
+    targets[:, 5:] = ignored
+    targets[1] = ignored
+    model(ids, targets=targets).backward()
+    gradient = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    loss = F.cross_entropy(model(ids)[[0, 2], :5].flatten(0, 1), targets[[0, 2], :5].flatten())
+    loss.backward()
+    torch.testing.assert_close(model(ids, targets=targets), loss)
+    torch.testing.assert_close(gradient, model.lm_head.weight.grad)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_batch_without_counted_targets_has_loss_zero_and_gradients_zero(reduction: str) -> None:
+    """The mean of no numbers would be NaN, and end the training."""
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    loss = cross_entropy(logits, torch.full((2, 3), -1), reduction)  # type: ignore[arg-type]
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_a_loss_that_is_nan_stays_nan() -> None:
+    """Guards against hiding a divergence behind the rule for ignored targets."""
+    assert cross_entropy(torch.full((1, 2, 5), torch.nan), torch.zeros(1, 2, dtype=torch.long)).isnan()
+
+
+# ---------------------------------------------------------------- other programs
+
+
+def test_the_meta_model_has_the_names_and_shapes_of_the_model(dialect: GPTConfig) -> None:
+    model = meta_model(dialect)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in GPT(dialect).state_dict().items()}
+
+
+def test_torch_export_takes_any_batch_and_length(dialect: GPTConfig) -> None:
+    model, T = random_gpt(dialect), dialect.block_size
+    dimensions = {"ids": {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", min=2, max=T)}}
+    example = torch.randint(65, (2, 4))
+    exported = torch.export.export(model, (example,), dynamic_shapes=dimensions)
+    for shape in ((1, T), (3, 5)):
+        ids = torch.randint(65, shape)
+        torch.testing.assert_close(exported.module()(ids), model(ids))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_jit_trace_takes_any_batch_of_the_traced_length(dialect: GPTConfig) -> None:
+    model = random_gpt(dialect)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, (torch.randint(65, (2, 7)),))
+        ids = torch.randint(65, (5, 7))
+        torch.testing.assert_close(traced(ids), model(ids))

@@ -21,6 +21,7 @@ from gptlit.cli.fit.trainer_settings import NoProfiler, check_devices
 from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError, cause_of, settings_under
+from gptlit.model.config import GPTConfig
 from gptlit.training.module import LitGPT, check_vocabulary
 
 LONGEST_NAME = 40  # characters of a text's name in that of a run
@@ -36,12 +37,21 @@ def instantiate(plan: Plan) -> Namespace:
     if plan.start is not None:
         config.model.tokenizer = plan.start.checkpoint["hyper_parameters"]["tokenizer"]
     try:
-        return make_parser(plan.verb).instantiate_classes(config)
+        parser = make_parser(plan.verb)
+        parser.add_instantiator(make_gpt_config, GPTConfig)
+        return parser.instantiate_classes(config)
     except ValueError as error:
         missing = cause_of(error, ModuleNotFoundError)
         if missing is None or isinstance(error, UserError):
             raise
         raise UserError(f"the settings name something that is not installed: {missing}") from error
+
+
+def make_gpt_config(kind: type[GPTConfig], *args: Any, **settings: Any) -> GPTConfig:
+    """Make the architecture; its errors name settings of `model.gpt`. Called by jsonargparse."""
+    settings.pop("applied_instantiation_links", None)
+    with settings_under("model.gpt"):
+        return kind(*args, **settings)
 
 
 def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:

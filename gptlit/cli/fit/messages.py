@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -21,7 +20,7 @@ from gptlit.cli.messages import duration
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
-from gptlit.model.gpt import GPT
+from gptlit.model.gpt import meta_model
 from gptlit.optim import OptimizerConfig, learning_rate_factor, parameter_groups
 from gptlit.tokenizer import Tokenizer
 from gptlit.training.lightning_internals import datamodule_of
@@ -78,11 +77,9 @@ def step_size(data: TextDataModule, trainer: pl.Trainer) -> str:
 def count_numbers(config: GPTConfig, optimizer: OptimizerConfig) -> tuple[int, int]:
     """Count the parameters of a model, and all numbers kept between steps: with gradients and optimizer state.
 
-    The model is built on the meta device, without memory. The tables of rotary embeddings are not parameters.
+    Nothing is allocated.
     """
-    with torch.device("meta"):
-        model = GPT(replace(config, position="none" if config.position == "rope" else config.position))
-    groups: Sequence[dict[str, Any]] = parameter_groups(model, optimizer)
+    groups: Sequence[dict[str, Any]] = parameter_groups(meta_model(config), optimizer)
     sizes = {group["role"]: sum(p.numel() for p in group["params"]) for group in groups}
     return sum(sizes.values()), sum((2 + STATES[role]) * size for role, size in sizes.items())
 

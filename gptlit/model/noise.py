@@ -1,0 +1,19 @@
+"""Random changes of a training step: token noise and dropout."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def with_noise(ids: Tensor, probability: float, vocab_size: int) -> Tensor:
+    """Replace each id with `probability` by a random one of the vocabulary; same shape."""
+    others = torch.randint(vocab_size, ids.shape, device=ids.device)
+    return torch.where(torch.rand(ids.shape, device=ids.device) < probability, others, ids)
+
+
+def drop(x: Tensor, probability: float, random_bytes: Tensor | None) -> Tensor:
+    """Dropout (Srivastava et al. 2014) by random bytes of the shape of x; torch's own dropout if there are none."""
+    if random_bytes is None:
+        return F.dropout(x, probability)
+    threshold = round(256 * probability)
+    return x * (random_bytes >= threshold).to(x.dtype) * (256 / (256 - threshold))
