@@ -167,7 +167,7 @@ class Panel {
   headingOf(token) {
     if (token === null) return [`Next ${this.unit}`];
     const label = token.id < 0 ? visible(this.text.slice(token.start, token.end)) : this.tokenizer.label(token.id);
-    return ['Prediction of ', element('bdi', { textContent: `“${label}”` })];
+    return ['Prediction of “', element('bdi', { textContent: label }), '”'];
   }
 }
 
