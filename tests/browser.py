@@ -66,5 +66,5 @@ def keep_screenshot(driver: Any, name: str) -> None:
     if image.width > 1000:
         image = image.resize((1000, round(1000 * image.height / image.width)), Image.Resampling.LANCZOS)
     Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
-    palette = image.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    palette = image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     palette.save(Path(SCREENSHOTS) / f"{name}.png", optimize=True)
