@@ -92,7 +92,7 @@ def test_sampled_text_equals_that_of_generate(model: GPT, sampling: Sampling) ->
         given.prompt.forEach((id) => reading.push(id));
         result = [];
         while (result.length < given.count) {
-          const probabilities = nextTokenProbabilities(reading.logits(reading.length - 1), given.sampling);
+          const probabilities = distribution(reading.logits(reading.length - 1), given.sampling);
           result.push(draw(probabilities, random.random()));
           reading.push(result.at(-1));
         }
@@ -115,7 +115,7 @@ def test_the_distribution_equals_that_of_generate_with_every_filter() -> None:
     temperatures, ks, ps, ms = (0.0, 0.3, 1.0, 2.0), (None, 1, 2, 7), (None, 0.5, 1.0), (None, 0.0, 0.1)
     cases = [Sampling(t, k, p, m) for t in temperatures for k in ks for p in ps for m in ms]
     result = run_script(
-        "result = given.cases.map((c) => Array.from(nextTokenProbabilities(Float64Array.from(given.logits), c)));",
+        "result = given.cases.map((c) => Array.from(distribution(Float64Array.from(given.logits), c)));",
         {"logits": logits.tolist(), "cases": [as_script(case) for case in cases]},
     )
     for case, found in zip(cases, result, strict=True):
