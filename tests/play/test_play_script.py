@@ -148,11 +148,14 @@ def test_float16_weights_are_those_of_torch() -> None:
     assert result == table.half().double().tolist()
 
 
-@pytest.fixture(scope="module")
-def bpe() -> BPETokenizer:
-    """A byte-level BPE that merges some words and some parts of characters."""
-    pytest.importorskip("tokenizers")
-    return BPETokenizer.train("to be or not to be, that's the question 你好你好 سلام naïve 12 12 " * 3, 320)
+@pytest.fixture(scope="module", params=["gptlit", "GPT-2"])
+def bpe(request: pytest.FixtureRequest) -> BPETokenizer:
+    """A byte-level BPE that merges some words and some parts of characters; with either pattern for words."""
+    trained = BPETokenizer.train("to be or not to be, that's the question 你好你好 سلام नमस्ते naïve 12 12 " * 3, 320)
+    if request.param == "gptlit":
+        return trained
+    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return BPETokenizer({**trained.definition, "pre_tokenizer": by_bytes})
 
 
 @settings(max_examples=30, deadline=None)
