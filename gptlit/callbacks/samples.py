@@ -23,7 +23,8 @@ class SampleText(pl.Callback):
 
     Args:
         run_dir: folder of the run.
-        prompt: text to continue; characters that are not in the vocabulary are left out.
+        prompt: text to continue; characters that are not in the vocabulary are left out. null is the start of a
+            document, or a newline where the text is one document.
         max_new_tokens: tokens to sample; 0 turns samples off.
         temperature: as in `gptlit predict`; 0 takes the most probable token.
         top_k: as in `gptlit predict`: sample from the k most probable tokens; null keeps all.
@@ -34,7 +35,7 @@ class SampleText(pl.Callback):
     def __init__(
         self,
         run_dir: str | Path,
-        prompt: str = "\n",
+        prompt: str | None = None,
         max_new_tokens: int = 500,
         temperature: float = 0.8,
         top_k: int | None = None,
@@ -54,7 +55,8 @@ class SampleText(pl.Callback):
         first = trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit"
         if not (first and self.max_new_tokens and holds_whole_model(trainer)):
             return
-        text = self.draw(pl_module)
+        corpus = getattr(getattr(trainer, "datamodule", None), "corpus", None)
+        text = self.draw(pl_module, getattr(corpus, "document_start", None) or "\n")
         atomic_write_text(self.run_dir / "samples" / f"step-{trainer.global_step:06d}.txt", text)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -64,10 +66,11 @@ class SampleText(pl.Callback):
             shown = Padding(Text(text[: self.show].strip()), (0, 0, 0, 4), expand=False)
             console().print(label, shown, soft_wrap=False)
 
-    def draw(self, module: Any) -> str:
-        """Return prompt and continuation."""
+    def draw(self, module: Any, document_start: str = "\n") -> str:
+        """Return prompt and continuation; without a prompt a new document."""
         tokenizer = module.tokenizer
-        start = tokenizer.encode(self.prompt, unknown="skip") or [0]
+        prompt = document_start if self.prompt is None else self.prompt
+        start = tokenizer.encode(prompt, unknown="skip") or [0]
         ids = torch.tensor([start], device=module.device)  # (1, T)
         sampled = generate(module.network, ids, self.max_new_tokens, self.sampling, seed=self.seed)
         return tokenizer.decode([*start, *(int(token) for (token,) in sampled)])

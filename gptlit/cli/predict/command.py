@@ -6,6 +6,7 @@ precisions go through the Trainer.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -39,7 +40,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--prompt",
         type=str | None,
-        help="Text to continue; `-` reads it from stdin, `FILE:path` from a file. Default: a newline.",
+        help="Text to continue; `-` reads it from stdin, `FILE:path` from a file. Default: the start of a document, "
+        "or a newline.",
     )
     parser.add_argument(
         "--prompts",
@@ -53,6 +55,12 @@ def make_parser() -> Parser:
     )
     parser.add_class_arguments(Sampling, None)
     parser.add_argument("--stop", type=str, action="append", help="Text to stop before; may be given several times.")
+    parser.add_argument(
+        "--one_document",
+        type=bool,
+        default=False,
+        help="Stop at the end of the document, as the run's data defines it.",
+    )
     parser.add_argument(
         "--context",
         type=Literal["exact", "rolling"],
@@ -125,7 +133,18 @@ def run_predict(options: Namespace, config: GenerationConfig) -> int:
     texts = read_prompts(options.prompt, options.prompts) if first else []
     checkpoint = read_checkpoint(find_checkpoint(options.ckpt_path, "best"))
     tokenizer = from_json(checkpoint["hyper_parameters"]["tokenizer"])
-    prompts = [encode_prompt(index, text, tokenizer, options.unknown) for index, text in enumerate(texts)]
+    start = document_start(checkpoint)
+    if options.one_document:
+        if start is None:
+            raise UserError(
+                "is true, but the model was trained on one whole text: set data.documents or data.separator when you "
+                "train, or give the text to stop before as --stop",
+                "one_document",
+            )
+        config = replace(config, stop=(*config.stop, start))
+    prompts = [
+        encode_prompt(index, text, tokenizer, options.unknown, start or "\n") for index, text in enumerate(texts)
+    ]
     run = make_run(checkpoint, config, vars(options.trainer))
     with open_output(options.output) if first else open(os.devnull, "w", encoding="utf-8") as file:
         for prompt, text in zip(prompts, texts, strict=True):
@@ -145,6 +164,12 @@ def run_predict(options: Namespace, config: GenerationConfig) -> int:
             return 1
     leave_process_group()
     return 0
+
+
+def document_start(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return the text after which a document begins; None where the model was trained on one whole text."""
+    corpus = checkpoint.get("gptlit", {}).get("corpus") or {}
+    return corpus.get("document_start")
 
 
 def make_run(checkpoint: dict[str, Any], config: GenerationConfig, settings: Mapping[str, Any]) -> Run:

@@ -93,14 +93,15 @@ def read_text(path: str, setting: str) -> str:
         raise UserError(f"{path}: {error.strerror}: name a file that can be read", setting) from error
 
 
-def encode_prompt(index: int, text: str | None, tokenizer: Tokenizer, unknown: str) -> Prompt:
-    """Encode a prompt. An empty one becomes a newline, or the first token of a vocabulary without a newline.
+def encode_prompt(index: int, text: str | None, tokenizer: Tokenizer, unknown: str, start: str = "\n") -> Prompt:
+    """Encode a prompt. An empty one becomes `start`, or the first token of a vocabulary that lacks it.
 
     Args:
         index: position in the order of the prompts.
         text: the prompt; None if none was given.
         tokenizer: of the model.
         unknown: what to do with characters outside the vocabulary, see `Tokenizer.encode`.
+        start: text after which a document begins.
     """
     try:
         (text or "").encode()
@@ -111,7 +112,7 @@ def encode_prompt(index: int, text: str | None, tokenizer: Tokenizer, unknown: s
     if ids:
         return Prompt(index, text or "", ids)
     try:
-        return Prompt(index, "", tokenizer.encode("\n"))
+        return Prompt(index, "", tokenizer.encode(start))
     except UserError:
         return Prompt(index, "", [0])
 

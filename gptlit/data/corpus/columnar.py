@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     import pyarrow
 
 ROWS = 1000  # rows read at a time
+BUFFER_BYTES = 2**16  # of a Parquet column read at a time
 
 
 def parquet_rows(path: Path, column: str, where: str) -> Iterator[str]:
     """Yield the texts of a column of a Parquet file, one batch of rows in memory at a time."""
     import pyarrow.parquet
 
-    with reading(where, Exception), pyarrow.parquet.ParquetFile(path) as file:
-        schema = file.schema_arrow
-        check_column(schema, column, where)
+    # Without both settings the column of a whole row group is read into memory at once.
+    settings = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}
+    with reading(where, Exception), pyarrow.parquet.ParquetFile(path, **settings) as file:
+        check_column(file.schema_arrow, column, where)
         yield from texts(file.iter_batches(ROWS, columns=[column]), column, where)
 
 
