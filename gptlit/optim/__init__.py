@@ -1,6 +1,6 @@
-"""How weights are changed: which tensor is treated how, AdamW and Muon in one optimizer, the rate of every step."""
+"""Parameter groups, Muon and AdamW in one optimizer, and the learning rate schedule."""
 
-from gptlit.optim.groups import OptimizerConfig, build_optimizer, describe_groups, parameter_groups
+from gptlit.optim.groups import OptimizerConfig, build_optimizer, parameter_groups
 from gptlit.optim.muon import MuonAdamW, newton_schulz
 from gptlit.optim.schedule import ScheduleConfig, learning_rate_factor
 
@@ -9,7 +9,6 @@ __all__ = [
     "OptimizerConfig",
     "ScheduleConfig",
     "build_optimizer",
-    "describe_groups",
     "learning_rate_factor",
     "newton_schulz",
     "parameter_groups",

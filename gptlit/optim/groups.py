@@ -1,8 +1,7 @@
-"""Which parameter is treated how, and the optimizer that does it."""
+"""Parameter groups of a GPT by role, and the optimizer over them."""
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,30 +9,30 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from gptlit.errors import UserError
+from gptlit.errors import UserError, require
 from gptlit.optim.muon import MuonAdamW
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Which optimizer, and its settings. Rates are peaks: `ScheduleConfig` scales them during the run."""
+    """The optimizer and its settings. Learning rates are peak values, which `ScheduleConfig` scales during the run."""
 
     name: Literal["adamw", "muon"] = "muon"
     """adamw for every parameter (arXiv:1711.05101), or muon for the matrices inside the blocks
     (https://kellerjordan.github.io/posts/muon/) and AdamW for the rest."""
     lr: float = 5e-3
-    """AdamW's rate: of everything, or of what Muon leaves."""
+    """Learning rate of AdamW."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's decay rates of the mean and of the squared mean of gradients."""
+    """AdamW's coefficients of the running means of gradients and squared gradients."""
     eps: float = 1e-8
-    """AdamW's guard against dividing by zero."""
+    """Added to AdamW's denominator."""
     weight_decay: float = 0.1
-    """AdamW's decoupled weight decay: a step takes lr · weight_decay of the weight away."""
+    """AdamW's decoupled weight decay: a step multiplies the weight by 1 - lr · weight_decay."""
     decay: Literal["matrices", "all"] = "matrices"
-    """What AdamW decays: weights of projections and embeddings as in nanoGPT, or biases and norms too, as torch does
-    when it is not told otherwise."""
+    """What AdamW decays: weights of projections and embeddings, as nanoGPT does, or also biases and norms, torch's
+    default."""
     muon_lr: float = 0.02
-    """Muon's rate."""
+    """Learning rate of Muon."""
     muon_momentum: float = 0.95
     """Muon's Nesterov momentum."""
     muon_weight_decay: float = 0.1
@@ -41,53 +40,42 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "muon_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"model.optimizer.{name} is {getattr(self, name)}: it must be above 0")
+            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0")
         for name in ("weight_decay", "muon_weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"model.optimizer.{name} is {getattr(self, name)}: it must be 0 or more")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"model.optimizer.betas is {self.betas}: it must be two numbers of at least 0 and below 1")
-        if not 0 <= self.muon_momentum < 1:
-            raise UserError(f"model.optimizer.muon_momentum is {self.muon_momentum}: it must be at least 0 and below 1")
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
+        two = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(two, "betas", self.betas, "two numbers of at least 0 and below 1")
+        require(0 <= self.muon_momentum < 1, "muon_momentum", self.muon_momentum, "at least 0 and below 1")
         object.__setattr__(self, "betas", (float(self.betas[0]), float(self.betas[1])))  # YAML gives a list
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:  # noqa: C901
-    """Sorts the trainable parameters of a GPT by role, each into exactly one group; a tied weight is one parameter.
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Group the trainable parameters of a GPT by role, each into exactly one group; a tied weight is one parameter.
 
-    | role | what | treated by |
+    | role | parameters | optimizer |
     |---|---|---|
     | matrix | with `name: muon`, weights of the projections inside the blocks | Muon |
     | decay | other weights of projections and embeddings; with `decay: all`, every other parameter | AdamW |
-    | no_decay | biases, and weights of norms | AdamW, without weight decay |
+    | no_decay | biases and weights of norms | AdamW without weight decay |
 
-    With `decay: matrices` and `name: adamw` these are nanoGPT's two groups (two or more axes, or fewer), told by the
-    kind of module and not by counting axes, which sharded training may change.
+    With `decay: matrices` and `name: adamw` these are nanoGPT's two groups (two or more axes, or fewer). They are found
+    by the kind of module, since sharded training may change the number of axes.
+
+    Args:
+        model: a `GPT`.
+        config: optimizer and settings.
 
     Returns:
-        Groups for `torch.optim.Optimizer`, empty ones left out. Beside `params` and the settings of its optimizer, each
-        has `role`, `names` of its parameters, and `initial_lr`, the rate before the schedule. A matrix group has
-        `splits`: into how many matrices, stacked along the rows, Muon cuts each parameter. That is 3 for `c_attn`,
-        which holds queries, keys and values, else 1.
+        Groups for `torch.optim.Optimizer`, without empty ones. Besides `params` and the settings of its optimizer, each
+        has `role`, `names` of its parameters, and `initial_lr`, the learning rate before the schedule. A matrix group
+        has `splits`: the number of matrices, stacked along the rows, that Muon treats separately in each parameter. It
+        is 3 for `c_attn`, which holds queries, keys and values, else 1.
 
     Raises:
-        UserError: when Muon is asked for parameters that are sharded, since it needs whole matrices.
-        RuntimeError: when a parameter has no role or several; it is named.
+        UserError: when Muon is asked for sharded parameters, since it needs whole matrices.
+        RuntimeError: when a parameter has no role or several; names it.
     """
-    in_blocks = set(model.get_submodule("transformer.h").modules())
-    claims: dict[Tensor, set[str]] = defaultdict(set)  # by identity, as tensors hash
-    thirds: set[Tensor] = set()
-    for name, module in model.named_modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding):
-                by_muon = config.name == "muon" and module in in_blocks and isinstance(module, nn.Linear)
-                claims[parameter].add("matrix" if by_muon else "decay")
-                if name.endswith(".c_attn"):
-                    thirds.add(parameter)
-            elif isinstance(module, nn.Linear | nn.LayerNorm):
-                claims[parameter].add("decay" if config.decay == "all" else "no_decay")
-
+    roles_of, thirds = roles_by_module(model, config)
     adamw_settings = {"lr": config.lr, "initial_lr": config.lr, "betas": config.betas, "eps": config.eps}
     groups: dict[str, dict[str, Any]] = {
         "matrix": {
@@ -106,7 +94,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        roles = claims[parameter]
+        roles = roles_of[parameter]
         if len(roles) != 1:
             offenders.append(f"{name} ({' and '.join(sorted(roles)) or 'no role'})")
             continue
@@ -114,8 +102,9 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         if role == "matrix":
             if parameter.dim() != 2 or hasattr(parameter, "full_tensor"):  # flat shards of FSDP; DTensor
                 raise UserError(
-                    f"model.optimizer.name is muon, which needs whole matrices, but {name} is sharded: choose "
-                    "model.optimizer.name adamw, or trainer.strategy ddp"
+                    f"is muon, which needs whole matrices, but {name} is sharded: choose adamw, or trainer.strategy "
+                    "ddp",
+                    "model.optimizer.name",
                 )
             groups[role]["splits"].append(3 if parameter in thirds else 1)
         groups[role]["names"].append(name)
@@ -125,26 +114,33 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     return [group for group in groups.values() if group["params"]]
 
 
-def describe_groups(groups: Iterable[dict[str, Any]]) -> str:
-    """One line a group: role, tensors, parameters, rate before the schedule, and weight decay."""
-    return "\n".join(
-        f"{group['role']:<8} {len(group['params']):>4} tensors  "
-        f"{sum(p.numel() for p in group['params']):>12,} parameters"
-        f"  lr {group['initial_lr']:g}  weight decay {group['weight_decay']:g}"
-        for group in groups
-    )
+def roles_by_module(model: nn.Module, config: OptimizerConfig) -> tuple[dict[Tensor, set[str]], set[Tensor]]:
+    """Return the roles that the modules give to their parameters, and the parameters that hold three matrices."""
+    in_blocks = set(model.get_submodule("transformer.h").modules())
+    roles: dict[Tensor, set[str]] = defaultdict(set)  # tensors hash by identity
+    thirds: set[Tensor] = set()
+    for name, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding):
+                by_muon = config.name == "muon" and module in in_blocks and isinstance(module, nn.Linear)
+                roles[parameter].add("matrix" if by_muon else "decay")
+                if name.endswith(".c_attn"):
+                    thirds.add(parameter)
+            elif isinstance(module, nn.Linear | nn.LayerNorm):
+                roles[parameter].add("decay" if config.decay == "all" else "no_decay")
+    return roles, thirds
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
-    """The optimizer that `config` names, over `parameter_groups(model, config)`.
+    """Return the optimizer of `config` over `parameter_groups(model, config)`.
 
-    Loading a state dict restores its moments and counters only. Settings stay those of `config`, where torch would
-    bring back the settings of the saved run without a word.
+    Loading a state dict restores moments and counters only. Settings stay those of `config`; torch would silently
+    restore those of the saved run.
 
     Args:
         model: a `GPT`.
-        config: which optimizer, and its settings.
-        fused: whether AdamW runs as one kernel, which needs a device that has it.
+        config: optimizer and settings.
+        fused: whether AdamW runs as one kernel, which not every device has.
 
     Raises:
         UserError: from `load_state_dict`, when the state was saved by another optimizer or with other groups.
@@ -156,14 +152,14 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool) -> t
 
 
 def _keep_settings(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state dict with the settings of the optimizer that is about to load it."""
-    saved, own = state_dict["param_groups"], optimizer.param_groups
+    """Replace the settings in a state dict by those of the optimizer that is about to load it."""
+    saved, current = state_dict["param_groups"], optimizer.param_groups
     if [(group.get("role"), group.get("names")) for group in saved] != [
-        (group["role"], group["names"]) for group in own
+        (group["role"], group["names"]) for group in current
     ]:
         raise UserError(
             "the checkpoint's optimizer state belongs to other parameter groups: resume with the model.optimizer.name "
             "and model.optimizer.decay of the saved run, or start a new run from its weights alone"
         )
-    groups = [{**mine, "params": theirs["params"]} for mine, theirs in zip(own, saved, strict=True)]
+    groups = [{**group, "params": other["params"]} for group, other in zip(current, saved, strict=True)]
     return {**state_dict, "param_groups": groups}

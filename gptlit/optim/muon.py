@@ -1,4 +1,4 @@
-"""Muon and AdamW as one optimizer, and the Newton-Schulz iteration that Muon is made of."""
+"""Muon and AdamW as one optimizer, and Muon's Newton-Schulz iteration."""
 
 import math
 from collections import defaultdict
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-# The quintic's coefficients, the number of iterations and the epsilon of Keller Jordan's Muon and of torch.optim.Muon.
+# Coefficients, number of iterations and epsilon of Keller Jordan's Muon and of torch.optim.Muon.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 NORM_EPS = 1e-7
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon for groups whose `role` is matrix, AdamW for all others: one optimizer, one state dict, one step.
+    """Muon for groups with the role `matrix` and AdamW for all others, as one optimizer with one state dict.
 
     Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/) replaces the Nesterov momentum of a matrix by the
     nearest matrix with orthonormal rows or columns, and steps by lr · √max(1, rows / columns) along it, the scale of
-    that implementation ("original" in `torch.optim.Muon`). AdamW is torch's own function.
+    that implementation ("original" in `torch.optim.Muon`). AdamW is torch's function.
 
     Args:
         groups: as `parameter_groups` returns them.
-        fused: whether AdamW runs as one kernel. Safe under a gradient scaler, since the scaler unscales the gradients
-            and decides about the step before it gets here.
+        fused: whether AdamW runs as one kernel. This is safe under a gradient scaler, which unscales the gradients and
+            decides about the step before it calls `step`.
 
     Raises:
         ValueError: when a group lacks a setting that its role needs.
@@ -35,7 +35,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, {"fused": fused})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Checks that the group is complete before it takes it."""
+        """Add a group; a ValueError if it lacks a setting of its role."""
         settings = {"role", "lr", "weight_decay"}
         settings |= {"momentum", "splits"} if param_group.get("role") == "matrix" else {"betas", "eps"}
         if missing := settings - param_group.keys():
@@ -50,7 +50,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Changes every parameter that has a gradient; returns what `closure`, called first, returned."""
+        """Update every parameter that has a gradient; return the result of `closure`, which is called first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -66,7 +66,7 @@ class MuonAdamW(torch.optim.Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         for p in params:
             if not self.state[p]:
-                # The fused kernel counts on the device; the others count on the CPU, where reading costs no wait.
+                # The fused kernel counts on the device; the others on the CPU, to avoid a synchronisation.
                 self.state[p]["step"] = torch.zeros(
                     (), dtype=torch.float32, device=p.device if group["fused"] else "cpu"
                 )
@@ -90,7 +90,7 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
     def _step_muon(self, group: dict[str, Any]) -> None:
-        # Matrices of one shape go through Newton-Schulz as one batch: a few large products instead of many small.
+        # Matrices of one shape are one batch of Newton-Schulz: a few large matmuls instead of many small ones.
         batches: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
         for p, splits in zip(group["params"], group["splits"], strict=True):
             if p.grad is None:
@@ -115,10 +115,10 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def product_dtype(matrices: Tensor) -> torch.dtype:
-    """What Newton-Schulz multiplies in: bfloat16 on CUDA devices that have it, and on CPUs that have it where products
-    may round to it anyway; else float32, or float64 if given so.
+    """Return the dtype of the matmuls in Newton-Schulz.
 
-    Without hardware for it, bfloat16 is ten times slower than float32.
+    bfloat16 on CUDA devices that have it, and on CPUs that have it if float32 matmuls may round to it anyway; else
+    float32, or float64 for float64 matrices. Without hardware support bfloat16 is ten times slower than float32.
     """
     if matrices.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
@@ -128,19 +128,19 @@ def product_dtype(matrices: Tensor) -> torch.dtype:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16 (AVX512_BF16 or AMX)."""
+    """Return whether this CPU has instructions for bfloat16 matmuls (AVX512_BF16 or AMX)."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
 
 
 def newton_schulz(stack: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
-    """Pulls the singular values of each matrix towards 1 and leaves its singular vectors: U·S·Vᵀ becomes about U·Vᵀ.
+    """Move the singular values of each matrix towards 1 and keep its singular vectors: U·S·Vᵀ becomes about U·Vᵀ.
 
-    Each step applies p(σ) = a·σ + b·σ³ + c·σ⁵ to the singular values, with Keller Jordan's coefficients, which climb
-    fast and then wander: after five steps, what was above 1/500 of the matrix' Frobenius norm is in [0.68, 1.21].
+    Each step applies p(σ) = a·σ + b·σ³ + c·σ⁵ to the singular values, with Keller Jordan's coefficients. They rise fast
+    and do not converge: after five steps, values above 1/500 of the matrix' Frobenius norm are in [0.68, 1.21].
 
     Args:
-        stack: (K, rows, columns), floating point; left as it is.
-        steps: how often p is applied.
+        stack: (K, rows, columns), floating point; not modified.
+        steps: number of applications of p.
 
     Returns:
         (K, rows, columns) of the same dtype; a matrix of zeros stays zero.
@@ -157,7 +157,7 @@ def newton_schulz(stack: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
     spare = torch.empty_like(X)
     A = X.new_empty(X.size(0), X.size(1), X.size(1))  # (K, m, m)
     B = torch.empty_like(A)
-    for _ in range(steps):  # writes into the same four tensors, since fresh memory costs as much as a product
+    for _ in range(steps):  # reuses four tensors, since new memory costs as much as a matmul
         torch.bmm(X, X.mT, out=A)
         torch.baddbmm(A, A, A, beta=b, alpha=c, out=B)
         torch.baddbmm(X, B, X, beta=a, out=spare)
@@ -166,16 +166,16 @@ def newton_schulz(stack: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
 
 
 def products_are_exact(x: Tensor) -> bool:
-    """Whether products of x keep all of its digits: float32 may be allowed to round to bfloat16 or TF32."""
+    """Return whether matmuls of x keep its full precision; float32 may be allowed to round to bfloat16 or TF32."""
     exact_float32 = x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     return exact_float32 or x.dtype == torch.float64
 
 
 def _iterate_on_gram(A: Tensor, steps: int) -> Tensor:
-    """Q (K, m, m) such that Q·X is what `steps` iterations make of X (K, m, n), from A = X·Xᵀ alone.
+    """Return Q (K, m, m) such that Q·X is the result of `steps` iterations on X (K, m, n), from A = X·Xᵀ alone.
 
-    Every product is (m, m), which spares a long matrix most of its work. All of them are polynomials of A: symmetric,
-    and free to change places. Squaring the singular values costs half of the digits: not for bfloat16.
+    Every matmul is (m, m), which saves most of the work for a long matrix. All matrices are polynomials of A, hence
+    symmetric and commuting. Squaring the singular values costs half of the digits, so this is not for bfloat16.
     """
     a, b, c = QUINTIC
     B, Q, spare = (torch.empty_like(A) for _ in range(3))
