@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from gptlit.convert.export import export_run
 from gptlit.convert.pretrained import Pretrained, fit_to, load_pretrained
+from gptlit.data.corpus.text import file_text
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
@@ -627,3 +628,16 @@ def test_every_dialect_is_either_exportable_or_refused() -> None:
     unnamed = [name for name, settings in DIALECTS.items() if GPTConfig(**settings) not in exportable]
     refused = {"bigram", "positions", "one head", "four heads", "feed-forward", "residual", "layernorm"}
     assert set(unnamed) == {*refused, "modern, token shift"}
+
+
+@pytest.mark.parametrize(
+    ("magic", "name"),
+    [(20240326, "a model file of llm.c"), (20240520, "a token file of llm.c"), (20240801, "a token file of llm.c")],
+)
+def test_a_file_of_llm_c_is_no_text_and_gets_no_advice_about_encodings(magic: int, name: str, tmp_path: Path) -> None:
+    """Its magic number says what it is; iconv would not help."""
+    file = tmp_path / "tokens.bin"
+    file.write_bytes(struct.pack("<256i", magic, 1, *[0] * 254) + bytes(range(256)))
+    with pytest.raises(UserError, match=name) as refusal:
+        list(file_text(file, None, "data.corpus"))
+    assert "iconv" not in str(refusal.value)

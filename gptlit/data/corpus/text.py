@@ -37,6 +37,10 @@ MAGIC = (  # offset, first bytes, what the file is, what helps
     (0, b"\xff\xd8\xff", "a JPEG picture", "give a text"),
     (0, b"GIF8", "a GIF picture", "give a text"),
     (0, b"\x7fELF", "a program", "give a text"),
+    (0, b"\xc6\xd74\x01", "a model file of llm.c", "give a text"),
+    (0, b"\x88\xd84\x01", "a token file of llm.c", "give the text that it was made from"),
+    (0, b"\xa1\xd94\x01", "a token file of llm.c", "give the text that it was made from"),
+    (0, b"GGUF", "a GGUF model", "give a text"),
 )
 
 

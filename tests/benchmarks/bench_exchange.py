@@ -1,0 +1,208 @@
+"""Measure exports of trained runs in other tools: differences, greedy text, sizes, and the speed of the tokenizer.
+
+    python tests/benchmarks/bench_exchange.py RUN … --text FILE [--transformers4 FOLDER] [--nanogpt FOLDER]
+
+RUN is a run folder with a character vocabulary. FOLDER of `--transformers4` comes from `pip install --target`; that of
+`--nanogpt` is a checkout. Formats that cannot hold a run are left out. Prints Markdown.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlit.checkpoint.files import find_checkpoint, read_checkpoint
+from gptlit.convert.compare import restore
+from gptlit.convert.export import Format, export_run
+from gptlit.errors import UserError
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
+from gptlit.tokenizer import CharTokenizer, from_json
+
+PROMPTS = ("ROMEO:", "To be", "\n", "First Citizen:\n")
+FORMATS: tuple[Format, ...] = ("transformers", "onnx", "gguf", "nanogpt")
+TRANSFORMERS = """
+import json, sys, torch, transformers
+folder, request = sys.argv[1], json.load(sys.stdin)
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+logits = model(torch.tensor(request["windows"])).logits.detach()
+texts = []
+for prompt in request["prompts"]:
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+    new = model.generate(ids, max_new_tokens=request["context"] - ids.size(1), do_sample=False)[0, ids.size(1):]
+    texts.append(tokenizer.decode(new))
+torch.save({"logits": logits, "texts": texts, "version": transformers.__version__}, sys.argv[2])
+"""
+
+
+def real_windows(ids: list[int], block_size: int) -> torch.Tensor:
+    """Return windows (B, T) of the end of a text, at least 1,000 positions."""
+    rows = -(-1000 // block_size)
+    return torch.tensor(ids[-rows * block_size :]).view(rows, block_size)
+
+
+@torch.no_grad()
+def greedy(model: GPT, ids: list[int], length: int) -> list[int]:
+    """Return the most probable continuation up to `length` ids, by full forward passes."""
+    start = len(ids)
+    while len(ids) < length:
+        ids = [*ids, int(model(torch.tensor([ids]))[0, -1].argmax())]
+    return ids[start:]
+
+
+def in_transformers(folder: Path, request: dict[str, Any], path: str | None) -> dict[str, Any]:
+    """Return logits and greedy texts of transformers, of another version if `path` has one."""
+    environment = {**os.environ, **({"PYTHONPATH": path} if path else {}), "HF_HUB_OFFLINE": "1"}
+    with tempfile.NamedTemporaryFile() as answer:
+        command = [sys.executable, "-c", TRANSFORMERS, str(folder), answer.name]
+        subprocess.run(command, input=json.dumps(request), env=environment, text=True, check=True, capture_output=True)
+        return torch.load(answer.name, weights_only=True)
+
+
+def in_onnxruntime(
+    folder: Path, windows: torch.Tensor, prompts: list[list[int]], context: int
+) -> tuple[Any, list[Any]]:
+    """Return logits and greedy ids of ONNX Runtime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(None, {"input_ids": ids.numpy()})[0])
+
+    texts = []
+    for prompt in prompts:
+        ids = list(prompt)
+        while len(ids) < context:
+            ids.append(int(logits(torch.tensor([ids]))[0, -1].argmax()))
+        texts.append(ids[len(prompt) :])
+    return logits(windows), texts
+
+
+def in_llama_cpp(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Return what `run_llama_cpp.py` answers."""
+    script = Path(__file__).parent.parent / "convert" / "run_llama_cpp.py"
+    command = [sys.executable, str(script), str(folder / "model.gguf")]
+    answer = subprocess.run(command, input=json.dumps(request), text=True, check=True, capture_output=True)
+    return json.loads(answer.stdout)
+
+
+def in_nanogpt(folder: Path, checkout: Path, prompt: str, new: int) -> str:
+    """Return the greedy text of nanoGPT's own sample.py."""
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("model.py", "sample.py", "configurator.py"):
+            Path(place, name).write_bytes((checkout / name).read_bytes())
+        Path(place, "data").symlink_to((folder / "data").resolve())
+        Path(place, "tiktoken.py").touch()  # for GPT-2's vocabulary
+        flags = ["--num_samples=1", f"--max_new_tokens={new}", "--top_k=1", "--device=cpu", "--dtype=float32"]
+        command = [sys.executable, "sample.py", f"--out_dir={folder.resolve()}", f"--start={prompt}", *flags]
+        out = subprocess.run(command, cwd=place, text=True, check=True, capture_output=True).stdout
+    return out.split("meta.pkl...\n")[1].split("\n---------------")[0].removeprefix(prompt)
+
+
+def measure(run: str, text: str, transformers4: str | None, nanogpt: Path | None) -> None:
+    """Print the rows of a run."""
+    checkpoint = read_checkpoint(find_checkpoint(run, "best"))
+    hyper = checkpoint["hyper_parameters"]
+    gpt, tokenizer = GPTConfig(**hyper["gpt"]), from_json(hyper["tokenizer"])
+    assert isinstance(tokenizer, CharTokenizer)
+    model = restore(gpt, checkpoint["state_dict"])
+    windows = real_windows(tokenizer.encode(text[-10_000:]), gpt.block_size)
+    with torch.no_grad():
+        logits = model(windows)
+    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    texts = [tokenizer.decode(greedy(model, prompt, gpt.block_size)) for prompt in prompts]
+    request = {"windows": windows.tolist(), "prompts": PROMPTS, "context": gpt.block_size}
+
+    def row(format: str, tool: str, difference: float | None, found: list[str], size: int) -> None:
+        shown = "" if difference is None else f"{difference:.1e}"
+        equal = sum(map(str.__eq__, found, texts[: len(found)]))
+        cells = (Path(run).name, format, tool, shown, f"{equal} of {len(found)}", f"{size / 1e6:.2f}")
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+    with tempfile.TemporaryDirectory() as place:
+        for kind in FORMATS:
+            folder = Path(place, kind)
+            try:
+                export_run(checkpoint, folder, kind)
+            except UserError as error:
+                print(f"| {Path(run).name} | {kind} | refused: {error} | | | |", flush=True)
+                continue
+            size = max(path.stat().st_size for path in folder.iterdir())
+            if kind == "transformers":
+                for path in [None, *([transformers4] if transformers4 and gpt.position == "learned" else [])]:
+                    answer = in_transformers(folder, request, path)
+                    difference = float((answer["logits"] - logits).abs().max())
+                    row(kind, f"transformers {answer['version']}", difference, answer["texts"], size)
+                time_tokenizer(folder, text)
+            elif kind == "onnx":
+                found, ids = in_onnxruntime(folder, windows, prompts, gpt.block_size)
+                decoded = [tokenizer.decode(continuation) for continuation in ids]
+                row(kind, f"onnxruntime {version('onnxruntime')}", float((found - logits).abs().max()), decoded, size)
+            elif kind == "gguf":
+                new = gpt.block_size - max(map(len, prompts)) - 1
+                cut = windows[:, :-1]
+                more = {
+                    "vocab_size": gpt.vocab_size,
+                    "text": text,
+                    "windows": cut.tolist(),
+                    "prompts": prompts,
+                    "new": new,
+                }
+                answer = in_llama_cpp(folder, {**request, **more})
+                expected = logits[:, :-1].log_softmax(-1).flatten(0, 1)
+                difference = float((torch.tensor(answer["log_probabilities"]) - expected).abs().max())
+                assert answer["ids"] == tokenizer.encode(text)
+                texts = [continuation[:new] for continuation in texts]  # llama.cpp needs one place more
+                row(kind, f"xllamacpp {version('xllamacpp')}", difference, answer["texts"], size)
+            elif nanogpt is not None:
+                new = gpt.block_size - len(prompts[0])
+                row(kind, "nanoGPT's sample.py", None, [in_nanogpt(folder, nanogpt, PROMPTS[0], new)], size)
+
+
+def time_tokenizer(folder: Path, text: str) -> None:
+    """Print the seconds that encoding takes with the exported layout and with that of version 0.1.0."""
+    import tokenizers
+    import transformers
+
+    new = transformers.AutoTokenizer.from_pretrained(folder)
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(new.get_vocab(), unk_token=""))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    old = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    seconds, ids = [], []
+    for tokenizer in (old, new):
+        start = time.perf_counter()
+        ids.append(tokenizer(text)["input_ids"])
+        seconds.append(time.perf_counter() - start)
+    assert ids[0] == ids[1]
+    print(f"encoding {len(text):,} characters: {seconds[0]:.1f} s as in 0.1.0, {seconds[1]:.1f} s now")
+
+
+def main() -> None:
+    """Print a table of all runs."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--transformers4")
+    parser.add_argument("--nanogpt", type=Path)
+    options = parser.parse_args()
+    text = options.text.read_text(encoding="utf-8")
+    print(
+        "| run | format | tool | largest difference | greedy texts equal | MB |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    for run in options.runs:
+        measure(run, text, options.transformers4, options.nanogpt)
+
+
+if __name__ == "__main__":
+    main()
