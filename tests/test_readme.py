@@ -101,6 +101,8 @@ def test_linked_files_and_named_scripts_exist(document: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+?)(?:#[\w-]+)?\)", text) if "://" not in link]
     named = re.findall(r"(?<![\w/.-])((?:tests|configs|findings|gptlit|\.ci|\.github)/[\w/.-]*\w)", text)
     missing = [link for link in links if not (document.parent / link).exists()]
+    for path, test in re.findall(r"(tests/[\w/]+\.py)::(\w+)", text):
+        missing += [test] if f"def {test}(" not in (ROOT / path).read_text(encoding="utf-8") else []
     missing += [name for name in named if not (ROOT / name).exists() and not (ROOT / f"{name}.yaml").exists()]
     assert missing == []
 
