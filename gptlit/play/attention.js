@@ -73,7 +73,7 @@ class AttentionView {
       this.sentence.textContent = index >= 0 ? 'Attention is kept for the newest tokens only.' : 'No token is read here.';
       return;
     }
-    this.sentence.replaceChildren(element('bdi', { textContent: `“${panel.label(index)}”` }), ' gathers from');
+    this.sentence.replaceChildren('“', element('bdi', { textContent: panel.label(index) }), '” gathers from');
     const largest = row.weights.reduce((a, b) => Math.max(a, b), 0);
     const spans = Array.from(row.weights, (weight, i) => {
       const span = tokenSpan(panel.tokenizer, panel.text, panel.tokenAt(row.start + i));

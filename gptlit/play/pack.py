@@ -1,6 +1,7 @@
 """A model as JSON and base64, for the JavaScript of the page."""
 
 import base64
+import re
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -10,11 +11,12 @@ from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 from gptlit.tokenizer import BPETokenizer, Tokenizer
-from gptlit.tokenizer.bpe import BYTE_OF_CHARACTER
+from gptlit.tokenizer.bpe import BYTE_OF_CHARACTER, WORDS
 
 WeightType = Literal["float32", "float16"]
 LARGEST_MODEL = 64 * 2**20  # bytes of weights: 16.8 M parameters in float32
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CONFIG = (
     "vocab_size", "block_size", "n_layer", "n_head", "n_embd", "position", "rope_base", "norm", "residual",
     "mlp_ratio", "activation", "token_shift", "qk_norm", "logit_softcap",
@@ -66,16 +68,13 @@ def pack_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """What the page needs to encode and to decode.
 
     Raises:
-        UserError: for a BPE that splits text in another way than GPT-2's.
+        UserError: for a BPE that splits text into words in another way than GPT-2 or gptlit.
     """
     if not isinstance(tokenizer, BPETokenizer):
         return {"kind": "char", "symbols": "".join(tokenizer.symbols)}
     definition = tokenizer.definition
     model, added = definition["model"], {token["content"]: token["id"] for token in definition["added_tokens"]}
-    pattern = definition["pre_tokenizer"] or {}
     options = ("ignore_merges", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
-    if pattern.get("type") != "ByteLevel" or not pattern.get("use_regex", True):
-        raise UserError("a page knows GPT-2's pattern for splitting text into words, and this tokenizer has another")
     if any(model.get(name) for name in options) or any(token["single_word"] for token in definition["added_tokens"]):
         raise UserError("this tokenizer has options that a page does not know: use a plain byte-level BPE")
     ids = {**model["vocab"], **added}
@@ -84,5 +83,29 @@ def pack_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
         raw = token.encode() if token in added else bytes(BYTE_OF_CHARACTER[character] for character in token)
         tokens[i] = raw.hex()
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-    merges = [[ids[left], ids[right]] for left, right in pairs]
-    return {"kind": "bpe", "tokens": tokens, "merges": merges, "added": sorted(added.values())}
+    return {
+        "kind": "bpe",
+        "words": word_pattern(definition["pre_tokenizer"] or {}),
+        "tokens": tokens,
+        "merges": [[ids[left], ids[right]] for left, right in pairs],
+        "added": sorted(added.values()),
+    }
+
+
+def word_pattern(pre_tokenizer: dict[str, Any]) -> str:
+    """Return the regular expression of a pre-tokenizer's words, in JavaScript's syntax.
+
+    Raises:
+        UserError: for a pre-tokenizer other than GPT-2's and gptlit's.
+    """
+    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    splits = [part for part in parts if part.get("type") == "Split"]
+    by_bytes = [part.get("use_regex", True) for part in parts if part.get("type") == "ByteLevel"]
+    patterns = [GPT2_WORDS] * sum(by_bytes) + [part["pattern"].get("Regex", "") for part in splits]
+    plain = all(part["behavior"] == "Isolated" and not part["invert"] for part in splits)
+    if len(splits) + len(by_bytes) != len(parts) or not plain or patterns not in ([GPT2_WORDS], [WORDS]):
+        raise UserError(
+            "a page knows how GPT-2 and gptlit split text into words, and this tokenizer splits it otherwise"
+        )
+    pattern = re.sub(r"\\x\{(\w+)\}", r"\\u{\1}", patterns[0])
+    return pattern.replace(r"\s", r"\p{White_Space}").replace(r"\S", r"\P{White_Space}")

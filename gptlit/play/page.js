@@ -154,7 +154,7 @@ class Panel {
       const typed = token !== null && at < reading.length ? reading.ids[at] : null;
       const plain = logSoftmax(logits).map(Math.exp);
       const view = { count: +this.count.value, log: this.log.checked };
-      this.bars.show(plain, nextTokenProbabilities(logits, settings), typed, view);
+      this.bars.show(plain, distribution(logits, settings), typed, view);
       const best = mostProbable(plain, 1)[0];
       this.selected.textContent = typed === null
         ? `most probable: ${this.tokenizer.label(best)}, ${percent(plain[best])}`
@@ -167,7 +167,7 @@ class Panel {
   headingOf(token) {
     if (token === null) return [`Next ${this.unit}`];
     const label = token.id < 0 ? visible(this.text.slice(token.start, token.end)) : this.tokenizer.label(token.id);
-    return ['Prediction of ', element('bdi', { textContent: `“${label}”` })];
+    return ['Prediction of “', element('bdi', { textContent: label }), '”'];
   }
 }
 
@@ -267,7 +267,7 @@ function sampleToken() {
   if (!panel.advance(performance.now() + SLICE)) return false;
   if (state.stream?.panel !== panel) startStream(panel);
   const logits = panel.reading.logits(panel.reading.length - 1);
-  const id = draw(nextTokenProbabilities(logits, samplingSettings()), state.stream.random.random());
+  const id = draw(distribution(logits, samplingSettings()), state.stream.random.random());
   const piece = state.stream.decode(id);
   panel.append(id, piece);
   state.text += piece;
@@ -353,4 +353,4 @@ bindControls();
 buildModelChoice();
 typed(content.text);
 showSliders();
-globalThis.gptlitPlay = { state, setText: typed, samplingSettings, nextTokenProbabilities, logSoftmax }; // for the console
+globalThis.gptlitPlay = { state, setText: typed, samplingSettings, distribution, logSoftmax }; // for the console

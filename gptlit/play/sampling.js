@@ -5,7 +5,7 @@
  * @param {Float64Array} logits
  * @param {{temperature: number, topK: number|null, topP: number|null, minP: number|null}} settings
  */
-function nextTokenProbabilities(logits, { temperature, topK, topP, minP }) {
+function distribution(logits, { temperature, topK, topP, minP }) {
   const best = logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
   if (temperature === 0) return new Float64Array(logits.length).fill(1, best, best + 1);
   let kept = Float64Array.from(logits);

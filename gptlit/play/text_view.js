@@ -28,7 +28,7 @@ class TokenText {
    * @param {function(number|null, boolean)} choose - index of a token, or null for the end; whether to stay there.
    */
   constructor(box, prefix, choose) {
-    Object.assign(this, { box, prefix, choose, spans: [], selected: null });
+    Object.assign(this, { box, prefix, choose, spans: [], selected: null, cursor: null });
     this.end = element('span', { role: 'option', id: `${prefix}-end`, className: 'end', 'aria-label': 'end of the text' });
     box.append(this.end);
     box.addEventListener('pointerover', (event) => this.point(event, false));
@@ -43,14 +43,23 @@ class TokenText {
   }
 
   key(event) {
-    const backward = getComputedStyle(this.selectedSpan()).direction === 'rtl' ? 'ArrowRight' : 'ArrowLeft';
-    const forward = backward === 'ArrowLeft' ? 'ArrowRight' : 'ArrowLeft';
-    const last = this.spans.length, at = this.selected ?? last;
+    const last = this.spans.length, at = this.cursor ?? last; // two keys may come before the next frame
+    const [backward, forward] = this.runsLeft(at) ? ['ArrowRight', 'ArrowLeft'] : ['ArrowLeft', 'ArrowRight'];
     const moves = { [backward]: at - 1, [forward]: at + 1, ArrowUp: at - 10, ArrowDown: at + 10, Home: 0, End: last, Escape: last };
     if (!(event.key in moves)) return;
     event.preventDefault();
     const next = Math.min(Math.max(moves[event.key], 0), last);
-    this.choose(next === last ? null : next, true);
+    this.cursor = next === last ? null : next;
+    this.choose(this.cursor, true);
+  }
+
+  /** Whether the text runs from right to left at a token: the next one on its line is further left. */
+  runsLeft(at) {
+    for (const [first, second] of [[at, at + 1], [at - 1, at]]) {
+      const [a, b] = [first, second].map((index) => this.spans[index]?.getBoundingClientRect());
+      if (a && b && Math.abs(a.top - b.top) < a.height / 2) return b.left < a.left;
+    }
+    return false;
   }
 
   /** Shows the tokens; those before index `from` are there already. */
@@ -77,7 +86,7 @@ class TokenText {
   /** Marks a token as the one shown, and describes it for a screen reader. */
   select(index, description) {
     const before = this.selectedSpan();
-    this.selected = index;
+    this.selected = this.cursor = index;
     const now = this.selectedSpan();
     if (before && before !== now) before.setAttribute('aria-selected', 'false');
     now.setAttribute('aria-selected', 'true');

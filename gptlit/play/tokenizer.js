@@ -1,7 +1,6 @@
-// Text to tokens: characters, or byte-level BPE with GPT-2's pattern for words (gptlit/tokenizer).
+// Text to tokens: characters, or byte-level BPE (gptlit/tokenizer).
 
 const SHOWN_AS = new Map([['\n', '↵'], [' ', '␣'], ['\t', '⇥'], ['\r', '␍']]);
-const WORDS = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
 
 /** A text as a label: white space visible, marks on a dotted circle, control characters by number. */
 function visible(text) {
@@ -40,12 +39,13 @@ class CharTokenizer {
 
 /** Byte-level byte-pair encoding. */
 class BPETokenizer {
-  constructor({ tokens, merges, added }) {
+  constructor({ words, tokens, merges, added }) {
+    this.pattern = new RegExp(words, 'gu');
     this.bytes = tokens.map((hex) => Uint8Array.from(hex.match(/../g) ?? [], (pair) => parseInt(pair, 16)));
     this.key = (bytes) => String.fromCharCode(...bytes);
-    const known = new Set(added);
+    const special = new Set(added);
     this.ids = new Map();
-    this.bytes.forEach((bytes, id) => known.has(id) || this.ids.set(this.key(bytes), id));
+    this.bytes.forEach((bytes, id) => special.has(id) || this.ids.set(this.key(bytes), id));
     this.ranks = new Map(merges.map(([left, right], rank) => [left * tokens.length + right, rank]));
     this.merged = merges.map(([left, right]) => this.ids.get(this.key(this.bytes[left]) + this.key(this.bytes[right])));
     this.characters = Uint32Array.from(this.bytes, (bytes) => bytes.reduce((n, byte) => n + ((byte & 0xc0) !== 0x80), 0));
@@ -54,21 +54,21 @@ class BPETokenizer {
     const longestFirst = [...this.added.keys()].sort((a, b) => b.length - a.length);
     const escaped = longestFirst.map((text) => text.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&'));
     this.split = escaped.length ? new RegExp(`(${escaped.join('|')})`, 'u') : null;
-    this.words = new Map(); // ids of the words met so far
+    this.known = new Map(); // ids of the words met so far
   }
 
   encode(text) {
     const ids = [];
     for (const part of this.split ? text.split(this.split) : [text]) {
       if (this.added.has(part)) ids.push(this.added.get(part));
-      else for (const [word] of part.matchAll(WORDS)) ids.push(...this.wordIds(word));
+      else for (const [word] of part.matchAll(this.pattern)) ids.push(...this.wordIds(word));
     }
     return this.withOffsets(ids, text);
   }
 
   wordIds(word) {
-    if (!this.words.has(word)) this.words.set(word, this.merge(new TextEncoder().encode(word)));
-    return this.words.get(word);
+    if (!this.known.has(word)) this.known.set(word, this.merge(new TextEncoder().encode(word)));
+    return this.known.get(word);
   }
 
   /** Joins the pair that was learned first, until none is left. */

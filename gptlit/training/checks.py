@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 from gptlit.errors import UserError
+from gptlit.model.config import GPTConfig
 from gptlit.training.lightning_internals import callbacks_of
 
 REFUSED: dict[type[pl.Callback], str] = {
@@ -26,6 +27,19 @@ def check_callbacks(trainer: pl.Trainer) -> None:
         for refused, reason in REFUSED.items():
             if isinstance(callback, refused):
                 raise UserError(reason, setting=refused.__name__)
+
+
+def check_vocabulary(config: GPTConfig, size: int) -> None:
+    """Refuse a `vocab_size` that is neither 0 nor the number of tokens of the tokenizer.
+
+    Raises:
+        UserError: names both.
+    """
+    if config.vocab_size not in (0, size):
+        raise UserError(
+            f"is {config.vocab_size}, but the tokenizer has {size} tokens: leave it at 0 to take the tokenizer's",
+            "model.gpt.vocab_size",
+        )
 
 
 def check_epoch(trainer: pl.Trainer, steps_before: int) -> None:

@@ -1,6 +1,7 @@
-"""The norm of the gradients of a step, and clipping by it, of shards too."""
+"""Gradients of a step: their norm, clipping by it, and when the optimizer step may be fused."""
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -10,6 +11,17 @@ from torch.optim import Optimizer
 def norm_is_known(trainer: pl.Trainer) -> bool:
     """Return whether the strategy lets this process compute the norm of all gradients."""
     return isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
+
+
+def fused_step_works(trainer: pl.Trainer, device: torch.device) -> bool:
+    """Return whether AdamW may run as one kernel, which not every device has.
+
+    A fused step cannot be clipped under a gradient scaler, which 16-mixed brings. When it clips by value, Lightning
+    takes every mixed precision for one.
+    """
+    by_value = trainer.gradient_clip_algorithm == "value"
+    scaled = ("16-mixed", "bf16-mixed") if by_value else ("16-mixed",)
+    return trainer.precision not in scaled and device.type in ("cpu", "cuda")
 
 
 def clip_by_norm(

@@ -1,4 +1,4 @@
-"""Metrics: exact means over tokens, where they are published, and which names a callback may monitor."""
+"""Metrics: those of a training step, where metrics are published, and which names a callback may monitor."""
 
 import difflib
 import math
@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from gptlit.device.processes import HostCopy, mean_over_processes
@@ -24,60 +23,6 @@ from gptlit.training.lightning_internals import (
 
 ESTIMATES = ("train/loss_estimate", "val/loss_estimate")  # in the order of the validation loaders after the first
 PROGRESS_BAR = ("train/loss", "val/loss")
-
-
-class TokenSums:
-    """Running sums of loss, tokens and characters, for means that are exact over all tokens.
-
-    The sums are float64 (float32 on MPS, which has no float64) and are no buffers: casting the module to bfloat16 or
-    float16 must not cast them.
-    """
-
-    def __init__(self) -> None:
-        self._sums: Tensor | None = None  # (3,): loss, tokens, characters
-
-    def add(self, losses: Tensor, counted: Tensor, characters: Tensor | None = None) -> None:
-        """Add one batch.
-
-        Args:
-            losses: (N,) loss per token, nats; 0 where a token is not counted.
-            counted: (N,) bool.
-            characters: (N,) characters per token; None counts none.
-        """
-        wide = torch.float32 if losses.device.type == "mps" else torch.float64
-        none = losses.new_zeros((), dtype=wide)
-        chars = none if characters is None else (characters * counted).sum(dtype=wide)
-        batch = torch.stack([losses.sum(dtype=wide), counted.sum(dtype=wide), chars])
-        self._sums = batch if self._sums is None else self._sums + batch
-
-    def means(self, strategy: pl.strategies.Strategy) -> tuple[float, float] | None:
-        """Return mean loss per token and mean characters per token over all processes, and reset.
-
-        Returns:
-            None when nothing was added.
-        """
-        if self._sums is None:
-            return None
-        sums = strategy.reduce(self._sums, reduce_op="sum")
-        self._sums = None
-        assert isinstance(sums, Tensor)
-        loss, tokens, characters = sums.tolist()
-        return loss / max(tokens, 1), characters / max(tokens, 1)
-
-    def reset(self) -> None:
-        """Forget what was added."""
-        self._sums = None
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss of every token in nats, (B·T,), float32 or better; 0 where the target is ignored.
-
-    Args:
-        logits: (B, T, V).
-        targets: (B, T).
-    """
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten(), reduction="none")
 
 
 def evaluation_metrics(part: str, loss: float, chars_per_token: float) -> dict[str, float]:
@@ -143,19 +88,6 @@ def is_logged(trainer: pl.Trainer, step: int) -> bool:
 def is_monitored(trainer: pl.Trainer, name: str) -> bool:
     """Return whether a callback monitors the metric."""
     return any(getattr(callback, "monitor", None) == name for callback in callbacks_of(trainer))
-
-
-def require_finite_validation(loss: float, step: int) -> None:
-    """Check a validation loss.
-
-    Raises:
-        FloatingPointError: names the step and what usually helps.
-    """
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the validation loss is {loss} after step {step}: nothing is saved from here on; lower "
-            "model.optimizer.lr, or choose a wider trainer.precision"
-        )
 
 
 def publish(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:

@@ -16,11 +16,12 @@ from gptlit.errors import UserError
 from gptlit.generation.text import GeneratedText, GenerationConfig, TextSink, generate_texts
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
-from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor, parameter_groups
+from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor
 from gptlit.tokenizer import Tokenizer, from_json
-from gptlit.training.checks import check_callbacks, check_epoch
+from gptlit.training.checks import check_callbacks, check_epoch, check_vocabulary
 from gptlit.training.compiling import compile_network
-from gptlit.training.gradients import clip_by_norm
+from gptlit.training.evaluation import EvaluatesTokens
+from gptlit.training.gradients import clip_by_norm, fused_step_works
 from gptlit.training.initial_weights import InitialWeights
 from gptlit.training.lightning_internals import (
     averaged_state,
@@ -29,24 +30,18 @@ from gptlit.training.lightning_internals import (
     set_progress_to_step_boundary,
     trainer_of,
     use_trained_weights,
-    validate_initial_weights,
 )
 from gptlit.training.metrics import (
-    ESTIMATES,
     StepMetrics,
-    TokenSums,
     check_monitors,
-    evaluation_metrics,
     is_logged,
     is_monitored,
     publish,
-    require_finite_validation,
-    token_losses,
 )
 from gptlit.version import __version__
 
 
-class LitGPT(pl.LightningModule):
+class LitGPT(EvaluatesTokens):
     """Trains and validates a `GPT`. Its checkpoints hold everything that sampling needs.
 
     The network is built in `configure_model`, when the tokenizer is known: from the hyper-parameters of a checkpoint
@@ -105,18 +100,15 @@ class LitGPT(pl.LightningModule):
         self.generation_config = GenerationConfig()
         self.text_sink: TextSink | None = None  # receives the text of predict_step while it is sampled
         self.weights_step: int | None = None  # step that the weights belong to when the optimizer returns
-        self.validated_step: int | None = None  # step of the last validation whose metrics were published
         self.run_config: str | None = None  # YAML of all settings of the run, kept in the checkpoint
         self._step = StepMetrics()
-        self._sums = [TokenSums() for _ in range(1 + len(ESTIMATES))]  # per validation loader
-        self._validating_initial_weights = False
         self._logged_step = 0
         self._epoch_start = 0  # optimizer steps made before this epoch
         # Plain types only: a checkpoint must load with weights_only=True.
         self.save_hyperparameters(
             {
                 "gpt": asdict(self.gpt),
-                "optimizer": plain(asdict(self.optimizer_config)),
+                "optimizer": asdict(self.optimizer_config) | {"betas": list(self.optimizer_config.betas)},
                 "schedule": asdict(self.schedule),
                 "tokenizer": tokenizer,
                 "init_from": None,  # the weights are in the checkpoint
@@ -157,7 +149,6 @@ class LitGPT(pl.LightningModule):
         if self._initial is not None:
             self._initial.load_into(self.net)
             self._initial = None
-        self.chars_per_token: Tensor
         self.register_buffer("chars_per_token", torch.tensor(self.tokenizer.chars_per_token()), persistent=False)
         if self.device_mesh is not None:  # of ModelParallelStrategy: shards weights, gradients and optimizer state
             for part in (*self.net.blocks, self.net):
@@ -176,11 +167,7 @@ class LitGPT(pl.LightningModule):
 
     @property
     def network(self) -> GPT:
-        """The GPT.
-
-        Raises:
-            RuntimeError: before `configure_model` has run.
-        """
+        """The GPT; a RuntimeError before `configure_model` has run."""
         if self.net is None:
             raise RuntimeError("the network is not built yet: Trainer.fit or configure_model() builds it")
         return self.net
@@ -197,21 +184,13 @@ class LitGPT(pl.LightningModule):
         return self.weights_step not in (None, self.global_step)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Refuse callbacks that cannot work here, before anything else happens in a fit.
-
-        Raises:
-            UserError: names the callback.
-        """
+        """Refuse callbacks that cannot work here, before anything else happens in a fit."""
         if self.trainer.state.fn == "fit":
             check_callbacks(self.trainer)
         return []
 
     def on_fit_start(self) -> None:
-        """Refuse callbacks that monitor an unknown metric.
-
-        Raises:
-            UserError: names callback and metric.
-        """
+        """Refuse callbacks that monitor an unknown metric."""
         check_monitors(self.trainer)
 
     def on_train_start(self) -> None:
@@ -225,9 +204,7 @@ class LitGPT(pl.LightningModule):
         if outcome and self.trainer.is_global_zero:
             print(outcome, file=sys.stderr)
         if not self.global_step and self.trainer.enable_validation:
-            self._validating_initial_weights = True
-            validate_initial_weights(self.trainer)
-            self._validating_initial_weights = False
+            self.validate_initial_weights()
 
     def on_train_epoch_start(self) -> None:
         self._epoch_start = self.global_step
@@ -243,18 +220,11 @@ class LitGPT(pl.LightningModule):
         if self.compile_network == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()  # results of the last step may be overwritten from here on
         loss: Tensor = self.network(inputs, targets=targets)
-        self._step.add(loss, last=self._completes_step(batch_idx))
+        self._step.add(loss, last=(batch_idx + 1) % self.trainer.accumulate_grad_batches == 0)
         return loss
 
-    def _completes_step(self, batch_idx: int) -> bool:
-        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Stop before the weights change when the loss is not finite.
-
-        Raises:
-            FloatingPointError: names the step and what usually helps.
-        """
+        """Stop before the weights change when the loss is not finite."""
         self._step.require_finite(self.global_step + 1)
 
     def configure_gradient_clipping(
@@ -302,11 +272,7 @@ class LitGPT(pl.LightningModule):
             publish(self.trainer, {name: value.item() for name, value in tensors.items()}, step)
 
     def on_train_epoch_end(self) -> None:
-        """Refuse an epoch in which no optimizer step was made.
-
-        Raises:
-            UserError: since training would never end.
-        """
+        """Refuse an epoch in which no optimizer step was made, since training would never end."""
         check_epoch(self.trainer, self._epoch_start)
 
     def _set_rates(self, optimizer: Any, step: int) -> None:
@@ -316,16 +282,7 @@ class LitGPT(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """Return one optimizer over groups that hold every parameter exactly once."""
-        groups = parameter_groups(self.network, self.optimizer_config)
-        # A fused step cannot be clipped under a gradient scaler, which 16-mixed brings. When it clips by value,
-        # Lightning takes every mixed precision for one.
-        by_value = self.trainer.gradient_clip_algorithm == "value"
-        scaled = ("16-mixed", "bf16-mixed") if by_value else ("16-mixed",)
-        fused = self.trainer.precision not in scaled and self.device.type in ("cpu", "cuda")
-        optimizer = build_optimizer(self.network, self.optimizer_config, fused=fused)
-        for group, fresh in zip(optimizer.param_groups, groups, strict=True):
-            group["initial_lr"] = fresh.get("lr", group["lr"])
-        return optimizer
+        return build_optimizer(self.network, self.optimizer_config, fused_step_works(self.trainer, self.device))
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -338,61 +295,11 @@ class LitGPT(pl.LightningModule):
             checkpoint["state_dict"] = averaged_state(self.trainer) or checkpoint["state_dict"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Set Lightning's loops to the boundary after the last whole step, whatever moment the file was written at.
-
-        A run that no longer averages its weights continues from the trained weights.
-
-        Raises:
-            UserError: where those are out of reach, because the strategy reads its shards from the file itself.
-        """
+        """Set Lightning's loops to the boundary after the last whole step, whatever moment the file was written at."""
         trainer = trainer_of(self)
         if trainer is not None and trainer.state.fn == "fit":
             use_trained_weights(trainer, checkpoint)
         set_progress_to_step_boundary(checkpoint, 1 if trainer is None else trainer.accumulate_grad_batches)
-
-    # ---------------------------------------------------------------- validation
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch of windows (loader 0) or of random chunks (the loss estimates) to the running sums."""
-        inputs, targets = batch  # (B, T) each
-        losses = token_losses(self(inputs), targets)
-        characters = None if dataloader_idx else self.chars_per_token[targets.clamp(min=0)].flatten()
-        self._sums[dataloader_idx].add(losses, targets.flatten() >= 0, characters)
-
-    def on_validation_epoch_end(self) -> None:
-        """Publish `val/…` and the loss estimates.
-
-        Raises:
-            FloatingPointError: when `val/loss` is not finite.
-        """
-        metrics = self._evaluate("val")
-        if self.trainer.sanity_checking and not self._validating_initial_weights:
-            return
-        if self.trainer.state.fn != "fit":
-            self._return(metrics)
-            return
-        publish(self.trainer, metrics, self.global_step)
-        self.validated_step = self.global_step
-        if "val/loss" in metrics:
-            require_finite_validation(metrics["val/loss"], self.global_step)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Do the same as `validation_step`."""
-        self.validation_step(batch, batch_idx, dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Return `test/loss`, `test/bpc` and `test/perplexity`."""
-        self._return(self._evaluate("test"))
-
-    def _evaluate(self, part: str) -> dict[str, float]:
-        """Metrics of a finished pass, exact over all tokens of all processes; resets the sums."""
-        windows, *estimates = (sums.means(self.trainer.strategy) for sums in self._sums)
-        metrics = {} if windows is None else evaluation_metrics(part, *windows)
-        return metrics | {name: found[0] for name, found in zip(ESTIMATES, estimates, strict=True) if found}
-
-    def _return(self, metrics: dict[str, float]) -> None:
-        """Hand metrics to `Trainer.validate` or `Trainer.test`, in float64 whatever the precision."""
-        self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()})
 
     # ---------------------------------------------------------------- generating text
 
@@ -408,19 +315,3 @@ class LitGPT(pl.LightningModule):
         if self.tokenizer is None:
             raise RuntimeError("the model has no tokenizer yet: train it first, or load a checkpoint")
         return generate_texts(self.network, self.tokenizer, batch, self.generation_config, self.text_sink)
-
-
-def check_vocabulary(config: GPTConfig, size: int) -> None:
-    """Raises `UserError` when `model.gpt.vocab_size` is neither 0 nor the tokenizer's number of symbols."""
-    if config.vocab_size not in (0, size):
-        raise UserError(
-            f"model.gpt.vocab_size is {config.vocab_size}, but the tokenizer has {size} symbols: "
-            "leave it at 0 to take the tokenizer's"
-        )
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, all the way down: YAML and checkpoints know no tuples."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

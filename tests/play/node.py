@@ -1,6 +1,7 @@
-"""Runs the page's JavaScript in Node."""
+"""The page's JavaScript in Node, and what PyTorch says of the same text."""
 
 import json
+import math
 import shutil
 import subprocess
 from typing import Any
@@ -9,12 +10,24 @@ import pytest
 import torch
 from conftest import DIALECTS, random_gpt
 
+from gptlit.callbacks.pictures import attention_weights
 from gptlit.model import GPT, GPTConfig
 from gptlit.play.pack import WeightType, pack_config, pack_weights
 from gptlit.play.page_file import read_asset
 
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="needs node")
+POSITIONS = 200
+CLOSE = 1e-4
+DESCRIBE = """
+const describe = (reading) => reading.ids.map((_, i) => ({
+  logits: Array.from(reading.logits(i)),
+  surprise: reading.surprises[i],
+  rank: reading.ranks[i],
+  start: reading.attention[i].start,
+  attention: Array.from(reading.attention[i].weights),
+}));
+"""
 PURE = ("model.js", "reading.js", "sampling.js", "tokenizer.js")  # the files that need no document
 SMALL = {"vocab_size": 65, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 32}
 SWITCHES = {
@@ -59,3 +72,37 @@ def packed(model: GPT, dtype: WeightType = "float32") -> dict[str, Any]:
 def random_ids(model: GPT, count: int) -> list[int]:
     """Token ids of a text."""
     return torch.randint(model.config.vocab_size, (count,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def window_starts(block_size: int, count: int) -> list[int]:
+    """First token that each of `count` tokens sees when the newest half of a full window is read again."""
+    starts, start = [], 0
+    for i in range(count):
+        if i - start == block_size:
+            start = i + 1 - max(block_size // 2, 1)
+        starts.append(start)
+    return starts
+
+
+@torch.no_grad()
+def assert_equals_pytorch(model: GPT, ids: list[int], read: list[dict[str, Any]]) -> float:
+    """Compare what the script's `describe` gives with PyTorch at every position; returns the largest logit difference.
+
+    Attention is compared at every ninth position.
+    """
+    largest = 0.0
+    for i, start in enumerate(window_starts(model.config.block_size, len(ids))):
+        window = torch.tensor(ids[start : i + 1])
+        logits = model(window[None])[0, -1]
+        assert read[i]["start"] == start
+        largest = max(largest, float((torch.tensor(read[i]["logits"]) - logits).abs().max()))
+        if i + 1 < len(ids):
+            logs = logits.log_softmax(0)
+            assert read[i + 1]["surprise"] == pytest.approx(-float(logs[ids[i + 1]]) / math.log(2), abs=CLOSE)
+            ahead = logs - logs[ids[i + 1]]  # of tokens that are as probable to within rounding, any may come first
+            assert int((ahead > CLOSE).sum()) < read[i + 1]["rank"] <= int((ahead > -CLOSE).sum())
+        if model.config.n_layer and i % 9 == 0:
+            expected = attention_weights(model, window)[:, :, -1].flatten()  # (L · H · count,)
+            assert torch.allclose(torch.tensor(read[i]["attention"], dtype=torch.float32), expected, atol=CLOSE)
+    assert largest < CLOSE
+    return largest

@@ -167,7 +167,7 @@ def word_bpe() -> Run:
     [
         (lambda: set_weight(small(), float("nan")), "float32", "not finite (lm_head.weight)"),
         (lambda: set_weight(small(), 1e5), "float16", "beyond the range of float16"),
-        (word_bpe, "float32", "GPT-2's pattern"),
+        (word_bpe, "float32", "splits it otherwise"),
         (lambda: Run(small().network, None), "float32", "no tokenizer"),  # type: ignore[arg-type]
     ],
 )

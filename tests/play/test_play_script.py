@@ -1,6 +1,5 @@
 """The page's JavaScript against PyTorch, in Node: forward pass, reading, sampling, tokenizers."""
 
-import math
 import random
 
 import pytest
@@ -8,9 +7,18 @@ import torch
 from hypothesis import given as any_of
 from hypothesis import settings
 from hypothesis import strategies as st
-from node import SWITCHES, needs_node, packed, random_ids, random_model, run_script
+from node import (
+    DESCRIBE,
+    POSITIONS,
+    SWITCHES,
+    assert_equals_pytorch,
+    needs_node,
+    packed,
+    random_ids,
+    random_model,
+    run_script,
+)
 
-from gptlit.callbacks.pictures import attention_weights
 from gptlit.generation import Sampling, generate
 from gptlit.generation.generate import distribution
 from gptlit.model import GPT, GPTConfig
@@ -18,18 +26,11 @@ from gptlit.play.pack import pack_tokenizer
 from gptlit.tokenizer import BPETokenizer, CharTokenizer
 
 pytestmark = needs_node
-POSITIONS = 200
-CLOSE = 1e-4
-READ = """
+READ = f"""
+{DESCRIBE}
 const reading = new Reading(new Model(given.spec, given.base64));
 given.ids.forEach((id) => reading.push(id));
-result = given.ids.map((_, i) => ({
-  logits: Array.from(reading.logits(i)),
-  surprise: reading.surprises[i],
-  rank: reading.ranks[i],
-  start: reading.attention[i].start,
-  attention: Array.from(reading.attention[i].weights),
-}));
+result = describe(reading);
 """
 TEXTS = [
     "",
@@ -49,35 +50,10 @@ def model(request: pytest.FixtureRequest) -> GPT:
     return random_model(GPTConfig(**request.param))
 
 
-def window_starts(block_size: int, count: int) -> list[int]:
-    """First token that each of `count` tokens sees when the newest half of a full window is read again."""
-    starts, start = [], 0
-    for i in range(count):
-        if i - start == block_size:
-            start = i + 1 - max(block_size // 2, 1)
-        starts.append(start)
-    return starts
-
-
 def test_logits_surprise_rank_and_attention_equal_pytorch_at_200_positions(model: GPT) -> None:
     """Over several windows, so that the cache and its beginning again are covered."""
     ids = random_ids(model, POSITIONS)
-    read = run_script(READ, {**packed(model), "ids": ids})
-    largest = 0.0
-    for i, start in enumerate(window_starts(model.config.block_size, POSITIONS)):
-        window = torch.tensor(ids[start : i + 1])
-        logits = model(window[None])[0, -1].detach()
-        assert read[i]["start"] == start
-        largest = max(largest, float((torch.tensor(read[i]["logits"]) - logits).abs().max()))
-        if i + 1 < POSITIONS:
-            logs = logits.log_softmax(0)
-            assert read[i + 1]["surprise"] == pytest.approx(-float(logs[ids[i + 1]]) / math.log(2), abs=CLOSE)
-            ahead = logs - logs[ids[i + 1]]  # of tokens that are as probable to within rounding, any may come first
-            assert int((ahead > CLOSE).sum()) < read[i + 1]["rank"] <= int((ahead > -CLOSE).sum())
-        if model.config.n_layer and i % 9 == 0:
-            expected = attention_weights(model, window)[:, :, -1].flatten()  # (L · H · count,)
-            assert torch.allclose(torch.tensor(read[i]["attention"], dtype=torch.float32), expected, atol=CLOSE)
-    assert largest < CLOSE
+    assert_equals_pytorch(model, ids, run_script(READ, {**packed(model), "ids": ids}))
 
 
 def test_a_text_that_is_shortened_and_changed_reads_as_if_it_were_new(model: GPT) -> None:
@@ -116,7 +92,7 @@ def test_sampled_text_equals_that_of_generate(model: GPT, sampling: Sampling) ->
         given.prompt.forEach((id) => reading.push(id));
         result = [];
         while (result.length < given.count) {
-          const probabilities = nextTokenProbabilities(reading.logits(reading.length - 1), given.sampling);
+          const probabilities = distribution(reading.logits(reading.length - 1), given.sampling);
           result.push(draw(probabilities, random.random()));
           reading.push(result.at(-1));
         }
@@ -139,7 +115,7 @@ def test_the_distribution_equals_that_of_generate_with_every_filter() -> None:
     temperatures, ks, ps, ms = (0.0, 0.3, 1.0, 2.0), (None, 1, 2, 7), (None, 0.5, 1.0), (None, 0.0, 0.1)
     cases = [Sampling(t, k, p, m) for t in temperatures for k in ks for p in ps for m in ms]
     result = run_script(
-        "result = given.cases.map((c) => Array.from(nextTokenProbabilities(Float64Array.from(given.logits), c)));",
+        "result = given.cases.map((c) => Array.from(distribution(Float64Array.from(given.logits), c)));",
         {"logits": logits.tolist(), "cases": [as_script(case) for case in cases]},
     )
     for case, found in zip(cases, result, strict=True):
@@ -172,11 +148,14 @@ def test_float16_weights_are_those_of_torch() -> None:
     assert result == table.half().double().tolist()
 
 
-@pytest.fixture(scope="module")
-def bpe() -> BPETokenizer:
-    """A byte-level BPE that merges some words and some parts of characters."""
-    pytest.importorskip("tokenizers")
-    return BPETokenizer.train("to be or not to be, that's the question 你好你好 سلام naïve 12 12 " * 3, 320)
+@pytest.fixture(scope="module", params=["gptlit", "GPT-2"])
+def bpe(request: pytest.FixtureRequest) -> BPETokenizer:
+    """A byte-level BPE that merges some words and some parts of characters; with either pattern for words."""
+    trained = BPETokenizer.train("to be or not to be, that's the question 你好你好 سلام नमस्ते naïve 12 12 " * 3, 320)
+    if request.param == "gptlit":
+        return trained
+    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return BPETokenizer({**trained.definition, "pre_tokenizer": by_bytes})
 
 
 @settings(max_examples=30, deadline=None)

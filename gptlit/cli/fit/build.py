@@ -22,7 +22,8 @@ from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError, cause_of, settings_under
 from gptlit.model.config import GPTConfig
-from gptlit.training.module import LitGPT, check_vocabulary
+from gptlit.training.checks import check_vocabulary
+from gptlit.training.module import LitGPT
 
 LONGEST_NAME = 40  # characters of a text's name in that of a run
 

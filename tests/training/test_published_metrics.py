@@ -26,7 +26,7 @@ from gptlit import GPTConfig, LitGPT, OptimizerConfig, ScheduleConfig, TextDataM
 from gptlit.callbacks.metrics import MetricsFile, MetricsLogger
 from gptlit.data.chunks import RandomChunks
 from gptlit.optim import learning_rate_factor
-from gptlit.training.metrics import TokenSums, token_losses
+from gptlit.training.evaluation import TokenSums, token_losses
 
 TEXT = "To learn a tongue, one letter at a time,\nIs all the craft that lies behind this rhyme.\n" * 20
 TINY = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16}
