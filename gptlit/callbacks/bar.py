@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlit.callbacks.console import console
-from gptlit.callbacks.metrics import MetricsLogger
 from gptlit.training.lightning_internals import callbacks_of, log_interval
 from gptlit.training.metrics import validation_counts
 
@@ -45,7 +44,9 @@ class Pace:
     started: float | None = None
     validations: list[float] = field(default_factory=list)
     """Seconds of each validation of this start."""
-    _intervals: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))  # steps, seconds
+    _intervals: deque[tuple[int, float]] = field(default_factory=deque)  # steps, seconds
+    _steps: int = 0  # sums over the intervals, which the thread of the bar can read at any time
+    _seconds: float = 0.0
     _warm: bool = False  # whether the first interval has ended, which holds what happens once, such as compiling
     _mark: tuple[int, float] | None = None  # step and time at which the current interval began
     _paused: float | None = None
@@ -71,10 +72,18 @@ class Pace:
             return
         now = self.clock()
         if len(self._intervals) == 1 and not self._warm:
-            self._intervals.clear()
+            self._drop_oldest()
             self._warm = True
-        self._intervals.append((step - self._mark[0], now - self._mark[1]))
+        interval = (step - self._mark[0], now - self._mark[1])
+        self._intervals.append(interval)
+        self._steps, self._seconds = self._steps + interval[0], self._seconds + interval[1]
+        if len(self._intervals) > WINDOW:
+            self._drop_oldest()
         self._mark = (step, now)
+
+    def _drop_oldest(self) -> None:
+        steps, seconds = self._intervals.popleft()
+        self._steps, self._seconds = self._steps - steps, self._seconds - seconds
 
     @property
     def elapsed(self) -> float:
@@ -84,8 +93,7 @@ class Pace:
     @property
     def step_seconds(self) -> float | None:
         """Mean seconds of the latest training steps; None before the first one ended."""
-        steps = sum(steps for steps, _ in self._intervals)
-        return sum(seconds for _, seconds in self._intervals) / steps if steps else None
+        return max(self._seconds, 0.0) / self._steps if self._steps else None
 
     def left(self, steps: int, validations: float) -> float | None:
         """Seconds that so many steps and validations will take; None while unknown."""
@@ -108,6 +116,7 @@ class RunBar(ProgressBar):
         self._live: Live | None = None
         self._enabled = True
         self._printed = -math.inf  # when the last line was printed, without a terminal
+        self._numbers: tuple[str, ...] = ()
 
     def disable(self) -> None:
         """Called by Lightning on every process but the first."""
@@ -140,6 +149,7 @@ class RunBar(ProgressBar):
         self.pace.lap(step)
         if step % log_interval(trainer):
             return
+        self._numbers = numbers(trainer.callback_metrics)
         gap = OFTEN if self.pace.elapsed < FIRST_MINUTE else SELDOM
         if self._enabled and self._live is None and self.pace.elapsed - self._printed >= gap:
             self._print(trainer)
@@ -149,6 +159,7 @@ class RunBar(ProgressBar):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._enabled and validation_counts(trainer):
+            self._numbers = numbers(trainer.callback_metrics)
             self._print(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -162,15 +173,13 @@ class RunBar(ProgressBar):
         console().print(*args)
 
     def state(self, trainer: pl.Trainer) -> "State":
-        """Read what the bar shows from the Trainer."""
+        """Return what the bar shows. The bar calls it in its own thread, so it reads nothing that training iterates."""
         step = trainer.global_step
-        logged = [callback.latest for callback in callbacks_of(trainer) if isinstance(callback, MetricsLogger)]
-        metrics = {**trainer.callback_metrics, **(logged[0] if logged else {})}
         left = self.pace.left(trainer.max_steps - step, validations_left(trainer))
         limits = [timer.time_remaining() for timer in callbacks_of(trainer) if isinstance(timer, Timer)]
         if left is not None:
             left = min([left, *(limit for limit in limits if limit is not None)])
-        return State(step, trainer.max_steps, numbers(metrics), self.pace.elapsed, left)
+        return State(step, trainer.max_steps, self._numbers, self.pace.elapsed, left)
 
     def _print(self, trainer: pl.Trainer) -> None:
         self._printed = self.pace.elapsed

@@ -39,7 +39,7 @@ LAYOUT = {  # tags are regular expressions
         "gradient norm, before clipping": ["Multiline", [r"train/grad_norm$"]],
     },
 }
-# Columns of the HPARAMS tab. TensorBoard ticks the first five hyper-parameters.
+# Columns of the HPARAMS tab. TensorBoard ticks five hyper-parameters, those marked as different before all others.
 RESULTS = ("val/best_loss", "val/loss", "val/bpc", "train/loss", "perf/characters_per_second")
 FIRST_COLUMNS = ("data.corpus", "parameters", "optimizer.lr", "optimizer.muon_lr", "trainer.max_steps")
 
@@ -72,8 +72,6 @@ class TensorBoardPages(pl.Callback):
         """Write what is known before the first step."""
         if not trainer.is_global_zero:
             return
-        from torch.utils.tensorboard.summary import hparams
-
         hyperparameters = describe(trainer, pl_module)
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):
@@ -83,9 +81,8 @@ class TensorBoardPages(pl.Callback):
             # `settings` comes after `sample` in the TEXT tab, which sorts by name.
             writer.add_text("settings", as_markdown(config_text(pl_module, hyperparameters)), trainer.global_step)
             writer.add_custom_scalars(LAYOUT)
-            columns, values, _ = hparams(hyperparameters, dict.fromkeys(RESULTS, 0.0))
-            writer.file_writer.add_summary(columns)
-            writer.file_writer.add_summary(values)
+            for summary in hparams_summaries(hyperparameters):
+                writer.file_writer.add_summary(summary)
         if self._writers and holds_whole_model(trainer):
             self._histogram_steps = shown_steps(trainer)
 
@@ -212,9 +209,21 @@ def describe(trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         "trainer.devices": trainer.world_size,
     }
     described["gpt.logit_softcap"] = str(described["gpt.logit_softcap"])  # a number or None
-    names = [*FIRST_COLUMNS, *(name for name in described if name not in FIRST_COLUMNS)]
-    texts = {name: str(value) for name, value in described.items() if isinstance(value, list | tuple | bool)}
-    return {name: (described | texts)[name] for name in names}
+    return {name: str(value) if isinstance(value, list | tuple | bool) else value for name, value in described.items()}
+
+
+def hparams_summaries(hyperparameters: Mapping[str, Any]) -> list[Any]:
+    """Return the columns of the HPARAMS tab and this run's row; its results are the run's own curves."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from torch.utils.tensorboard.summary import hparams
+
+    columns, values, _ = hparams(dict(hyperparameters), dict.fromkeys(RESULTS, 0.0))
+    data = columns.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(data.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in FIRST_COLUMNS
+    data.content = content.SerializeToString()
+    return [columns, values]
 
 
 def config_text(module: Any, hyperparameters: Mapping[str, Any]) -> str:

@@ -70,14 +70,19 @@ class StepMetrics:
             )
 
     def tensors(self, optimizer: Optimizer) -> dict[str, Tensor]:
-        """Return `train/loss`, `train/grad_norm` and `lr/ROLE`, without waiting for the device."""
+        """Return `train/loss`, `train/grad_norm` and `lr/adamw`, `lr/muon`, without waiting for the device."""
         found = {
-            f"lr/{group['role']}": torch.tensor(group["lr"], dtype=torch.float64) for group in optimizer.param_groups
+            rate_name(group["role"]): torch.tensor(group["lr"], dtype=torch.float64) for group in optimizer.param_groups
         }
         for name, value in (("train/loss", self.loss), ("train/grad_norm", self.grad_norm)):
             if value is not None:
                 found[name] = value
         return found
+
+
+def rate_name(role: str) -> str:
+    """Return the metric of the learning rate of a parameter group: the two groups of AdamW have the same rate."""
+    return "lr/muon" if role == "matrix" else "lr/adamw"
 
 
 def is_logged(trainer: pl.Trainer, step: int) -> bool:
@@ -103,7 +108,7 @@ def publish(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> Non
 
 def metric_names(trainer: pl.Trainer) -> set[str]:
     """Return the names of the metrics that a fit publishes and that a callback can monitor."""
-    names = {"train/loss"} | {f"lr/{group['role']}" for group in trainer.optimizers[0].param_groups}
+    names = {"train/loss"} | {rate_name(group["role"]) for group in trainer.optimizers[0].param_groups}
     if norm_is_known(trainer):
         names.add("train/grad_norm")
     if trainer.enable_validation:

@@ -47,9 +47,9 @@ class LitGPT(EvaluatesTokens):
     The network is built in `configure_model`, when the tokenizer is known: from the hyper-parameters of a checkpoint
     or, in a new run, from the DataModule.
 
-    Every `log_every_n_steps` optimizer steps it logs `train/loss`, `train/grad_norm` (before clipping) and `lr/ROLE`;
-    at each validation, and before the first step, `val/loss` (nats per token over the whole validation part),
-    `val/bpc` (bits per character) and `val/perplexity`. The x-axis is the number of optimizer steps made.
+    Every `log_every_n_steps` optimizer steps it logs `train/loss`, `train/grad_norm` (before clipping), `lr/adamw` and
+    `lr/muon`; at each validation, and before the first step, `val/loss` (nats per token over the whole validation
+    part), `val/bpc` (bits per character) and `val/perplexity`. The x-axis is the number of optimizer steps made.
 
     Args:
         gpt: architecture.

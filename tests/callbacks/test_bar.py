@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command import start, write_config
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -72,6 +72,7 @@ class Clock:
         return self.now
 
 
+@settings(deadline=None)
 @given(
     first=st.floats(0, 60),
     step_seconds=st.floats(1e-3, 10),

@@ -16,7 +16,7 @@ from gptlit.optim import ScheduleConfig, learning_rate_factor
 
 STEPS, EVERY, VALIDATE = 14, 4, 6  # none divides another: nothing is right by accident
 TRAIN = {"train/loss", "train/grad_norm", "perf/step_milliseconds", "perf/characters_per_second"}
-RATES = {"lr/matrix", "lr/decay"}
+RATES = {"lr/muon", "lr/adamw"}
 VAL = {"val/loss", "val/bpc", "val/perplexity", "val/loss_estimate", "train/loss_estimate"}
 TRAIN_STEPS, VAL_STEPS = [4, 8, 12, 14], [0, 6, 12, 14]
 
@@ -63,7 +63,7 @@ def test_a_point_of_lr_is_the_rate_that_its_step_was_made_with(scalars: dict[str
     """Guards against the rate of the step that follows."""
     schedule = ScheduleConfig(shape="cosine", warmup_steps=3)
     expected = {step: 0.02 * learning_rate_factor(step - 1, STEPS, schedule) for step in TRAIN_STEPS}
-    assert scalars["lr/matrix"] == pytest.approx(expected, rel=1e-6)
+    assert scalars["lr/muon"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_csv_holds_the_numbers_of_tensorboard_in_one_row_a_step(
@@ -173,15 +173,15 @@ def test_a_resumed_run_takes_back_the_rows_that_come_again(tmp_path: Path) -> No
     """Guards against doubled rows, against a lost beginning, and against a last line that a crash cut short."""
     metrics = MetricsFile(tmp_path)
     for step in (10, 20, 30):
-        metrics.log_metrics({"train/loss": float(step), "lr/decay": 0.5}, step=step)
+        metrics.log_metrics({"train/loss": float(step), "lr/adamw": 0.5}, step=step)
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("40,0.")
 
     resumed = MetricsFile(tmp_path, resume_step=20)
     resumed.log_metrics({"val/loss": 2.0}, step=20)
-    resumed.log_metrics({"train/loss": 31.0, "lr/decay": 0.5}, step=30)
+    resumed.log_metrics({"train/loss": 31.0, "lr/adamw": 0.5}, step=30)
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert lines == ["step,lr/decay,train/loss,val/loss", "10,0.5,10,", "20,0.5,20,2", "30,0.5,31,"]
+    assert lines == ["step,lr/adamw,train/loss,val/loss", "10,0.5,10,", "20,0.5,20,2", "30,0.5,31,"]
 
 
 def test_a_fresh_run_does_not_carry_on_a_table_that_lies_there(tmp_path: Path) -> None:

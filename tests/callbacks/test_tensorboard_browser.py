@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 from command import REPOSITORY
 
+from gptlit.callbacks.tensorboard import FIRST_COLUMNS
+
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 
@@ -215,6 +217,8 @@ def test_the_first_view_is_the_loss_of_train_and_val_on_one_chart(board: Board, 
     assert all(name in legend for name in names)
     slider = board.on_elements("mat-slider input, input[type=number]", "return element.value")
     assert any(float(value) == 0 for value in slider if value), "the address turns smoothing off"
+    board.click("button[aria-label='Toggle settings side pane']")
+    board.on_elements("scalar-card button", "if (number === 2) element.click()")  # full width
     board.picture("tensorboard-curves", height=640, settle=8)
 
 
@@ -266,10 +270,10 @@ def test_every_run_is_one_row_with_its_losses(board: Board, runs: tuple[Path, st
     assert "hp_metric" not in text
     rows = board.on_elements("vaadin-grid", "return element.items ? element.items.map(row => row.name) : []")
     assert sorted(rows[0]) == names
-    board.on_elements(
-        "paper-checkbox.hparam-checkbox",
-        "if (['parameters', 'trainer.max_steps'].includes(element.textContent.trim())) element.click()",
+    ticked = board.on_elements(
+        "paper-checkbox.hparam-checkbox", "return element.checked ? element.textContent.trim() : ''"
     )
+    assert set(filter(None, ticked)) == set(FIRST_COLUMNS)
     board.picture("tensorboard-comparison", height=420)
 
 

@@ -368,8 +368,8 @@ def test_an_explicit_rate_wins_over_the_saved_one(copy: Path) -> None:
     answer = gptlit("fit", "--ckpt_path", copy, "--model.optimizer.lr", 1e-3, "--model.schedule.shape", "constant")
     assert "changed: model.optimizer.lr 0.005 -> 0.001" in answer.err
     after = [row for row in metrics(copy) if int(row["step"]) > 10]
-    assert {float(row["lr/decay"]) for row in after} == {1e-3}
-    assert {float(row["lr/matrix"]) for row in after} == {0.02}
+    assert {float(row["lr/adamw"]) for row in after} == {1e-3}
+    assert {float(row["lr/muon"]) for row in after} == {0.02}
 
 
 @pytest.mark.parametrize(

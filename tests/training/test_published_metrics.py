@@ -116,7 +116,7 @@ def test_a_run_from_python_logs_what_the_command_logs_value_for_value(tmp_path: 
     assert (
         ours.keys()
         == plain.keys()
-        == {"train/loss", "train/grad_norm", "lr/matrix", "lr/decay"}
+        == {"train/loss", "train/grad_norm", "lr/muon", "lr/adamw"}
         | VAL
         | {
             "train/loss_estimate",
@@ -134,7 +134,7 @@ def test_a_run_from_python_logs_what_the_command_logs_value_for_value(tmp_path: 
 def test_metrics_are_where_lightning_users_look_for_them(corpus: Path) -> None:
     """In callback_metrics, logged_metrics and the progress bar's, as self.log would put them."""
     trainer = fit(corpus, logger=CSVLogger(corpus.parent))
-    names = {"train/loss", "train/grad_norm", "lr/decay"} | VAL
+    names = {"train/loss", "train/grad_norm", "lr/adamw"} | VAL
     assert names <= trainer.callback_metrics.keys()
     assert names <= trainer.logged_metrics.keys()
     assert {"train/loss", "val/loss"} <= trainer.progress_bar_metrics.keys()
@@ -303,7 +303,7 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> No
 # ---------------------------------------------------------------- monitoring
 
 
-@pytest.mark.parametrize("name", ["train/loss", "train/grad_norm", "lr/decay", "val/loss", "val/bpc"])
+@pytest.mark.parametrize("name", ["train/loss", "train/grad_norm", "lr/adamw", "val/loss", "val/bpc"])
 def test_every_metric_can_be_monitored(corpus: Path, name: str) -> None:
     """Before the first log too: EarlyStopping and ModelCheckpoint look at each validation, and every step."""
     stopping = EarlyStopping(monitor=name, patience=100)
@@ -375,7 +375,7 @@ def test_metrics_csv_has_one_row_per_step_whoever_logs(corpus: Path) -> None:
     steps = [int(row["step"]) for row in rows]
     assert steps == sorted(set(steps))
     assert {0, 2, 3, 4, 6, 8, 9, 10, 12} <= set(steps) <= set(range(13))
-    for name in ("lr/decay", next(name for name in rows[0] if name.startswith("lr-"))):
+    for name in ("lr/adamw", next(name for name in rows[0] if name.startswith("lr-"))):
         rates = {int(row["step"]): float(row[name]) for row in rows if row[name]}
         assert len(rates) >= 5
         expected = {step: 5e-3 * learning_rate_factor(max(step - 1, 0), 12, schedule) for step in rates}

@@ -188,7 +188,7 @@ class Fit:
         """The command that resumes the run."""
         if self.parts.checkpoints is not None and not self.quiet:
             slower = self.ending is not None and self.ending.slower
-            losses = {**self.trainer.callback_metrics, **self.parts.curves.latest}
+            losses = self.trainer.callback_metrics
             for line in resume_lines(self.run_dir, self.model, slower, self.parts.checkpoints, losses):
                 say_once(line)
 
