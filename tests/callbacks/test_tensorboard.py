@@ -119,8 +119,9 @@ def test_the_configuration_reads_as_in_the_run_folder(run: Path, events: EventAc
     assert event.step == 0
 
 
-def test_every_validation_has_a_sample(run: Path, events: EventAccumulator) -> None:
-    assert [event.step for event in events.Tensors("sample/text_summary")] == sorted(scalars(run, "val/loss"))
+def test_every_validation_after_the_first_step_has_a_sample(run: Path, events: EventAccumulator) -> None:
+    validated = [step for step in sorted(scalars(run, "val/loss")) if step]  # not before the first step
+    assert [event.step for event in events.Tensors("sample/text_summary")] == validated
 
 
 def test_no_chart_of_the_layout_is_empty(run: Path, events: EventAccumulator) -> None:
