@@ -1,13 +1,13 @@
-"""Characters per second of sampling, beside nanoGPT's sampler on the same weights, and against the memory's speed.
+"""Characters per second of sampling, next to nanoGPT's sampler on the same weights, and the memory limit.
 
     python tests/benchmarks/bench_sampling.py --threads 2 --peer PATH/TO/nanoGPT
     python tests/benchmarks/bench_sampling.py --loss CHECKPOINT --text tinyshakespeare.txt
 
-The first prints one line for every size, number of samples and length. The limit it compares with is the bytes that
-one step must read (every weight once, and the keys and values of each row) over the bandwidth of a large copy, both
-directions counted, measured in the same run. On a GPU whose second-level cache holds all the weights it is no limit:
-they are then read faster than a large copy. What a text costs once, such as recording CUDA graphs, is part of its time;
-what a process costs once, such as loading kernels, is not. The second measures what `--context rolling` costs in loss.
+The first prints one line per size, number of samples and length. The limit is the bytes that a step must read (every
+weight once, and the keys and values of each row) over the bandwidth of a large copy, both directions counted, measured
+in the same run. It is no limit on a GPU whose second-level cache holds all weights. What a text costs once, such as
+capturing CUDA graphs, is part of its time; what a process costs once, such as loading kernels, is not. The second
+measures what `--context rolling` changes in the loss.
 """
 
 import argparse
@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptlit.checkpoint.files import read_checkpoint
+from gptlit.checkpoint.network import load_network
 from gptlit.device.memory import keep_freed_memory
 from gptlit.generation.generate import generate
 from gptlit.model.config import GPTConfig
@@ -64,7 +66,7 @@ class Line:
 
 
 def clock(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that `work` takes."""
+    """Return the seconds that `work` takes."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -75,7 +77,7 @@ def clock(work: Callable[[], object], device: torch.device) -> float:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second, read and written, of a copy of 256 MB, which no cache holds."""
+    """Return bytes per second, read and written, of a copy of 256 MB, which fits no cache."""
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
     seconds = min(clock(lambda: target.copy_(source), device) for _ in range(8))
@@ -83,7 +85,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def step_bytes(model: GPT, samples: int, mean_context: float) -> float:
-    """What one step must read: the weights of every product once, and each row's keys and values."""
+    """Return the bytes that a step must read: every weight of a matmul once, and each row's keys and values."""
     config = model.config
     tables = model.transformer["wpe"].weight.numel() if "wpe" in model.transformer else 0
     weights = sum(parameter.numel() for parameter in model.parameters()) - tables
@@ -91,7 +93,7 @@ def step_bytes(model: GPT, samples: int, mean_context: float) -> float:
 
 
 def load_peer(folder: Path) -> ModuleType:
-    """The module model.py of nanoGPT."""
+    """Import model.py of nanoGPT."""
     spec = importlib.util.spec_from_file_location("peer_model", folder / "model.py")
     if spec is None or spec.loader is None:
         raise SystemExit(f"--peer: no model.py in {folder}")
@@ -101,7 +103,7 @@ def load_peer(folder: Path) -> ModuleType:
 
 
 def twin(module: ModuleType, model: GPT) -> torch.nn.Module:
-    """Gives nanoGPT the weights of `model`; an error unless their logits are equal."""
+    """Return nanoGPT's model with the weights of `model`; raise an error unless their logits are equal."""
     names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
     peer = module.GPT(module.GPTConfig(**{name: getattr(model.config, name) for name in names})).eval()
     peer.load_state_dict(model.state_dict())
@@ -113,41 +115,41 @@ def twin(module: ModuleType, model: GPT) -> torch.nn.Module:
 
 
 def peer_seconds(peer: torch.nn.Module, block_size: int, samples: int, characters: int, budget: float) -> float:
-    """Seconds that nanoGPT takes for `characters` after one character.
+    """Return the seconds that nanoGPT takes for `characters` after one character.
 
-    Its cost of a character depends on the length of the context alone. So a run longer than `budget` seconds is not
-    run, but summed up from the cost at evenly spaced lengths, and at the full window for all that lies beyond it.
+    Its cost of a character depends only on the length of the context. So a run longer than `budget` seconds is
+    extrapolated from the cost at evenly spaced lengths, and at the full window beyond it.
     """
     device = next(peer.parameters()).device
 
-    def draw(context: int, new: int) -> float:
+    def seconds(context: int, new: int) -> float:
         prompt = torch.zeros(samples, context, dtype=torch.long, device=device)
         return clock(lambda: peer.generate(prompt, new), device)
 
     inside = min(characters, block_size)
     lengths = [max(1, round((i + 0.5) * inside / 8)) for i in range(8)]
-    draw(1, 1)
-    full = min(draw(block_size, 1), draw(block_size, 1)) if characters > inside else 0.0
-    total = statistics.fmean(draw(length, 1) for length in lengths) * inside + full * (characters - inside)
-    return draw(1, characters) if total < budget else total
+    seconds(1, 1)
+    full = min(seconds(block_size, 1), seconds(block_size, 1)) if characters > inside else 0.0
+    total = statistics.fmean(seconds(length, 1) for length in lengths) * inside + full * (characters - inside)
+    return seconds(1, characters) if total < budget else total
 
 
 def our_seconds(model: GPT, samples: int, characters: int, context: str, budget: float) -> float:
-    """Seconds that `generate` takes; past the window with `exact`, a long run is summed up as nanoGPT's is."""
+    """Return the seconds that `generate` takes; a long run with `exact` is extrapolated as nanoGPT's is."""
     device, block = next(model.parameters()).device, model.config.block_size
 
-    def draw(prompt: int, new: int) -> float:
+    def seconds(prompt: int, new: int) -> float:
         steps = generate(model, [[0] * prompt], new, num_samples=samples, context=context)  # type: ignore[arg-type]
         return clock(lambda: [ids.tolist() for ids in steps], device)
 
     if characters > block and context == "exact":
-        # The first id after a full window is read with the prompt; the difference leaves whole recomputations. On a GPU
-        # a text this long is recorded, and so must these be.
+        # The first id after a full window is read with the prompt; the difference is whole windows. On a GPU such a
+        # text is captured, and so must these be.
         few, more = (1, 5) if device.type == "cpu" else (40, 80)
-        step = (draw(block, more) - draw(block, few)) / (more - few)
+        step = (seconds(block, more) - seconds(block, few)) / (more - few)
         if step * characters > budget:
-            return draw(1, block) + step * (characters - block)
-    return draw(1, characters)
+            return seconds(1, block) + step * (characters - block)
+    return seconds(1, characters)
 
 
 def measure(size: str, samples: int, characters: int, context: str, options: argparse.Namespace) -> Line:
@@ -177,46 +179,38 @@ def measure(size: str, samples: int, characters: int, context: str, options: arg
 
 
 @torch.inference_mode()
-def losses(model: GPT, tokens: Tensor, targets: Tensor, contexts: Tensor) -> Tensor:
-    """Cross-entropy (N,) of tokens[targets], each seen with as many tokens before it as `contexts` (N,) says."""
-    result = torch.empty(len(targets))
-    for context in contexts.unique().tolist():
-        chosen = (contexts == context).nonzero()[:, 0]
-        for part in chosen.split(64):
-            windows = tokens[targets[part, None] - context + torch.arange(context)]  # (n, context)
-            logits = model.head(model.hidden(windows)[:, -1])  # (n, V)
-            result[part] = F.cross_entropy(logits, tokens[targets[part]], reduction="none")
-    return result
+@torch.inference_mode()
+def loss_by_context(model: GPT, tokens: Tensor, stride: int) -> Tensor:
+    """Return the mean loss (block_size,) in nats per token of targets with 1, 2, … block_size tokens of context.
 
-
-def rolling_loss(model: GPT, tokens: Tensor, count: int) -> tuple[float, float, float, float]:
-    """Loss with the last block_size tokens as context; what rolling adds, with its standard error; the same at worst.
-
-    The same `count` random targets are seen with both contexts. Rolling's goes evenly from half of block_size to all
-    of it; at worst it is the half.
+    Windows of block_size tokens start at every `stride`-th token, so that each context length sees the whole text.
     """
     block = model.config.block_size
-    generator = torch.Generator().manual_seed(0)
-    targets = torch.randint(block, len(tokens), (count,), generator=generator)
-    half = max(block // 2, 1)
-    rolling = torch.randint(half, block + 1, (count,), generator=generator)
-    exact = losses(model, tokens, targets, torch.full((count,), block))
-    added = losses(model, tokens, targets, rolling) - exact
-    worst = losses(model, tokens, targets, torch.full((count,), half)) - exact
-    return float(exact.mean()), float(added.mean()), float(added.std() / count**0.5), float(worst.mean())
+    windows = tokens.unfold(0, block + 1, stride)  # (N, block_size + 1)
+    total = torch.zeros(block, dtype=torch.float64)
+    for batch in windows.split(256):
+        logits = model(batch[:, :-1]).transpose(1, 2)  # (n, V, block_size)
+        total += F.cross_entropy(logits, batch[:, 1:], reduction="none").sum(0, dtype=torch.float64)
+    return total / len(windows)
 
 
-def report_loss(checkpoint: Path, text: Path, count: int) -> dict[str, float]:
-    from gptlit.training.module import LitGPT
+def report_loss(checkpoint: Path, text: Path, stride: int) -> dict[str, float]:
+    """Print what `rolling` changes in the loss over the last tenth of a text.
 
-    module = LitGPT.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    The context of `exact` is always block_size; that of `rolling` goes evenly from half of it to all of it.
+    """
+    model, tokenizer = load_network(read_checkpoint(checkpoint))
     characters = text.read_text(encoding="utf-8")
-    if module.tokenizer is None:
-        raise SystemExit(f"--loss: {checkpoint} has no tokenizer")
-    tokens = torch.tensor(module.tokenizer.encode(characters[int(0.9 * len(characters)) :]))
-    exact, added, error, worst = rolling_loss(module.network, tokens, count)
-    print(f"exact {exact:.4f} nats per token; rolling adds {added:+.4f} ± {error:.4f} (just after a roll {worst:+.4f})")
-    return {"exact": exact, "rolling_adds": added, "standard_error": error, "worst": worst}
+    tokens = torch.tensor(tokenizer.encode(characters[int(0.9 * len(characters)) :]))
+    loss = loss_by_context(model, tokens, stride)
+    block = model.config.block_size
+    half = max(block // 2, 1)
+    exact, rolling, worst = float(loss[-1]), float(loss[half - 1 :].mean()), float(loss[half - 1])
+    print(
+        f"{checkpoint}: exact {exact:.4f} nats per token, rolling {rolling:.4f} ({rolling - exact:+.4f}), "
+        f"just after a roll {worst:.4f} ({worst - exact:+.4f})"
+    )
+    return {"exact": exact, "rolling": rolling, "worst": worst}
 
 
 def main() -> None:
@@ -227,13 +221,13 @@ def main() -> None:
     parser.add_argument("--characters", nargs="+", type=int, default=[500, 5000])
     parser.add_argument("--contexts", nargs="+", default=["exact", "rolling"], choices=["exact", "rolling"])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--budget", type=float, default=10.0, help="seconds beyond which a run is summed up")
+    parser.add_argument("--budget", type=float, default=10.0, help="seconds beyond which a run is extrapolated")
     parser.add_argument("--threads", type=int, help="torch threads; default: torch's own choice")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the table here too")
     parser.add_argument("--loss", type=Path, metavar="CHECKPOINT", help="measure what rolling costs this model")
     parser.add_argument("--text", type=Path, help="text whose last tenth --loss is measured on")
-    parser.add_argument("--targets", type=int, default=4096, help="characters that --loss looks at")
+    parser.add_argument("--stride", type=int, default=1, help="tokens between two windows of --loss")
     options = parser.parse_args()
     keep_freed_memory()  # as `gptlit predict` does
     if options.threads:
@@ -247,7 +241,7 @@ def main() -> None:
     if options.loss:
         if not options.text:
             parser.error("--loss needs --text")
-        result["loss"] = report_loss(options.loss, options.text, options.targets)
+        result["loss"] = report_loss(options.loss, options.text, options.stride)
     else:
         result["copy_bandwidth"] = copy_bandwidth(torch.device(options.device))
         print(f"{result['device']}, {result['threads']} threads, copy {result['copy_bandwidth'] / 1e9:.1f} GB/s")
