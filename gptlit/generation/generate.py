@@ -149,7 +149,7 @@ def generate(
     *,
     num_samples: int = 1,
     seed: int = 0,
-    context: Context = "exact",
+    context: Context = "rolling",
     log_probabilities: list[Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Continue every prompt `num_samples` times; yield the ids (B,) of each step as soon as they are sampled.
@@ -167,10 +167,11 @@ def generate(
         sampling: how the next id is chosen.
         num_samples: rows per prompt; the prompt is read once for all of them.
         seed: sample k of a seed has its own random stream.
-        context: what the model sees once a row is longer than `block_size`. `exact`: the last `block_size` ids, as in
-            the lecture and nanoGPT, which reads the whole window again for every id. `rolling`: whenever the cache is
-            full, its newest half is read again, so that the context grows from half of `block_size` to all of it,
-            repeatedly; an id then costs about as much as within `block_size`.
+        context: what the model sees once a row is longer than `block_size`. `rolling`: whenever the cache is full, its
+            newest half is read again, so that the context grows from half of `block_size` to all of it, repeatedly; an
+            id costs about as much as within `block_size`. `exact`: the last `block_size` ids, as in the lecture and
+            nanoGPT; the whole window is read again for every id, which is many times slower. Rolling did not raise the
+            loss of any model that was measured (`tests/benchmarks/README.md`).
         log_probabilities: a list; log softmax(logits) of the ids (B,) is appended at every step, in nats. It is the
             model's own distribution, without filters and at temperature 1: minus its mean over a text is the loss.
 

@@ -89,7 +89,7 @@ class GenerationConfig:
     """Samples per prompt."""
     seed: int = 1337
     """Sample k depends only on the seed and k, not on the batch."""
-    context: Literal["exact", "rolling"] = "exact"
+    context: Literal["exact", "rolling"] = "rolling"
     """What the model sees after block_size tokens; see `gptlit.generate`."""
     stop: tuple[str, ...] = ()
     """Texts to stop before."""

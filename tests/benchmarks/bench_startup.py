@@ -1,10 +1,10 @@
-"""How long one waits: whole processes, from the start of the interpreter, in turn.
+"""Start-up time of whole processes, from the start of the interpreter, in turn.
 
     python tests/benchmarks/bench_startup.py --text input.txt [--threads 2] [--rounds 5] [--json FILE]
 
-`gptlit --help` and `--version` to their end, `gptlit predict` to the first drawn character on stdout, `gptlit fit` to
-the row of the first training step in metrics.csv; beside what Python alone and the imports of torch and Lightning cost.
-The files of the libraries are in the system's cache after the first round, which does not count.
+`gptlit --help` and `--version` to their end, `gptlit predict` to the first sampled character on stdout, `gptlit fit`
+to the row of the first training step in metrics.csv; next to Python alone, and the imports of torch and Lightning. The
+first round, which brings the libraries into the file system's cache, does not count.
 """
 
 import shutil
@@ -22,19 +22,19 @@ IMPORTS = "python -c 'import torch, lightning.pytorch'"
 PREDICT = "gptlit predict, first character"
 FIT = "gptlit fit, first training step"
 PATIENCE = 120.0  # seconds
-DRAWN_ALONE = ("--repeat_prompt", "false")  # the prompt is written before anything is drawn
+TEXT_ONLY = ("--repeat_prompt", "false")  # the prompt is written before anything is sampled
 
 
 def whole(*command: object) -> Callable[[], float]:
-    """Clock of a process from its start to its end."""
+    """Return a function that runs a process and returns its seconds."""
     return lambda: run_process(command).seconds
 
 
 def seconds_to_first_step(folder: Path, text: Path) -> float:
-    """From the start of `gptlit fit --config base` until its first step stands in metrics.csv.
+    """Return the seconds from the start of `gptlit fit --config base` to its first step in metrics.csv.
 
     Raises:
-        RuntimeError: when it never does.
+        RuntimeError: if there is none.
     """
     run = folder / "first"
     shutil.rmtree(run, ignore_errors=True)
@@ -59,13 +59,13 @@ FIT_ARGUMENTS = (
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     options = parser(__doc__, rounds=5).parse_args()
     begin(options)
     with tempfile.TemporaryDirectory() as folder:
         trained = Path(folder) / "trained"
         run_process(gptlit(*FIT_ARGUMENTS, "--data.corpus", options.text, "--run_dir", trained))
-        predict = gptlit("predict", "--ckpt_path", trained, "--prompt", "\n", "--max_new_tokens", 1, *DRAWN_ALONE)
+        predict = gptlit("predict", "--ckpt_path", trained, "--prompt", "\n", "--max_new_tokens", 1, *TEXT_ONLY)
         clocks = {
             "python -c pass": whole(sys.executable, "-c", "pass"),
             "gptlit --version": whole(*gptlit("--version")),

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 import torch
 from conftest import DIALECTS, random_gpt
-from test_generate import RAGGED, table
+from test_generate import RAGGED, generate, table
 from torch import Tensor
 
 from gptlit.device.cuda_graphs import CudaGraphCapturer
@@ -16,7 +16,7 @@ from gptlit.generation.engine import choose, cuda_step
 from gptlit.generation.engine.cpu_step import CpuStep
 from gptlit.generation.engine.cuda_step import CudaGraphStep, CudaGraphWindow
 from gptlit.generation.engine.decoder import Decoder
-from gptlit.generation.generate import Sampling, generate, generate_naive
+from gptlit.generation.generate import Sampling, generate_naive
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 from gptlit.model.kv_cache import KVCache

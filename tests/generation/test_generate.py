@@ -5,6 +5,7 @@ import math
 import random
 import resource
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -13,23 +14,26 @@ from conftest import DIALECTS, random_gpt
 from torch import Tensor
 
 import gptlit
+from gptlit.cli.predict.command import make_parser
 from gptlit.errors import UserError
+from gptlit.generation import generate as generate_by_default
 from gptlit.generation.engine.cpu_step import CpuStep
 from gptlit.generation.engine.decoder import Decoder
 from gptlit.generation.generate import (
     Sampling,
     distribution,
     draw,
-    generate,
     generate_naive,
     next_token_probabilities,
     uniform_numbers,
 )
+from gptlit.generation.text import GenerationConfig
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 from gptlit.model.kv_cache import KVCache
 
 RAGGED = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
+generate = partial(generate_by_default, context="exact")  # which is what the naive reference does
 
 
 def table(steps: Iterable[Tensor]) -> list[list[int]]:
@@ -92,6 +96,13 @@ def test_rolling_reads_the_newest_half_again_whenever_a_row_is_full(dialect: GPT
     new = 3 * dialect.block_size
     expected = [rolling_reference(model, prompt, new, 7, sample) for prompt in RAGGED for sample in range(2)]
     assert table(generate(model, RAGGED, new, num_samples=2, seed=7, context="rolling")) == expected
+
+
+def test_the_default_context_is_rolling_for_generate_and_predict(nanogpt: GPT) -> None:
+    """One default, or the same seed would give two texts."""
+    by_default = table(generate_by_default(nanogpt, [[1]], 60))
+    assert by_default == table(generate(nanogpt, [[1]], 60, context="rolling")) != table(generate(nanogpt, [[1]], 60))
+    assert GenerationConfig().context == make_parser().get_defaults().context == "rolling"
 
 
 @pytest.mark.parametrize("context", ["exact", "rolling"])

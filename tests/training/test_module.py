@@ -215,7 +215,7 @@ def test_predict_step_generates_what_generate_does(corpus: Path, tmp_path: Path)
 
     module, _ = trained(corpus, tmp_path)
     module.generation_config = GenerationConfig(
-        max_new_tokens=30, sampling=Sampling(temperature=0.7), num_samples=2, seed=5, context="exact"
+        max_new_tokens=30, sampling=Sampling(temperature=0.7), num_samples=2, seed=5
     )
     prompt = module.tokenizer.encode("one ")
     rows = module.predict_step([prompt])

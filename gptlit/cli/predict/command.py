@@ -64,9 +64,9 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--context",
         type=Literal["exact", "rolling"],
-        default="exact",
-        help="After block_size tokens: read the last block_size tokens again for every token (exact), or keep half of "
-        "the cache (rolling, many times faster).",
+        default="rolling",
+        help="After block_size tokens: keep half of the cache when it is full (rolling), or read the last block_size "
+        "tokens again for every token (exact, many times slower).",
     )
     parser.add_argument(
         "--unknown",
