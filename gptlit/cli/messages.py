@@ -14,26 +14,44 @@ def say(text: str, style: str | None = None) -> None:
     console().print(text, style=style)
 
 
+CHATTER = (  # what Lightning logs unasked; everything else that it logs was asked for, or concerns the user
+    *("GPU available", "TPU available", "HPU available", "You are using a CUDA device"),  # the opening lines say it
+    *("`Trainer", "Trainer"),  # "`Trainer.fit` stopped: `max_steps=60` reached.": the closing lines say it
+    *("Restor", "Loaded model weights"),  # checkpoints: the opening lines say it
+    *("LOCAL_RANK", "Initializing distributed", "-----", "distributed_backend", "All distributed", "Using "),
+    *("\U0001f4a1", "`weights_only`"),  # advertising, and a note to programmers
+)
+SILENCED = (  # warnings about what is as it should be in gptlit
+    r".*does not have many workers.*",  # batches are a function of the step: there is nothing to wait for
+    r".*dataloader is not resumable.*",  # the same
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # between Lightning and torch
+    r".*is smaller than the logging interval.*",  # the last step is always logged
+    r".*in eval mode at the start of training.*",  # set by validation
+    r".*GPU available but not used.*",  # trainer.accelerator says so
+    r".*but have no logger configured.*",  # validate and test print their metrics
+    r".*sync_dist=True.*",  # the metrics are those of all processes already
+    r".*callbacks used to create the checkpoint need to be provided.*",  # validate and test need none
+)
+
+
+class Heard(logging.Handler):
+    """Prints what Lightning logs on stderr, without its chatter."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage().strip("\n")
+        if not text.lstrip().startswith(CHATTER):
+            say(text)
+
+
 def quiet_libraries() -> None:
-    """Silences advice and advertising of the libraries below us; their errors still arrive as exceptions."""
+    """Silence the chatter of Lightning. What concerns the user's data or was asked for still arrives."""
     import lightning.pytorch  # noqa: F401  sets its own levels on import, so it has to come first
 
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (
-        r".*does not have many workers.*",
-        r".*dataloader is not resumable.*",
-        r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
-        r".*lr_scheduler.step\(\).*",
-        r".*is smaller than the logging interval.*",
-        r".*in eval mode at the start of training.*",
-        r".*is not shared across.*",
-        r".*GPU available but not used.*",
-        r".*but have no logger configured.*",
-        r".*sync_dist=True.*",  # the metrics are those of all processes already
-        r".*callbacks used to create the checkpoint need to be provided.*",
-        r"Experiment logs directory .* exists and is not empty.*",
-    ):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [Heard()], False
+        logger.setLevel(logging.INFO)
+    for message in SILENCED:
         warnings.filterwarnings("ignore", message=message)
 
 

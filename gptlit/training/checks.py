@@ -1,32 +1,56 @@
 """Callbacks of Lightning that cannot work in a run of gptlit, and epochs that train nothing."""
 
+from collections.abc import Iterable
+
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BasePredictionWriter,
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
 
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
 from gptlit.training.lightning_internals import callbacks_of
 
-REFUSED: dict[type[pl.Callback], str] = {
+REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
+    BaseFinetuning: "changes the parameter groups of the optimizer, which gptlit builds by role: train all parameters",
+    BasePredictionWriter: "writes predictions, which fit does not make: use gptlit predict --output",
+    BatchSizeFinder: "changes the batch size, on which batches, losses and resume depend: set data.batch_size",
     GradientAccumulationScheduler: (
         "changes the accumulation from epoch to epoch, and a run is one epoch: set trainer.accumulate_grad_batches"
     ),
+    LearningRateFinder: "tries rates that the schedule overwrites at every step: set model.optimizer.lr",
+    ModelPruning: "renames the weights, so that the checkpoints could not be loaded again: train a smaller model",
     StochasticWeightAveraging: (
         "averages at the end of each epoch, and a run is one epoch: set average.decay (callback AverageWeights)"
     ),
 }
 
 
-def check_callbacks(trainer: pl.Trainer) -> None:
+def refuse_callbacks(callbacks: Iterable[pl.Callback]) -> None:
     """Refuse callbacks that would be without effect, or worse.
 
     Raises:
         UserError: names the callback and what to use instead.
     """
-    for callback in callbacks_of(trainer):
-        for refused, reason in REFUSED.items():
+    for callback in callbacks:
+        for refused, reason in REFUSED_CALLBACKS.items():
             if isinstance(callback, refused):
-                raise UserError(reason, setting=refused.__name__)
+                raise UserError(reason, setting=type(callback).__name__)
+
+
+def check_callbacks(trainer: pl.Trainer) -> None:
+    """Refuse the callbacks of a Trainer that would be without effect, or worse.
+
+    Raises:
+        UserError: names the callback and what to use instead.
+    """
+    refuse_callbacks(callbacks_of(trainer))
 
 
 def check_vocabulary(config: GPTConfig, size: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import Tensor
 
@@ -66,12 +66,17 @@ def validate_now(trainer: pl.Trainer) -> None:
 
 def validate_initial_weights(trainer: pl.Trainer) -> None:
     """Run a validation over all batches as Lightning's sanity check, which other callbacks do not take for a result."""
+    bars = [callback for callback in callbacks_of(trainer) if isinstance(callback, TQDMProgressBar)]
+    for bar in bars:  # it makes its bar for a sanity check in a hook of its own
+        bar.val_progress_bar = bar.init_sanity_tqdm()
     steps = trainer.num_sanity_val_steps
     trainer.num_sanity_val_steps = float("inf")
     trainer.sanity_checking = True
     trainer.fit_loop.epoch_loop.val_loop.run()
     trainer.training = True
     trainer.num_sanity_val_steps = steps
+    for bar in bars:
+        bar.val_progress_bar.close()
 
 
 def stop_after_this_step(trainer: pl.Trainer) -> None:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gptlit.checkpoint.io import AtomicCheckpointIO
@@ -17,14 +18,19 @@ from gptlit.cli.fit.parser import make_parser
 from gptlit.cli.fit.parts import RunParts, as_list, run_parts
 from gptlit.cli.fit.plan import Plan
 from gptlit.cli.fit.resume import refuse_another_text
-from gptlit.cli.fit.trainer_settings import NoProfiler, check_devices
+from gptlit.cli.fit.trainer_settings import NoProfiler, check_devices, check_loggers
 from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError, cause_of, settings_under
 from gptlit.model.config import GPTConfig
-from gptlit.training.checks import check_vocabulary
+from gptlit.training.checks import check_vocabulary, refuse_callbacks
 from gptlit.training.module import LitGPT
 
+PROFILERS: dict[str, Callable[..., Profiler]] = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
 LONGEST_NAME = 40  # characters of a text's name in that of a run
 
 
@@ -115,6 +121,7 @@ def make_trainer(
         UserError: when Lightning refuses the settings, or the devices cannot share the batch.
     """
     config = vars(objects.trainer)
+    check_loggers(as_list(config.get("logger")))
     settings = {**config, **settings_of_ours(plan, config, run_dir)}
     parts = None
     if plan.verb == "fit":
@@ -122,10 +129,14 @@ def make_trainer(
         parts = run_parts(config, objects, run_dir, steps, quiet)
         settings |= parts.settings()
     else:
-        settings |= {"callbacks": as_list(config["callbacks"]), "enable_progress_bar": False}
+        settings["callbacks"] = as_list(config["callbacks"])
     settings["callbacks"] = [*settings["callbacks"], *extra_callbacks]
+    with settings_under("trainer.callbacks"):
+        refuse_callbacks(settings["callbacks"])
     try:
         trainer = pl.Trainer(**settings)
+        if not hasattr(trainer, "val_check_interval"):  # where it is a time, Lightning leaves it undefined
+            trainer.val_check_interval = None  # type: ignore[assignment]
         if plan.verb == "fit":
             check_devices(trainer, objects.data.batch_size, objects.model.optimizer_config.name)
     except UserError:
@@ -137,19 +148,29 @@ def make_trainer(
 
 def settings_of_ours(plan: Plan, config: Mapping[str, Any], run_dir: Path | None) -> dict[str, Any]:
     """What the Trainer must be told beyond the user's settings."""
+    settings: dict[str, Any] = {
+        "use_distributed_sampler": False,  # the batches know their rank
+        "plugins": [*as_list(config["plugins"]), AtomicCheckpointIO(plan.start)],
+        "enable_model_summary": bool(config["enable_model_summary"]),
+        "default_root_dir": str(run_dir or "."),
+        "profiler": profiler_of(config["profiler"], run_dir),
+    }
+    if plan.verb != "fit":
+        return settings | {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     interval = config["val_check_interval"]
-    if isinstance(interval, float) and plan.verb == "fit":
+    if isinstance(interval, float):
         interval = max(1, int(config["max_steps"] * interval))
     if isinstance(interval, int):  # Lightning counts micro-batches; the user counts optimizer steps
         interval *= config["accumulate_grad_batches"]
-    return {
-        "use_distributed_sampler": False,  # the batches know their rank
-        "num_sanity_val_steps": 0,
+    return settings | {
+        "num_sanity_val_steps": config["num_sanity_val_steps"] or 0,
         "check_val_every_n_epoch": None,  # the interval counts steps of the one epoch
         "val_check_interval": interval,
-        "plugins": [*as_list(config["plugins"]), AtomicCheckpointIO(plan.start)],
-        "enable_model_summary": False,
-        "default_root_dir": str(run_dir or "."),
-        "logger": False,
-        "profiler": config["profiler"] or NoProfiler(),
     }
+
+
+def profiler_of(wanted: Any, run_dir: Path | None) -> Any:
+    """The profiler that the user named, its report in the run folder if there is one."""
+    if isinstance(wanted, str) and run_dir is not None and wanted in PROFILERS:
+        return PROFILERS[wanted](dirpath=run_dir, filename="profile")
+    return wanted or NoProfiler()

@@ -18,6 +18,7 @@ from gptlit.cli.fit.fallback import shorten_run
 from gptlit.cli.fit.messages import Ending, closing_rows, ending_of, opening_rows, rate_note, resume_lines
 from gptlit.cli.fit.parts import RunParts
 from gptlit.cli.fit.plan import Plan, parse_evaluation, parse_fit
+from gptlit.cli.fit.resume import readable
 from gptlit.cli.fit.trainer_settings import check_trainer_settings
 from gptlit.cli.messages import say, table
 from gptlit.cli.report import check_report, report_on
@@ -87,7 +88,7 @@ def run_fit(plan: Plan, extra_callbacks: Sequence[pl.Callback] = (), quiet: bool
         if plan.finished:
             say_nothing_left(plan)
             return 0
-    check_trainer_settings(plan.settings, fit=True)
+    check_trainer_settings(plan.settings)
     objects = instantiate(plan)
     prepare(plan, objects.model, objects.data)
     for notice in objects.data.corpus.notices:
@@ -135,12 +136,15 @@ class Fit:
             if not self.quiet:
                 self.say_start()
             self.trainer.fit(self.model, datamodule=self.data, ckpt_path=path)
+            self.require_progress()
             if not self.quiet:
                 self.say_end()
             if signals.received is not None and not started_by_first_process():  # it came after the last step
                 return 128 + int(signals.received)
             return 0
         except BaseException as error:
+            if isinstance(error, ModuleNotFoundError) and not self.trainer.global_step:
+                raise UserError(f"the settings need something that is not installed: {error}") from error
             self.ending = ending_of(error, signals.received, self.trainer.global_step, self.run_dir)
             self.end_other_processes()
             if self.ending is None:
@@ -150,6 +154,17 @@ class Fit:
             return self.say_ending(self.ending)
         finally:
             close(self.folder, keep=self.trainer.global_step > 0)
+
+    def require_progress(self) -> None:
+        """Refuse a run that ended without a step, although steps are left.
+
+        Raises:
+            UserError: names the likely cause.
+        """
+        before = 0 if self.plan.start is None else self.plan.start.steps
+        stopped = self.parts.signals.received is not None
+        if self.trainer.global_step == before < self.trainer.max_steps and not stopped:
+            raise UserError("no step was made: a time limit (trainer.max_time) or a callback ended the run before it")
 
     def end_other_processes(self) -> None:
         """Kill the processes that this one started, unless they end by themselves: they would wait for it."""
@@ -170,7 +185,7 @@ class Fit:
             if self.run_dir is not None and self.run_dir.resolve() != plan.start.path.parent.resolve():
                 say_once(f"{plan.start.path.parent} stays as it is: the run continues in {self.run_dir}", "yellow")
             for key, (old, new) in plan.changes.items():
-                say_once(f"changed: {key} {old} -> {new}", style="yellow")
+                say_once(f"changed: {key} {readable(old)} -> {readable(new)}", style="yellow")
             if note := rate_note(self.model, plan.start.steps, plan.changes):
                 say_once(note, style="yellow")
 

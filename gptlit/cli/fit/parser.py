@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from gptlit.callbacks.averaging import AverageWeights
 from gptlit.callbacks.pictures import Pictures
 from gptlit.callbacks.samples import SampleText
+from gptlit.cli.fit.trainer_settings import options_left_out
 from gptlit.cli.help import help_text
 from gptlit.cli.parser import TextsAsTyped
 from gptlit.cli.settings import as_yaml
@@ -39,7 +40,14 @@ def make_parser(verb: str) -> FitParser:
     parser = FitParser(prog=f"gptlit {verb}", description=DESCRIPTIONS[verb], exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="YAML file, or the name of a packaged configuration.")
     parser.add_argument("--seed_everything", type=int, default=1337, help="Fixes weights, batches and dropout.")
-    parser.add_lightning_class_args(pl.Trainer, "trainer")
+    parser.add_class_arguments(
+        pl.Trainer,
+        "trainer",
+        instantiate=False,
+        fail_untyped=False,
+        sub_configs=True,
+        skip=options_left_out(verb),
+    )
     parser.add_lightning_class_args(LitGPT, "model")
     parser.add_lightning_class_args(TextDataModule, "data")
     parser.link_arguments("model.gpt.block_size", "data.block_size")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
 
 from gptlit.callbacks.averaging import AverageWeights
 from gptlit.callbacks.bar import RunBar
@@ -65,7 +66,8 @@ def run_parts(
     checkpoints: RunCheckpoints | None = None
     callbacks: list[pl.Callback] = [ValidateAtEnd(), curves, signals, TensorBoardPages()]
     logger: Any = False
-    if trainer["enable_progress_bar"] is not False and not quiet:
+    own_bar = any(isinstance(callback, ProgressBar) for callback in as_list(trainer["callbacks"]))
+    if trainer["enable_progress_bar"] is not False and not quiet and not own_bar:
         callbacks.append(RunBar())
     if run_dir is not None:
         pictures = Pictures(**vars(options["pictures"]))

@@ -1,6 +1,7 @@
 """From arguments to a plan: what `fit`, `validate` and `test` will do, before anything is loaded or written."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,8 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
     layers: list[str] = []
     left_out: dict[str, str] = {}
     if start is not None:
+        if verb == "fit":
+            prepare_to_resume(start)
         taken, left_out = settings_to_take_over(stored_config(start.checkpoint), verb, option_names(parser))
         layers += ["--config", as_yaml(taken)]
         flags = [*without_option(flags, "--ckpt_path"), "--ckpt_path", str(start.path)]
@@ -115,6 +118,8 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         if settings["model"]["init_from"] is not None:
             raise UserError("--model.init_from starts a new run and --ckpt_path resumes one: give one of them")
         changes = changes_since(start, settings, parser)
+        dropped = {key.partition(" ")[0] for key in left_out}
+        changes = {key: change for key, change in changes.items() if key not in {*OF_ONE_START, *dropped}}
     finished = (
         verb == "fit"
         and start is not None
@@ -127,12 +132,29 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         settings=settings,
         config_files=tuple(files),
         start=start,
-        changes={key: change for key, change in changes.items() if key not in OF_ONE_START},
+        changes=changes,
         left_out=left_out,
         corpus_given=option(flags, "--data.corpus") is not None,
         max_steps_given=option(flags, "--trainer.max_steps") is not None,
         finished=finished,
     )
+
+
+def prepare_to_resume(start: ResumePoint) -> None:
+    """Check that a checkpoint holds the state of a run; forget the time that a Timer has counted.
+
+    A time limit belongs to one start: with the time of the last one restored, no step would be left.
+
+    Raises:
+        UserError: when it holds weights only.
+    """
+    if not start.checkpoint.get("optimizer_states"):
+        raise UserError(
+            f"{start.path} holds weights only, without the state of the optimizer: start a new run from it with "
+            f"--model.init_from {shlex.quote(str(start.path))}",
+            "--ckpt_path",
+        )
+    start.checkpoint.get("callbacks", {}).pop("Timer", None)
 
 
 def changes_since(start: ResumePoint, settings: Mapping[str, Any], parser: FitParser) -> dict[str, tuple[Any, Any]]:

@@ -20,7 +20,10 @@ FIXED = (
 )
 FREE = tuple(f"model.gpt.{name}" for name in REGULARISATION)
 LIGHTNING = re.compile(r"(lightning\.pytorch\.(callbacks|strategies)\.\w+)?")
-OF_ONE_START = ("ckpt_path", "run_dir", "trainer.default_root_dir", "model.init_from")  # not settings of the run
+TEXT_ARGUMENTS = ("monitor", "dirpath", "filename")  # of callbacks; a text there names no code
+NOT_TRUSTED = "it may name code: give it again, if you trust it"
+# Not settings of the run, but of one start of it.
+OF_ONE_START = ("ckpt_path", "run_dir", "trainer.default_root_dir", "trainer.max_time", "model.init_from")
 
 
 def settings_to_take_over(
@@ -48,31 +51,50 @@ def settings_to_take_over(
             continue
         if key not in known:
             left_out[key] = "this version does not know it"
-        elif part == "trainer" and not is_plain(value):
-            left_out[key] = "it may name code: give it again, if you trust it"
-        else:
-            group = kept
-            *groups, name = key.split(".")
-            for step in groups:
-                group = group.setdefault(step, {})
-            group[name] = value
+            continue
+        if part == "trainer":
+            items = value if isinstance(value, list) else [value]
+            left_out |= {f"{key} {readable(item)}": NOT_TRUSTED for item in items if not is_plain(item)}
+            if isinstance(value, list):
+                value = [item for item in value if is_plain(item)]
+            elif not is_plain(value):
+                continue
+        group = kept
+        *groups, name = key.split(".")
+        for step in groups:
+            group = group.setdefault(step, {})
+        group[name] = value
     return kept, left_out
 
 
-def is_plain(value: Any) -> bool:
-    """Whether a Trainer's setting is made of numbers, switches and bare words, which name no class and no function.
+def is_plain(value: Any, name: str = "") -> bool:
+    """Whether a setting of the Trainer consists of numbers, switches and bare words, which name no code.
 
-    Lightning's own strategies and callbacks are as good, with arguments that are plain; what a callback monitors may be
-    `val/loss`.
+    Lightning's own callbacks and strategies count too, if their arguments are plain.
+
+    Args:
+        value: of the setting, or of an argument of a class.
+        name: of the argument.
     """
     if isinstance(value, Mapping):
-        inside = {key: item for key, item in value.items() if key not in ("class_path", "monitor")}
-        monitored = bool(re.fullmatch(r"[\w/]*", str(value.get("monitor", ""))))
         known = bool(LIGHTNING.fullmatch(str(value.get("class_path", ""))))
-        return known and monitored and all(map(is_plain, inside.values()))
+        return known and all(is_plain(item, key) for key, item in value.items() if key != "class_path")
     if isinstance(value, list):
         return all(map(is_plain, value))
-    return value is None or isinstance(value, bool | int | float) or bool(re.fullmatch(r"[\w:+, -]*", str(value)))
+    if name in TEXT_ARGUMENTS or value is None or isinstance(value, bool | int | float):
+        return True
+    return bool(re.fullmatch(r"[\w:+, -]*", str(value)))
+
+
+def readable(value: Any) -> str:
+    """A setting for a line on the terminal: classes by their names, with the arguments that are not off."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(readable, value))}]"
+    if isinstance(value, Mapping) and "class_path" in value:
+        arguments = (value.get("init_args") or {}).items()
+        given = ", ".join(f"{key}={item}" for key, item in arguments if item not in (None, False))
+        return f"{value['class_path'].rpartition('.')[2]}({given})"
+    return "none" if value is None else str(value)
 
 
 def refuse_what_is_fixed(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -1,99 +1,149 @@
-"""Trainer settings that Lightning takes without a word, and that would not do what they say in a run of ours."""
+"""Settings of the Trainer that a run of gptlit cannot obey: refused by name before anything is loaded."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from gptlit.data import share_of_batch
-from gptlit.errors import UserError, settings_under
+from gptlit.errors import UserError, require, settings_under
 from gptlit.training.lightning_internals import starts_processes_by_fork
 
+ONE_EPOCH = "a run is one epoch of trainer.max_steps optimizer steps"
+REFUSED_OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
+    # option: values that change nothing, and what to say about any other
+    "max_epochs": ((None, 1, -1), f"{ONE_EPOCH}: set trainer.max_steps"),
+    "min_epochs": ((None, 0, 1), f"{ONE_EPOCH}: set trainer.min_steps"),
+    "limit_train_batches": ((None, 1.0), f"{ONE_EPOCH}: set trainer.max_steps"),
+    "check_val_every_n_epoch": ((None, 1), f"{ONE_EPOCH}: set trainer.val_check_interval, in steps"),
+    "reload_dataloaders_every_n_epochs": ((0,), ONE_EPOCH),
+    "limit_test_batches": ((None, 1.0), "fit does not test: give it to gptlit test"),
+    "limit_predict_batches": ((None, 1.0), "fit does not predict: use gptlit predict"),
+    "default_root_dir": ((None,), "everything that a run writes is in its folder: set --run_dir"),
+    "sync_batchnorm": ((False,), "the model has no batch normalisation"),
+    "barebones": ((False,), "it drops checkpoints, metrics and signals: switch off what you do not need by name"),
+    "model_registry": ((None,), "checkpoints stay in the run folder: use gptlit export"),
+}
+ONLY_FIT = {  # options that an evaluation does not have
+    *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches", "limit_predict_batches"),
+    *("overfit_batches", "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps"),
+    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "logger", "enable_checkpointing"),
+    *("enable_progress_bar", "default_root_dir", "enable_autolog_hparams", "model_registry", "barebones"),
+    *("reload_dataloaders_every_n_epochs", "sync_batchnorm", "use_distributed_sampler", "detect_anomaly"),
+}
+OTHER_LIMIT = {"validate": "limit_test_batches", "test": "limit_val_batches"}
 
-def check_trainer_settings(settings: Mapping[str, Any], fit: bool) -> None:  # noqa: C901
-    """Refuses what cannot work, before anything is loaded.
+
+def options_left_out(verb: str) -> set[str]:
+    """Options of the Trainer that `validate` or `test` does not have, since they would change nothing there."""
+    return set() if verb == "fit" else ONLY_FIT | {OTHER_LIMIT[verb]}
+
+
+def check_trainer_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a fit that cannot work.
 
     Args:
-        settings: of the whole command, nested.
-        fit: whether they are for training.
+        settings: all settings of the command, nested.
 
     Raises:
-        UserError: naming the setting.
+        UserError: names the setting.
     """
-    if not fit:
-        return
     trainer = settings["trainer"]
-    if trainer["max_steps"] < 1 and not trainer["fast_dev_run"]:
-        raise UserError(
-            f"trainer.max_steps is {trainer['max_steps']}: the length of a run is counted in optimizer steps, give it"
-        )
-    if trainer["limit_train_batches"] not in (None, 1.0):
-        raise UserError(
-            f"trainer.limit_train_batches is {trainer['limit_train_batches']}: a run is one pass over "
-            "trainer.max_steps batches, set that instead"
-        )
-    for name, harmless, instead in (
-        ("max_epochs", (None, 1, -1), "trainer.max_steps"),
-        ("min_epochs", (None, 0, 1), "trainer.max_steps"),
-        ("check_val_every_n_epoch", (None, 1), "trainer.val_check_interval, in steps"),
-    ):
-        if trainer[name] not in harmless:
-            raise UserError(f"trainer.{name} is {trainer[name]}: a run is one pass, set {instead}")
-    if trainer["default_root_dir"] is not None:
-        raise UserError(
-            f"trainer.default_root_dir is {trainer['default_root_dir']}: what a run leaves lies in --run_dir, set that"
-        )
-    if trainer["min_steps"] is not None and trainer["min_steps"] > trainer["max_steps"]:
-        raise UserError(
-            f"trainer.min_steps is {trainer['min_steps']}, more than trainer.max_steps ({trainer['max_steps']})"
-        )
-    if not -(2**63) <= settings["seed_everything"] < 2**64:
-        raise UserError(f"seed_everything is {settings['seed_everything']}: it must fit into 64 bits")
-    interval = trainer["val_check_interval"]
-    if isinstance(interval, int | float) and not 0 < interval <= (1 if isinstance(interval, float) else interval):
-        raise UserError(
-            f"trainer.val_check_interval is {interval}: it must be a number of steps, or a fraction of the run"
-        )
-    for name in ("accumulate_grad_batches", "log_every_n_steps"):
-        if trainer[name] is not None and trainer[name] < 1:
-            raise UserError(f"trainer.{name} is {trainer[name]}: it must be 1 or more")
-    if trainer["gradient_clip_val"] is not None and trainer["gradient_clip_val"] < 0:
-        raise UserError(f"trainer.gradient_clip_val is {trainer['gradient_clip_val']}: it must be 0 (off) or more")
-    if settings["save_every_n_steps"] < 1:
-        raise UserError(f"save_every_n_steps is {settings['save_every_n_steps']}: it must be 1 or more")
-    if not 0 <= settings["average"]["decay"] < 1:
-        raise UserError(f"average.decay is {settings['average']['decay']}: it must be 0 (off) or more, and less than 1")
-    if settings["sample_text"]["max_new_tokens"] < 0:
-        raise UserError(
-            f"sample_text.max_new_tokens is {settings['sample_text']['max_new_tokens']}: it must be 0 (off) or more"
-        )
+    with settings_under("trainer"):
+        for name, (harmless, reason) in REFUSED_OPTIONS.items():
+            if trainer[name] not in harmless:
+                raise UserError(f"is {trainer[name]}: {reason}", name)
+        steps, fast = trainer["max_steps"], trainer["fast_dev_run"]
+        require(fast or steps >= 1, "max_steps", steps, "1 or more: the length of a run in optimizer steps")
+        least = trainer["min_steps"]
+        require(fast or least is None or least <= steps, "min_steps", least, f"trainer.max_steps ({steps}) or less")
+        for name in ("accumulate_grad_batches", "log_every_n_steps"):
+            require(trainer[name] is None or trainer[name] >= 1, name, trainer[name], "1 or more")
+        clip = trainer["gradient_clip_val"]
+        require(clip is None or clip >= 0, "gradient_clip_val", clip, "0 (off) or more")
+        check_interval(trainer["val_check_interval"])
+        check_time("max_time", trainer["max_time"])
+    seed = settings["seed_everything"]
+    require(-(2**63) <= seed < 2**64, "seed_everything", seed, "a number of at most 64 bits")
+    require(settings["save_every_n_steps"] >= 1, "save_every_n_steps", settings["save_every_n_steps"], "1 or more")
+    decay = settings["average"]["decay"]
+    require(0 <= decay < 1, "average.decay", decay, "0 (off) or more, and less than 1")
+    tokens = settings["sample_text"]["max_new_tokens"]
+    require(tokens >= 0, "sample_text.max_new_tokens", tokens, "0 (off) or more")
+
+
+def check_interval(interval: Any) -> None:
+    """Check `val_check_interval`: optimizer steps, a fraction of the run, or a time."""
+    if isinstance(interval, int | float):
+        fits = 0 < interval <= (1 if isinstance(interval, float) else interval)
+        require(fits, "val_check_interval", interval, "a number of steps, a fraction of the run, or DD:HH:MM:SS")
+    else:
+        check_time("val_check_interval", interval)
+
+
+def check_time(name: str, value: Any) -> None:
+    """Check a time: `DD:HH:MM:SS`, or a mapping as `datetime.timedelta` takes it."""
+    if value is None:
+        return
+    seconds = 0.0
+    try:
+        if isinstance(value, Mapping):
+            seconds = timedelta(**value).total_seconds()
+        else:
+            days, hours, minutes, rest = (int(part) for part in str(value).strip().split(":"))
+            seconds = timedelta(days=days, hours=hours, minutes=minutes, seconds=rest).total_seconds()
+    except (ValueError, TypeError):
+        pass
+    require(seconds > 0, name, value, "more than 0, as DD:HH:MM:SS")
+
+
+def check_loggers(loggers: list[Any]) -> None:
+    """Open MLflow's store before the run, which recent versions refuse for the default folder of files.
+
+    Raises:
+        UserError: says what to set.
+    """
+    for logger in loggers:
+        if isinstance(logger, MLFlowLogger):
+            try:
+                _ = logger.experiment
+            except Exception as error:  # of several kinds, by version of MLflow
+                reason = " ".join(str(error).split())[:120]
+                raise UserError(
+                    f"MLFlowLogger cannot be used: set its tracking_uri, such as sqlite:///mlflow.db ({reason})",
+                    "trainer.logger",
+                ) from error
 
 
 def check_devices(trainer: pl.Trainer, batch_size: int, optimizer: str) -> None:
-    """Refuses what the devices, once they are known, cannot share.
+    """Refuse what the devices, once they are known, cannot share.
 
     Args:
         trainer: not yet running.
-        batch_size: of one optimizer step.
+        batch_size: sequences of one optimizer step, over all devices.
         optimizer: its name.
 
     Raises:
-        UserError: naming the setting.
+        UserError: names the setting.
     """
     if starts_processes_by_fork(trainer):
         raise UserError(
-            "trainer.strategy starts its processes by spawn or fork, which a run of gptlit does not survive: choose "
-            "trainer.strategy ddp"
+            "starts its processes by spawn or fork, which a run of gptlit does not survive: choose trainer.strategy "
+            "ddp",
+            "trainer.strategy",
         )
     with settings_under("data"):
         share_of_batch(batch_size, trainer.accumulate_grad_batches, trainer.world_size)
     if optimizer == "muon" and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
         raise UserError(
-            "model.optimizer.name is muon, which needs whole matrices, and trainer.strategy spreads each over the "
-            "devices: choose model.optimizer.name adamw, or trainer.strategy ddp"
+            "is muon, which needs whole matrices, and trainer.strategy spreads each over the devices: choose "
+            "model.optimizer.name adamw, or trainer.strategy ddp",
+            "model.optimizer.name",
         )
 
 
