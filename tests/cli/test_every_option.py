@@ -112,7 +112,7 @@ WORKS: dict[str, tuple[dict[str, Any], Callable[[Ran], bool], str]] = {
     "callbacks": ({"callbacks": of("LearningRateMonitor")}, lambda r: r.has(callbacks.LearningRateMonitor), "added"),
     "fast_dev_run": ({"fast_dev_run": 2}, lambda r: r.trainer.global_step == 2 and not r.run.exists(), "2 steps"),
     "max_steps": ({"max_steps": 3}, lambda r: r.trainer.global_step == 3, "3 steps"),
-    "min_steps": ({"min_steps": 3}, lambda r: r.trainer.global_step == 3, "a callback that stops earlier waits"),
+    "min_steps": ({"min_steps": 3}, lambda r: r.trainer.global_step >= 3, "a callback that stops earlier waits"),
     "max_time": ({"max_time": "00:00:30:00"}, lambda r: r.has(callbacks.Timer), "a limit of this start"),
     "limit_val_batches": ({"limit_val_batches": 1}, lambda r: r.trainer.num_val_batches == [1], "1 batch"),
     "overfit_batches": ({"overfit_batches": 1}, lambda r: r.trainer.overfit_batches == 1, "the same batch"),
@@ -121,7 +121,7 @@ WORKS: dict[str, tuple[dict[str, Any], Callable[[Ran], bool], str]] = {
     "log_every_n_steps": ({"log_every_n_steps": 1}, lambda r: rows(r.run) >= 4, "a row each step"),
     "enable_checkpointing": ({"enable_checkpointing": False}, lambda r: not any(r.run.glob("*.ckpt")), "no checkpoint"),
     "enable_progress_bar": ({"enable_progress_bar": False}, lambda r: not r.has(RunBar), "no bar"),
-    "enable_model_summary": ({"enable_model_summary": True}, lambda r: "Trainable params" in r.answer.err, "printed"),
+    "enable_model_summary": ({"enable_model_summary": True}, lambda r: "Trainable params" in r.answer.out, "printed"),
     "accumulate_grad_batches": ({"accumulate_grad_batches": 2}, lambda r: r.seen.batches == 8, "8 micro-batches"),
     "gradient_clip_val": ({"gradient_clip_val": 0.5}, lambda r: r.trainer.gradient_clip_val == 0.5, "clipped by norm"),
     "gradient_clip_algorithm": (

@@ -56,7 +56,9 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
     trainer = settings["trainer"]
     with settings_under("trainer"):
         for name, (harmless, reason) in REFUSED_OPTIONS.items():
-            if trainer[name] not in harmless:
+            if not any(
+                type(trainer[name]) is type(value) and trainer[name] == value for value in harmless
+            ):  # 1 is not 1.0
                 raise UserError(f"is {trainer[name]}: {reason}", name)
         steps, fast = trainer["max_steps"], trainer["fast_dev_run"]
         require(fast or steps >= 1, "max_steps", steps, "1 or more: the length of a run in optimizer steps")
