@@ -271,11 +271,13 @@ def test_without_its_average_a_run_goes_on_from_the_weights_that_were_trained(tm
     assert digest(run / "last.ckpt") == digest(plain / "last.ckpt")
 
 
-def test_a_callback_that_monitors_the_validation_loss_comes_back() -> None:
-    """Its slash is no path; an argument that is one stays outside, since a checkpoint may come from anywhere."""
+def test_a_callback_that_names_no_code_comes_back() -> None:
+    """A metric, a folder and a file name are texts; any other text may be the name of a function."""
     early = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
     assert is_plain([early])
-    assert not is_plain({**early, "init_args": {"dirpath": "../elsewhere"}})
+    assert is_plain({**early, "init_args": {"dirpath": "a/b.c", "filename": "{epoch}"}})
+    assert not is_plain({**early, "init_args": {"batch_size_fn": "os.system"}})
+    assert not is_plain({"class_path": "mine.Own"})
 
 
 def test_a_text_that_is_no_longer_where_the_run_found_it_is_asked_for(tmp_path, monkeypatch) -> None:

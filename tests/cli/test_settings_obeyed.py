@@ -1,0 +1,128 @@
+"""Settings of Lightning that were ignored, or ended in a traceback: time limits, intervals, logs, resumed callbacks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from command import At, extra_callbacks, gptlit, load, write_config
+
+EARLY = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
+
+
+def steps_in(run: Path) -> int:
+    return int(load(run / "last.ckpt")["global_step"])
+
+
+def resume_command(err: str) -> list[str]:
+    """The command that the last line prints, without the name of the program."""
+    return err.strip().splitlines()[-1].partition("gptlit ")[2].split()
+
+
+# ---------------------------------------------------------------- time
+
+
+def test_a_run_that_a_time_limit_ended_continues_with_the_printed_command(tmp_path: Path) -> None:
+    """The limit and the time that was counted belong to one start."""
+    config, run = write_config(tmp_path, trainer__max_steps=100_000), tmp_path / "run"
+    limit = ("--trainer.max_time", "00:00:00:01")
+    answer = gptlit("fit", "--config", config, "--run_dir", run, *limit)
+    assert answer.code == 0
+    first = steps_in(run)
+    assert 0 < first < 100_000
+    command = resume_command(answer.err)
+    assert command == ["fit", "--ckpt_path", str(run)]
+    assert gptlit(*command, *limit).code == 0
+    second = steps_in(run)
+    assert second > first
+    assert gptlit(*command, "--trainer.max_steps", second + 3).code == 0  # no limit is left over
+    assert steps_in(run) == second + 3
+
+
+@pytest.mark.parametrize("limit", ["00:00:00:00", "tomorrow", "{minutes: 0}", "1:2"])
+def test_a_time_limit_that_leaves_no_step_is_refused(tmp_path: Path, limit: str) -> None:
+    answer = gptlit(
+        "fit", "--config", write_config(tmp_path), "--run_dir", tmp_path / "run", "--trainer.max_time", limit
+    )
+    assert answer.code == 2
+    assert "trainer.max_time is " in answer.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_without_a_step_is_an_error(tmp_path: Path) -> None:
+    """Whatever ended it; exit code 0 would mean that the run went on."""
+
+    def stop(trainer: object) -> None:
+        trainer.should_stop = True  # type: ignore[attr-defined]
+
+    callback = At("on_train_start", 0, lambda: None)
+    callback.on_train_start = lambda trainer, *_: stop(trainer)  # type: ignore[method-assign]
+    with extra_callbacks(callback):
+        answer = gptlit("fit", "--config", write_config(tmp_path), "--run_dir", tmp_path / "run")
+    assert answer.code == 2
+    assert "no step was made" in answer.err
+
+
+def test_validation_at_time_intervals_and_at_the_end(tmp_path: Path) -> None:
+    """Lightning leaves its Trainer without an attribute then."""
+    config, run = write_config(tmp_path, trainer__max_steps=7), tmp_path / "run"
+    answer = gptlit("fit", "--config", config, "--run_dir", run, "--trainer.val_check_interval", "00:01:00:00")
+    assert answer.code == 0, answer.err
+    assert load(run / "last.ckpt")["callbacks"]["RunCheckpoints"]["validated_step"] == 7
+
+
+# ---------------------------------------------------------------- resume
+
+
+def test_only_the_callback_that_may_name_code_is_left_out_of_a_resumed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name; a folder of a ModelCheckpoint names no code. Changed settings are readable."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_callback.py").write_text("import lightning.pytorch as pl\nclass Own(pl.Callback): pass\n")
+    saving = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(tmp_path / "a.b"), "filename": "{step}"}}
+    callbacks = [EARLY, saving, {"class_path": "own_callback.Own"}]
+    config, run = write_config(tmp_path, trainer__max_steps=4, trainer__callbacks=callbacks), tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 6)
+    assert answer.code == 0, answer.err
+    assert "trainer.callbacks Own() of the checkpoint is left out: it may name code" in answer.err
+    assert answer.err.count("left out") == 1
+    assert "changed: trainer.max_steps 4 -> 6" in answer.err
+    now = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["trainer"]["callbacks"]
+    assert [item["class_path"].rpartition(".")[2] for item in now] == ["EarlyStopping", "ModelCheckpoint"]
+
+
+def test_a_file_of_weights_only_names_what_to_do(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, trainer__max_steps=2), tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    content = load(run / "last.ckpt")
+    for part in ("optimizer_states", "lr_schedulers"):
+        content.pop(part, None)
+    torch.save(content, tmp_path / "weights.ckpt")
+    answer = gptlit("fit", "--ckpt_path", tmp_path / "weights.ckpt")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert f"--model.init_from {tmp_path / 'weights.ckpt'}" in answer.err
+
+
+# ---------------------------------------------------------------- what Lightning says
+
+
+def test_rows_that_a_logger_deletes_are_announced(tmp_path: Path) -> None:
+    """CSVLogger with a fixed version empties its file when a run is resumed; its warning arrives."""
+    logger = f"{{class_path: CSVLogger, init_args: {{save_dir: {tmp_path}, name: own, version: one}}}}"
+    config, run = write_config(tmp_path, trainer__max_steps=2), tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run, f"--trainer.logger={logger}").code == 0
+    with pytest.warns(UserWarning, match="exists and is not empty"):
+        gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 4, f"--trainer.logger={logger}")
+
+
+def test_why_a_callback_stopped_the_run_is_said(tmp_path: Path) -> None:
+    """What was asked for with `verbose` is not silenced with Lightning's chatter."""
+    early = [{**EARLY, "init_args": {"monitor": "val/loss", "patience": 1, "min_delta": 9.0, "verbose": True}}]
+    config = write_config(tmp_path, trainer__max_steps=8, trainer__val_check_interval=1, trainer__callbacks=early)
+    answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run")
+    assert answer.code == 0
+    assert "Monitored metric val/loss did not improve" in answer.err
+    assert "GPU available" not in answer.err
+    assert "`Trainer.fit` stopped" not in answer.err
