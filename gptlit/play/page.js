@@ -2,6 +2,7 @@
 
 const LONGEST_TEXT = 5000; // UTF-16 units of a text that are read, the newest ones; samples may add as many
 const SLICE = 12; // milliseconds of computing between two looks at the user's input
+const REDRAW = 50; // milliseconds between two pictures while it reads or samples
 const SHOWN_FIRST = 3; // models
 const SURPRISE_SHADES = 8; // bits with the full colour
 
@@ -17,7 +18,9 @@ const state = {
   stream: null, // random numbers of the samples since the user's last change
   before: null, // the text before the samples
   running: false,
+  waiting: 0, // panels that have not read the text to its end
   frame: 0,
+  drawn: 0, // when the page was redrawn last
 };
 
 /** One model: its reading of the text, and the elements that show it. */
@@ -192,18 +195,19 @@ function setText(text) {
 function read() {
   clearTimeout(state.timer);
   const deadline = performance.now() + SLICE;
-  const waiting = state.panels.filter((panel) => !panel.advance(deadline));
+  state.waiting = state.panels.filter((panel) => !panel.advance(deadline)).length;
   schedule();
-  if (waiting.length) state.timer = setTimeout(read);
+  if (state.waiting) state.timer = setTimeout(read);
 }
 
-/** Redraws the page in the next frame. */
+/** Redraws the page in the next frame; while it reads or samples, less often, so that the time goes into that. */
 function schedule() {
+  if ((state.running || state.waiting) && performance.now() - state.drawn < REDRAW) return;
   state.frame ||= requestAnimationFrame(render);
 }
 
 function render() {
-  state.frame = 0;
+  Object.assign(state, { frame: 0, drawn: performance.now() });
   const offset = state.pointed === undefined ? state.chosen : state.pointed;
   const settings = samplingSettings();
   for (const panel of state.panels) panel.render(offset, settings);
