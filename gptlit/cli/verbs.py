@@ -7,7 +7,7 @@ VERBS = {
     "test": "the same, printed as test/…",
     "ladder": "the lecture, rung by rung, as a table: gptlit ladder --seeds 3",
     "compare": "several runs in one table and one picture: gptlit compare checkpoints/base checkpoints/base-2",
-    "export": "a folder for transformers: gptlit export --ckpt_path checkpoints/base --output my-model",
+    "export": "transformers, ONNX, llama.cpp or nanoGPT: gptlit export --ckpt_path checkpoints/base --output gpt",
     "play": "models as an interactive page in the browser: gptlit play --ckpt_path checkpoints/base",
     "completion": "a script for bash or zsh that completes all this: gptlit completion bash",
 }

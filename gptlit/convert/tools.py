@@ -53,10 +53,22 @@ LIMITS = {
         "There is no optimizer state: train.py cannot resume from it.",
     ],
 }
+# Of trained models: tests/benchmarks/README.md, section Exchange (2026-11-29).
 TRIED: dict[str, list[tuple[str, str, str]]] = {
-    "GPT2LMHeadModel": [],
-    "NanoChatForCausalLM": [],
-    "onnx": [],
-    "gguf": [],
-    "nanogpt": [],
+    "GPT2LMHeadModel": [
+        ("transformers 5.24.0", "logits to 1e-5, greedy text, pipeline", ""),
+        ("transformers 4.57.6", "logits to 1e-5, greedy text, pipeline", ""),
+    ],
+    "NanoChatForCausalLM": [
+        ("transformers 5.24.0", "logits to 1e-4, greedy text, pipeline", "transformers 5: 4.57 has no NanoChat"),
+    ],
+    "onnx": [("onnxruntime 1.32.0", "logits to 1e-5, greedy text", "")],
+    "gguf": [
+        (
+            "xllamacpp 2026.10.11549 (llama.cpp)",
+            "ids, greedy text, log-probabilities to 5e-4 (tanh GELU) or 2e-3 (exact GELU)",
+            "a float32 cache and no flash attention for these figures; a prompt of at most the context minus one",
+        ),
+    ],
+    "nanogpt": [("nanoGPT 3adf61e, sample.py, torch 2.13", "greedy text", "meta.pkl in its data folder")],
 }

@@ -28,7 +28,7 @@ from gptlit.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 
-HEADER = ("export", "tool", "largest difference", "at positions", "greedy text")  # that of another test, if any
+HEADER = ("export", "tool", "largest difference", "at positions", "greedy text")
 SYMBOLS = CharTokenizer("\n !$&',-.3:;?" + "".join(map(chr, range(65, 91))) + "".join(map(chr, range(97, 123))), "play")
 MODERN = GPTConfig(**DIALECTS["modern"])
 EXPORTABLE = {
@@ -78,35 +78,32 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @torch.no_grad()
-def test_transformers_computes_the_same_logits(exported: tuple[str, GPT, Path]) -> None:
-    """Guards against a transposed, swapped or forgotten weight, and another activation, epsilon or rotation."""
+def test_transformers_computes_the_same_logits_and_writes_the_same_text(exported: tuple[str, GPT, Path]) -> None:
+    """Guards against a transposed, swapped or forgotten weight, another activation, epsilon or rotation, and a cache
+    that differs: greedy text goes through it.
+    """
     name, ours, folder = exported
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     ids = positions(ours.config)
     expected = ours(ids)
     difference = float((theirs(ids).logits - expected).abs().max())
+    prompt = "Ay, me"
+    new = min(24, ours.config.block_size) - len(prompt)
+    text = SYMBOLS.decode(greedy(ours, SYMBOLS.encode(prompt), new))
+    written = tokenizer.decode(
+        theirs.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=new, do_sample=False)[0]
+    )
+    same = "equal" if written == text else "differs"
     row = (f"transformers folder, {name}", f"transformers {transformers.__version__}", f"{difference:.1e}")
-    report("Exports", HEADER, *row, f"{ids.numel():,}", "equal")
+    report("Exports", HEADER, *row, f"{ids.numel():,}", same)
     assert float(expected.std()) > 0.1, "logits that are all alike would prove nothing"
     assert difference < (1e-5 if ours.config.position == "learned" and not has_head_bias(ours) else 1e-4)
+    assert written == text
 
 
 def has_head_bias(model: GPT) -> bool:
     return model.lm_head.bias is not None
-
-
-@torch.no_grad()
-def test_transformers_writes_the_same_text(exported: tuple[str, GPT, Path]) -> None:
-    """Greedy text through its cache is ours."""
-    _, ours, folder = exported
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    prompt = "Ay, me"
-    new = min(24, ours.config.block_size) - len(prompt)
-    expected = SYMBOLS.decode(greedy(ours, SYMBOLS.encode(prompt), new))
-    inputs = tokenizer(prompt, return_tensors="pt")
-    written = theirs.generate(**inputs, max_new_tokens=new, do_sample=False)
-    assert tokenizer.decode(written[0]) == expected
 
 
 def test_the_tokenizer_loses_nothing_and_adds_nothing(exported: tuple[str, GPT, Path]) -> None:
@@ -238,9 +235,10 @@ print(transformers.__version__, pipe.generation_config.temperature, len(pipe("Ay
     with torch.no_grad():
         difference = float((logits - ours(positions(ours.config))).abs().max())
     assert difference < 1e-5
-    assert text == SYMBOLS.decode(greedy(ours, SYMBOLS.encode("Ay, me"), 58))
-    row = ("transformers folder, gpt2", f"transformers {version}", f"{difference:.1e}", "1,024", "equal")
-    report("Exports", HEADER, *row)
+    same = text == SYMBOLS.decode(greedy(ours, SYMBOLS.encode("Ay, me"), 58))
+    row = ("transformers folder, gpt2", f"transformers {version}", f"{difference:.1e}", "1,024")
+    report("Exports", HEADER, *row, "equal" if same else "differs")
+    assert same
 
 
 @pytest.mark.parametrize(
