@@ -6,7 +6,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.padding import Padding
 from rich.text import Text
 
 from gptlit.callbacks.console import console
@@ -14,6 +13,8 @@ from gptlit.checkpoint.atomic import atomic_write_text
 from gptlit.errors import settings_under
 from gptlit.generation.generate import Sampling, generate
 from gptlit.training.strategies import holds_whole_model
+
+INDENT = " " * 4  # of a sample on the terminal
 
 
 class SampleText(pl.Callback):
@@ -62,9 +63,9 @@ class SampleText(pl.Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("sample", as_markdown(text), trainer.global_step)
         if self.show:
-            label = Text(f"  sample after step {trainer.global_step:,}:", style="dim")
-            shown = Padding(Text(text[: self.show].strip()), (0, 0, 0, 4), expand=False)
-            console().print(label, shown, soft_wrap=False)
+            console().print(Text(f"  sample after step {trainer.global_step:,}:", style="dim"))
+            for line in Text(text[: self.show].strip()).wrap(console(), console().width - len(INDENT)):
+                console().print(INDENT + line.plain.rstrip())
 
     def draw(self, module: Any, document_start: str = "\n") -> str:
         """Return prompt and continuation; without a prompt a new document."""

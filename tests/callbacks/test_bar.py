@@ -138,5 +138,6 @@ def test_a_run_whose_output_is_no_terminal_shows_its_progress_line_by_line(tmp_p
     )
     assert re.search(r"step 20 of 20 · loss \d\.\d{4} · val \d\.\d{4}", said)
     assert "  sample after step 20:" in said
+    assert not [line for line in said.splitlines() if line != line.rstrip()], "no spaces at the end of a line"
     assert "\x1b" not in said
     assert "\r" not in said
