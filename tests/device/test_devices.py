@@ -25,7 +25,7 @@ PATIENCE = 240.0  # seconds until a process counts as hanging; far more than any
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
-    """Waits for the end of a command; its stderr. Kills what hangs, with all that it started."""
+    """Wait for the end of a command and return its stderr. A hanging one is killed with its children."""
     try:
         return process.communicate(timeout=PATIENCE)[1]
     except subprocess.TimeoutExpired:
@@ -34,13 +34,13 @@ def finish(process: "subprocess.Popen[str]") -> str:
 
 
 def rows(run: Path) -> list[dict[str, float]]:
-    """The numbers of metrics.csv; what a step has not is left out."""
+    """Return the numbers of metrics.csv; empty cells are left out."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def difference(run: Path, other: Path, name: str) -> float:
-    """Largest relative difference of a metric over the whole run, at the same steps."""
+    """Return the largest relative difference of a metric between two runs, at the same steps."""
     ours, theirs = ({row["step"]: row[name] for row in rows(path) if name in row} for path in (run, other))
     assert ours.keys() == theirs.keys()
     assert ours
@@ -81,7 +81,7 @@ def two(one: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize("parts", [2, 8])
 def test_accumulation_gives_the_same_losses(one: tuple[Path, Path], tmp_path: Path, parts: int) -> None:
-    """The batch of a step is the same, however it is cut."""
+    """The batch of a step is the same, however it is split."""
     flags = ["--trainer.accumulate_grad_batches", parts]
     assert gptlit("fit", "--config", one[0], "--run_dir", tmp_path / "run", *flags).code == 0
     assert_close(f"1 process, accumulation {parts}", tmp_path / "run", one[1])
@@ -116,7 +116,7 @@ def test_validating_in_two_processes_counts_every_token_once(one: tuple[Path, Pa
 
 
 def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> None:
-    """Until metrics.csv has the row of a step."""
+    """Wait until metrics.csv has the row of a step."""
     deadline = time.monotonic() + PATIENCE
     while not (run / "metrics.csv").is_file() or rows(run)[-1:] == [] or rows(run)[-1]["step"] < step:
         assert process.poll() is None, process.communicate()[1]
@@ -125,12 +125,12 @@ def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> Non
 
 
 def way_on_of(err: str) -> str:
-    """The last line, without the folder of this test."""
+    """Return the last line, without the folder of this test."""
     return err.strip().splitlines()[-1].partition("resume with")[0] + "resume with: …"
 
 
 def test_sigterm_to_the_first_process_stops_all_after_the_same_step(one: tuple[Path, Path], tmp_path: Path) -> None:
-    """Exit code 143, a whole checkpoint, and the run goes on with another number of processes."""
+    """Exit code 143, an intact checkpoint, and the run can be resumed with another number of processes."""
     run = tmp_path / "run"
     flags = ["--trainer.max_steps", 100_000, "--trainer.val_check_interval", 1000, "--save_every_n_steps", 100_000]
     process = start("fit", "--config", one[0], "--run_dir", run, *TWO, *flags, start_new_session=True)
@@ -196,7 +196,7 @@ if __name__ == "__main__":
 
 
 def start_faulty(folder: Path, rank: int, fault: str, *arguments: Any, **options: Any) -> "subprocess.Popen[str]":
-    """Starts two processes of which one has the fault, in its eighth step."""
+    """Start two processes; one of them fails in its eighth step."""
     program = folder / "faulty.py"
     text = FAULTY.replace("RANK", str(rank)).replace("FAULT", fault).replace("LEFT", LEFT)
     program.write_text(text, encoding="utf-8")
@@ -207,8 +207,8 @@ def start_faulty(folder: Path, rank: int, fault: str, *arguments: Any, **options
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_loss_that_is_no_number_on_one_process_stops_all(one: tuple[Path, Path], tmp_path: Path, rank: int) -> None:
-    """Before any of them touches its weights; exit code 1, no hang, the older checkpoint stays."""
+def test_a_non_finite_loss_on_one_process_stops_all(one: tuple[Path, Path], tmp_path: Path, rank: int) -> None:
+    """Before any weights change; exit code 1, no hang, the earlier checkpoint stays."""
     run = tmp_path / "run"
     fault = "return logits * float('nan')"
     process = start_faulty(tmp_path, rank, fault, "fit", "--config", one[0], "--run_dir", run, *TWO)
@@ -224,7 +224,7 @@ def test_a_loss_that_is_no_number_on_one_process_stops_all(one: tuple[Path, Path
 
 
 def running_in_session(leader: int) -> list[int]:
-    """Processes that the leader of a session left running."""
+    """Return the processes that the leader of a session left running."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -236,7 +236,7 @@ def running_in_session(leader: int) -> list[int]:
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_exception_on_one_process_leaves_no_other_behind(one: tuple[Path, Path], tmp_path: Path, rank: int) -> None:
-    """The exit code says so, the traceback is there, and the checkpoint is whole."""
+    """Exit code and traceback report it, and the checkpoint is intact."""
     run = tmp_path / "run"
     process = start_faulty(
         tmp_path, rank, "raise RuntimeError('built in')", "fit", "--config", one[0], "--run_dir", run, *TWO
@@ -254,7 +254,7 @@ def test_an_exception_on_one_process_leaves_no_other_behind(one: tuple[Path, Pat
 
 
 def test_killed_with_two_processes_and_resumed_with_two_it_ends_the_same(two: Path, one, tmp_path: Path) -> None:
-    """Bit for bit, for any number of processes that stays the same."""
+    """Bit-exactly, as long as the number of processes stays the same."""
     run = tmp_path / "run"
     process = start("fit", "--config", one[0], "--run_dir", run, *TWO, start_new_session=True)
     wait_for_step(process, run, 23)
@@ -277,7 +277,7 @@ def free_port() -> int:
 
 
 def torchrun(*arguments: Any) -> list[tuple[int, str]]:
-    """`gptlit ARGUMENTS` as two agents on the loopback address, as on two machines: exit codes and stderr."""
+    """Run `gptlit ARGUMENTS` with two torchrun agents on the loopback address, as on two machines."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     port, nodes = free_port(), []
     for rank in range(2):
@@ -311,7 +311,7 @@ SHARDS = (
 
 
 def fit_in_shards(config: Path, run: Path) -> Path:
-    """Folder of a run whose weights are spread over two processes."""
+    """Folder of a run with weights sharded over two processes."""
     flags = ["--trainer.devices", 2, *SHARDS]
     process = start("fit", "--config", config, "--run_dir", run, *flags, start_new_session=True)
     err = finish(process)
@@ -338,7 +338,7 @@ def test_clipping_by_value_goes_with_mixed_precision(tmp_path: Path) -> None:
 
 
 def test_sharded_training_gives_the_same_losses(tmp_path: Path) -> None:
-    """FSDP2 in two processes; its checkpoint is a whole one, which one process can go on from."""
+    """FSDP2 in two processes; the checkpoint is complete, and one process can resume from it."""
     config = write_config(tmp_path, **CONFIG, model__optimizer__name="adamw")
     assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "one").code == 0
     run = fit_in_shards(config, tmp_path / "run")
@@ -379,8 +379,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CUTS, "2 nodes of 1 process (torchrun, DDP)"])
-def test_the_base_recipe_gives_the_same_losses_however_it_is_cut(base: Path, tmp_path: Path, name: str) -> None:
-    """base.yaml as it comes (Muon), with nothing changed but the devices, the length, and products in full float32.
+def test_the_base_recipe_gives_the_same_losses_however_it_is_split(base: Path, tmp_path: Path, name: str) -> None:
+    """base.yaml (Muon) with other devices and length, and matmuls in full float32.
 
     With its own products, which may round to bfloat16, losses differ by 1e-4 after these steps; with AdamW at base's
     rate of 0.01, rounding alone grows to 4e-4; both on one process too.
@@ -397,8 +397,8 @@ def test_the_base_recipe_gives_the_same_losses_however_it_is_cut(base: Path, tmp
 
 
 @pytest.mark.slow
-def test_a_sharded_run_goes_on_as_it_was(tmp_path: Path) -> None:
-    """Stopped by SIGTERM, all shards are saved together, and the strategy comes back from the checkpoint."""
+def test_a_sharded_run_resumes(tmp_path: Path) -> None:
+    """After SIGTERM all shards are saved together, and the strategy is restored from the checkpoint."""
     config, run = write_config(tmp_path, **CONFIG, model__optimizer__name="adamw"), tmp_path / "run"
     more = ["--trainer.max_steps", 100_000, "--trainer.devices", 2, *SHARDS]
     process = start("fit", "--config", config, "--run_dir", run, *more, start_new_session=True)
@@ -415,7 +415,7 @@ def test_a_sharded_run_goes_on_as_it_was(tmp_path: Path) -> None:
 
 
 def test_muon_refuses_shards_by_name(tmp_path: Path) -> None:
-    """It needs whole matrices; without a word it would orthogonalise slices."""
+    """It needs whole matrices; otherwise it would orthogonalise slices silently."""
     config = write_config(tmp_path, **CONFIG)
     answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", "--trainer.devices", 2, *SHARDS)
     assert (answer.code, answer.err.count("\n")) == (2, 1)
@@ -424,7 +424,7 @@ def test_muon_refuses_shards_by_name(tmp_path: Path) -> None:
 
 
 class AsOnAGpu(TorchDispatchMode):
-    """Refuses what a GPU refuses under torch.use_deterministic_algorithms, of all that this package might call."""
+    """Raise for operations that a GPU refuses under torch.use_deterministic_algorithms."""
 
     REFUSED = ("aten.cumsum.", "aten.histc.", "aten.put", "aten.median.dim", "aten.nll_loss2d_forward.")
 
@@ -438,7 +438,7 @@ class AsOnAGpu(TorchDispatchMode):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_deterministic_run_needs_nothing_that_a_gpu_refuses(tmp_path: Path, optimizer: str) -> None:
-    """Guards against a run with samples, histograms and pictures that ends by torch's refusal, on a GPU alone."""
+    """Guards against a run with samples, histograms and pictures that fails only on a GPU."""
     watching = {"sample_text__max_new_tokens": 8, "pictures__when": "validation"}
     deterministic = {"trainer__deterministic": True, "model__optimizer__name": optimizer}
     config = write_config(tmp_path, **watching, **deterministic, trainer__max_steps=8, model__gpt__token_noise=0.1)
@@ -463,7 +463,7 @@ def test_sharded_training_on_two_gpus_gives_the_same_losses(tmp_path: Path) -> N
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True, "reduce-overhead"])
 def test_a_run_on_a_gpu_resumes_bit_for_bit(compiled: bool | str, tmp_path: Path) -> None:
-    """With kernels that add in a fixed order, in processes of their own."""
+    """With deterministic kernels, in separate processes."""
     if not torch.cuda.is_available():
         pytest.skip("there is no GPU")
     settings = {"trainer__accelerator": "gpu", "trainer__deterministic": True, "model__compile": compiled}
@@ -483,7 +483,7 @@ def test_a_run_on_a_gpu_resumes_bit_for_bit(compiled: bool | str, tmp_path: Path
 
 
 def largest_differences(path: Path, other: Path) -> dict[str, float]:
-    """By how much the tensors of two checkpoints differ, where they do."""
+    """Return by how much the tensors of two checkpoints differ, where they do."""
     ours, theirs = (
         dict(tensors({k: load(file)[k] for k in ("state_dict", "optimizer_states")})) for file in (path, other)
     )

@@ -1,4 +1,4 @@
-"""What only a GPU can show: that it is never waited for, and that what it trains is good everywhere else."""
+"""Tests that need a GPU: training does not synchronise with it, and its checkpoints work on other devices."""
 
 from pathlib import Path
 
@@ -27,15 +27,15 @@ def validated(run: Path, *flags: object) -> float:
     return float(answer.out.split()[1])
 
 
-def test_a_model_of_a_gpu_is_worth_the_same_on_a_cpu(run: Path) -> None:
-    """Guards against a checkpoint that only the device it comes from can read."""
+def test_a_model_trained_on_a_gpu_has_the_same_loss_on_a_cpu(run: Path) -> None:
+    """Guards against a checkpoint that only the device that wrote it can read."""
     here = validated(run, "--trainer.accelerator", "gpu", "--trainer.precision", "bf16-mixed")
     there = validated(run, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
     assert here == pytest.approx(there, abs=0.01)
 
 
-def test_text_is_drawn_on_either_device(run: Path) -> None:
-    """The same text up to the first draw that falls on a boundary; the prompt and some characters at least."""
+def test_cpu_and_gpu_generate_the_same_text(run: Path) -> None:
+    """Up to the first rounding difference that changes a token; some characters at least."""
     texts = []
     for accelerator in ("cpu", "gpu"):
         answer = gptlit("predict", "--ckpt_path", run, "--trainer.accelerator", accelerator, "--max_new_tokens", 40)
@@ -45,14 +45,14 @@ def test_text_is_drawn_on_either_device(run: Path) -> None:
     assert texts[0][:10] == texts[1][:10]
 
 
-def test_weights_stay_float32_and_numbers_under_bfloat16(run: Path) -> None:
-    """Guards against a run that keeps what only the products may lose."""
+def test_weights_stay_float32_and_finite_under_bfloat16(run: Path) -> None:
+    """Only matmuls may lose precision, not the weights."""
     weights = load(run / "last.ckpt")["state_dict"]
     assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights.values() if w.is_floating_point())
 
 
-def test_a_compiled_run_learns_as_one_that_is_not(tmp_path: Path) -> None:
-    """Compiled code may round otherwise, and no more than that; but it draws other masks for dropout."""
+def test_a_compiled_run_learns_like_an_eager_one(tmp_path: Path) -> None:
+    """Compiled code may round differently, but no more than that. Without dropout: its masks differ."""
     losses = []
     for compiled in (False, True):
         changes = {"model__gpt__dropout": 0.0, "trainer__max_steps": 40, "model__compile": compiled}
@@ -62,8 +62,8 @@ def test_a_compiled_run_learns_as_one_that_is_not(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=0.03)
 
 
-def test_training_never_waits_for_the_device(tmp_path: Path) -> None:
-    """Guards against a hidden copy to the host in every step: between two logs the device is only told what to do.
+def test_training_does_not_synchronise_with_the_device(tmp_path: Path) -> None:
+    """Guards against a hidden device-to-host copy in every step between two logs.
 
     One wait is meant, for the loss of the step before the weights change; it goes through an event, not a copy.
     """

@@ -1,4 +1,4 @@
-"""GPT-2's size: the config is the published model, it steps at reduced depth, and memory can be told and saved."""
+"""GPT-2's size: the published parameter count, training at reduced depth, and memory with and without recomputation."""
 
 import re
 from dataclasses import replace
@@ -27,7 +27,7 @@ REDUCED = (
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder and a cache of our own."""
+    """Set the working directory and the cache to empty folders."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
@@ -43,7 +43,7 @@ def test_the_config_is_the_published_model() -> None:
 
 
 def test_it_steps_at_reduced_depth(here: Path) -> None:
-    """The file itself through the command: BPE, accumulation, bfloat16, clipping, a checkpoint at the end."""
+    """The configuration file with the command: BPE, accumulation, bfloat16, clipping, a checkpoint at the end."""
     run = gptlit("fit", "--config", "gpt2", *REDUCED, "--trainer.accumulate_grad_batches", 4, "--data.batch_size", 8)
     assert run.code == 0, run.err
     losses = [float(line.split(",")[1]) for line in metric(here / "checkpoints" / "gpt2", "train/loss")]
@@ -56,14 +56,14 @@ def test_it_steps_at_reduced_depth(here: Path) -> None:
 
 
 def metric(run: Path, name: str) -> list[str]:
-    """`step,value` of a metric, for the steps that have it."""
+    """Return `step,value` of a metric, for the steps that have it."""
     header, *rows = (line.split(",") for line in (run / "metrics.csv").read_text().splitlines())
     column = header.index(name)
     return [f"{row[0]},{row[column]}" for row in rows if row[column]]
 
 
 def test_fit_opens_with_the_size_of_a_step_and_of_the_model(here: Path) -> None:
-    """The numbers are those of the run, not of its defaults."""
+    """The numbers are those of this run, not the defaults."""
     run = gptlit("fit", "--config", "gpt2", *REDUCED, "--trainer.fast_dev_run", "true")
     lines = dict(re.findall(r"^(\w[\w ]*?)  +(.*)$", run.err, flags=re.MULTILINE))
     assert lines["step"] == "2 sequences × 40 accumulation × 64 tokens = 5,120 tokens per step"
@@ -75,7 +75,7 @@ def test_fit_opens_with_the_size_of_a_step_and_of_the_model(here: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_memory_that_is_told_is_the_memory_that_is_kept(optimizer: str) -> None:
-    """Counted in tensors after a real step: weights, gradients and the optimizer's state."""
+    """Counted in tensors after a real step: weights, gradients and optimizer state."""
     config = GPTConfig(vocab_size=30, block_size=16, n_layer=2, n_head=2, n_embd=32, bias=True)
     settings = OptimizerConfig(name=optimizer)  # type: ignore[arg-type]
     model = GPT(config)
@@ -98,7 +98,7 @@ def test_memory_is_told_in_readable_units(count: float, text: str) -> None:
 
 
 def gradients(config: GPTConfig, recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
-    """Gradients of a step with dropout, and bytes of what the forward pass keeps for the backward pass."""
+    """Return the gradients of a step with dropout, and the bytes saved for the backward pass."""
     torch.manual_seed(5)
     model = GPT(config).double().train()
     with torch.no_grad():  # away from the zeros that the modern dialect starts with
@@ -122,7 +122,7 @@ def gradients(config: GPTConfig, recompute: bool) -> tuple[dict[str, torch.Tenso
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_recomputed_activations_give_the_same_gradients(dialect: GPTConfig, dropout: float) -> None:
-    """In every dialect, with the same dropout drawn the second time; bit for bit."""
+    """In every dialect, with the same dropout masks in the recomputation, bit for bit."""
     config = replace(dialect, dropout=dropout, attention_dropout=dropout, embedding_dropout=dropout)
     plain, recomputed = gradients(config, False)[0], gradients(config, True)[0]
     assert plain.keys() == recomputed.keys()
@@ -130,13 +130,13 @@ def test_recomputed_activations_give_the_same_gradients(dialect: GPTConfig, drop
 
 
 def test_recomputing_keeps_less() -> None:
-    """Guards against a switch that changes nothing: of six layers, what goes into each is all that is kept."""
+    """Guards against a switch without effect: of six layers, only the input of each is saved."""
     config = GPTConfig(vocab_size=30, block_size=64, n_layer=6, n_head=4, n_embd=64)
     assert gradients(config, True)[1] < gradients(config, False)[1] / 3
 
 
 def test_the_switch_reaches_the_blocks_from_the_command(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
-    """And the checkpoint of such a run is like any other: the same losses, the same weights."""
+    """The checkpoint is like any other: the same losses, the same weights."""
     calls: list[object] = []
     real = torch.utils.checkpoint.checkpoint
 
@@ -160,7 +160,7 @@ def test_the_switch_reaches_the_blocks_from_the_command(monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_sharded_training_takes_the_same_steps(here: Path) -> None:
-    """FSDP2 over two processes on this CPU, as configs/fsdp.yaml has it: one file, equal weights, and it goes on."""
+    """FSDP2 over two processes on a CPU, as in configs/fsdp.yaml: one file, equal weights, and it can be resumed."""
     config = write_config(
         here, model__gpt__dropout=0.0, model__optimizer__name="adamw", model__schedule={"shape": "constant"}
     )
