@@ -100,7 +100,9 @@ def find_checkpoint(path: str, prefer: str) -> Path:
 
 
 def nothing_saved(path: str) -> UserError:
-    return UserError(f"{path}: the folder holds neither best.ckpt nor last.ckpt: nothing was saved there", SETTING)
+    others = sorted(str(file) for file in Path(path).rglob("*.ckpt"))
+    found = f"name one of {', '.join(others[:5])}" if others else "nothing was saved there"
+    return UserError(f"{path}: the folder holds neither best.ckpt nor last.ckpt: {found}", SETTING)
 
 
 def find_place(path: str) -> Path:

@@ -24,7 +24,7 @@ PATHS = {
 
 
 def completion(verb: str, arguments: list[str]) -> int:
-    """Prints the script on stdout; returns the exit code."""
+    """Print the script on stdout; return the exit code."""
     parser = PlainParser(
         prog=f"gptlit {verb}",
         description="Prints a script that completes gptlit's verbs, options and values; keep it where the shell looks.",
@@ -35,7 +35,7 @@ def completion(verb: str, arguments: list[str]) -> int:
 
 
 def script(shell: str) -> str:
-    """The script for `bash` or `zsh`."""
+    """Return the script for `bash` or `zsh`."""
     root = argparse.ArgumentParser("gptlit", add_help=False)
     verbs = root.add_subparsers()
     for verb, text in VERBS.items():
@@ -49,10 +49,10 @@ def script(shell: str) -> str:
 
 
 def options_of(verb: str) -> Iterable[argparse.Action]:
-    """The options of a verb, from its own parser."""
+    """Return the options of a verb, from its own parser."""
     if verb == "completion":
         return []
-    if verb == "ladder":  # hands on to fit what it does not know
+    if verb == "ladder":  # passes unknown options on to fit
         known = ladder_parser()._actions  # noqa: SLF001
         names = {action.dest for action in known}
         return [*known, *(action for action in options_of("fit") if action.dest not in names)]
@@ -66,7 +66,7 @@ def options_of(verb: str) -> Iterable[argparse.Action]:
 
 
 def add_option(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
-    """An option as argparse itself has it, with the values that it may have."""
+    """Add an option of another parser, with the values that it takes."""
     names = [name for name in action.option_strings if name.startswith("-")]  # the parser's links have other ones
     if not names or action.help == argparse.SUPPRESS or action.dest.rpartition(".")[2] == "help":
         return
@@ -83,7 +83,7 @@ def add_option(parser: argparse.ArgumentParser, action: argparse.Action) -> None
 
 
 def values_of(kind: Any) -> list[str]:
-    """The words that an option of this type takes; none when it takes numbers or any text."""
+    """Return the words that an option of this type takes; none for numbers and free text."""
     if kind is bool:
         return ["true", "false"]
     if get_origin(kind) is Literal:
@@ -95,7 +95,7 @@ def values_of(kind: Any) -> list[str]:
 
 
 def config_names() -> dict[str, Any]:
-    """The packaged configurations by name, and files; shtab's way of saying so."""
+    """Return the completion of `--config` for shtab: names of packaged configurations, and files."""
     names = " ".join(names_of_packaged_configs())
     return {
         "bash": "_gptlit_config_files",  # `_file` in the name has shtab treat what it gives as names of files
@@ -108,5 +108,5 @@ def config_names() -> dict[str, Any]:
 
 
 def one_line(text: str) -> str:
-    """A help text that argparse does not try to fill in, up to its first sentence or option."""
+    """Return the first sentence of a help text, with `%` escaped for argparse."""
     return " ".join(text.split()).partition(". ")[0].rstrip(".").replace("%", "%%")

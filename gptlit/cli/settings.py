@@ -1,4 +1,4 @@
-"""Settings outside of the parser: configuration files, what a checkpoint stored, options among arguments, and YAML."""
+"""Settings outside of the parser: configuration files, settings of a checkpoint, options among arguments, YAML."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -11,11 +11,11 @@ import yaml
 from gptlit.cli.parser import unknown_option
 from gptlit.errors import UserError
 
-NUMBER_TO_THE_PARSER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+")  # 1e5, a text to PyYAML
+NUMBER_TO_THE_PARSER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+")  # 1e5: a text for PyYAML
 
 
 def represent_text(dumper: Any, text: str) -> Any:
-    """PyYAML leaves two kinds of text bare that are then read as something else."""
+    """Quote two kinds of text that PyYAML writes without quotes and that are then read as something else."""
     style = None
     if NUMBER_TO_THE_PARSER.fullmatch(text):
         style = "'"
@@ -25,13 +25,13 @@ def represent_text(dumper: Any, text: str) -> Any:
 
 
 class Dumper(yaml.SafeDumper):
-    """PyYAML's, but for texts."""
+    """PyYAML's dumper with `represent_text`."""
 
     yaml_representers: ClassVar = {**yaml.SafeDumper.yaml_representers, str: represent_text}
 
 
 def as_yaml(settings: Mapping[str, Any]) -> str:
-    """The settings in YAML that reads as them again, other alphabets as they are."""
+    """Return the settings as YAML that parses to the same settings; non-ASCII characters are kept."""
     text: str = yaml.dump(dict(settings), Dumper=Dumper, sort_keys=False, allow_unicode=True)
     return text
 
@@ -79,26 +79,26 @@ def edited_copies(files: Iterable[Path]) -> list[str]:
 
 
 def names_of_packaged_configs() -> list[str]:
-    """`base`, …, `lecture/1_bigram`, …, in order."""
+    """Return the names of the packaged configurations, sorted: `base`, `lecture/1_bigram`, …."""
     packaged = packaged_configs()
     return sorted(str(path.relative_to(packaged).with_suffix("")) for path in packaged.rglob("*.yaml"))
 
 
 def packaged_configs() -> Path:
-    """Folder of the YAML files: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the YAML files: inside the installed package, or next to it in a checkout."""
     inside = Path(str(files("gptlit"))) / "configs"
     return inside if inside.is_dir() else inside.parent.parent / "configs"
 
 
 def check_config(path: str, known: Collection[str]) -> None:
-    """Reads a configuration before the parser does, whose messages do not name the file.
+    """Check a configuration file before the parser reads it: the parser's messages do not name the file.
 
     Args:
-        path: of a YAML file.
+        path: path of a YAML file.
         known: names of all options.
 
     Raises:
-        UserError: when it is no YAML, or holds a setting that there is not.
+        UserError: if it is not YAML, or holds an unknown setting.
     """
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
@@ -124,14 +124,14 @@ def check_config(path: str, known: Collection[str]) -> None:
 
 
 def leaves_of(known: Collection[str]) -> frozenset[str]:
-    """The options that hold a value, not a group of options."""
+    """Return the options that hold a value, not a group of options."""
     names = [name for name in known if not name.endswith(".help")]
     groups = {name.rpartition(".")[0] for name in names}
     return frozenset(name for name in names if name not in groups)
 
 
 def flat(tree: Any, prefix: str = "", stop_at: Collection[str] = ()) -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`; what is named in `stop_at` stays whole."""
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`; values of the keys in `stop_at` are not flattened."""
     if not isinstance(tree, Mapping) or prefix in stop_at:
         return {prefix: tree}
     leaves: dict[str, Any] = {}
@@ -141,7 +141,7 @@ def flat(tree: Any, prefix: str = "", stop_at: Collection[str] = ()) -> dict[str
 
 
 def stored_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The configuration that a checkpoint was trained with; only the model's part when it was trained from Python."""
+    """Return the settings that a checkpoint was trained with; only those of the model if it was trained from Python."""
     text = checkpoint.get("gptlit", {}).get("config")
     stored = yaml.safe_load(text) if text else {}
     hyper = checkpoint["hyper_parameters"]
@@ -149,12 +149,12 @@ def stored_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def option(arguments: list[str], name: str) -> str | None:
-    """The last value given for an option, as `--name value` or `--name=value`."""
+    """Return the last value given for an option, as `--name value` or `--name=value`; None without one."""
     return next(reversed(values_of(arguments, name)), None)
 
 
 def values_of(arguments: list[str], *names: str) -> list[str]:
-    """All values given for an option of these names, in order."""
+    """Return all values given for an option of these names, in order."""
     values = []
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
@@ -184,7 +184,7 @@ def take_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def without_option(arguments: list[str], name: str) -> list[str]:
-    """The arguments without an option and its value."""
+    """Return the arguments without an option and its value."""
     kept: list[str] = []
     skip = False
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""stdout and stderr that outlive their reader: a closed pipe, a closed terminal, a full disk."""
+"""Output streams that do not fail when the pipe or terminal is closed, or the disk is full."""
 
 import os
 import sys
@@ -8,10 +8,7 @@ from typing import Any, TextIO, cast
 
 
 def drop_the_rest(stream: Any) -> None:
-    """What is still in the buffer of a stream that takes no more goes nowhere.
-
-    Else it would fail again when Python ends (exit code 120).
-    """
+    """Redirect a failed stream to os.devnull: its buffer would fail again when Python exits (exit code 120)."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -19,7 +16,7 @@ def drop_the_rest(stream: Any) -> None:
 
 
 class LastingStream:
-    """A text stream that nothing fails for when its reader goes away, or its disk is full: the rest is dropped.
+    """A text stream that drops its output after an `OSError`.
 
     A run must not end because the terminal was closed, or because of `2>&1 | head`.
     """
@@ -28,7 +25,6 @@ class LastingStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """As of a text stream."""
         try:
             return int(self._stream.write(text))
         except OSError:
@@ -36,7 +32,6 @@ class LastingStream:
             return len(text)
 
     def flush(self) -> None:
-        """As of a text stream."""
         try:
             self._stream.flush()
         except OSError:
@@ -48,7 +43,7 @@ class LastingStream:
 
 @contextmanager
 def lasting_stderr() -> Iterator[None]:
-    """Inside, what is said on stderr cannot fail; nor where the process was started without one."""
+    """Context in which writing to stderr cannot fail, even if the process was started without one."""
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,  # takes descriptor 2, if that is free
         redirect_stderr(cast(TextIO, LastingStream(sys.stderr or nowhere))),

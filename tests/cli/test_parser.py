@@ -207,3 +207,12 @@ def test_a_start_reads_each_checkpoint_once(tmp_path: Path) -> None:
         with mock.patch.object(torch, "load", count):
             assert gptlit(*arguments).code == 0
         assert read.items() <= most.items()
+
+
+def test_a_folder_of_other_checkpoints_names_them(tmp_path: Path) -> None:
+    """A user's ModelCheckpoint writes names of its own."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "step=4.ckpt").touch()
+    answer = gptlit("predict", "--ckpt_path", tmp_path / "own")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert f"name one of {tmp_path / 'own' / 'step=4.ckpt'}" in answer.err

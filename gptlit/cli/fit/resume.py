@@ -1,4 +1,4 @@
-"""What a checkpoint brings along for a verb that starts from it, and what it does not let change."""
+"""Settings of a checkpoint: which are taken over, and which must not change."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -10,7 +10,7 @@ from gptlit.data import TextDataModule
 from gptlit.errors import UserError
 from gptlit.model.config import REGULARISATION
 
-# Settings that the weights, or the state of the optimizer, would not fit any more.
+# Settings that determine the shapes of the weights and of the optimizer state.
 FIXED = (
     "model.gpt",
     "model.optimizer.name",
@@ -29,14 +29,14 @@ OF_ONE_START = ("ckpt_path", "run_dir", "trainer.default_root_dir", "trainer.max
 def settings_to_take_over(
     stored: Mapping[str, Any], verb: str, known: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The stored settings that lie under the flags of this verb, and why others were left out.
+    """Return the stored settings that a verb starts from, and why others are left out.
 
-    A checkpoint may come from anywhere, and nothing in it may choose what code is run: a setting that names a class, or
-    could, is left out, and so is what this version does not know.
+    A checkpoint may come from anywhere, and nothing in it may choose which code is executed. A setting that may name
+    a class or a function is left out; so is one that this version does not know.
 
     Args:
         stored: from `stored_config`.
-        verb: fit takes over everything, the other verbs what the loss depends on.
+        verb: fit takes over all settings, the other verbs those that the loss depends on.
         known: names of all options of the verb.
 
     Returns:
@@ -98,7 +98,7 @@ def readable(value: Any) -> str:
 
 
 def refuse_what_is_fixed(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings that differ from the checkpoint's, as (then, now).
+    """Return the settings that differ from those of the checkpoint, as (then, now).
 
     Args:
         now: flat settings of this start.
@@ -112,16 +112,16 @@ def refuse_what_is_fixed(now: Mapping[str, Any], then: Mapping[str, Any]) -> dic
         if key not in FREE and any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED):
             raise UserError(
                 f"{key} is {new!r}, but the checkpoint was trained with {old!r}: "
-                "drop the flag to go on with it, or start a new run without --ckpt_path"
+                "drop the flag to resume, or start a new run without --ckpt_path"
             )
     return changes
 
 
 def refuse_another_text(checkpoint: dict[str, Any], datamodule: TextDataModule) -> None:
-    """A run goes on with the text it began with, wherever that lies now.
+    """Check that the text, and the position of its split, are those of the checkpoint.
 
     Raises:
-        UserError: when the text, or the place where it is split, is another.
+        UserError: if they differ.
     """
     trained_on = checkpoint.get("gptlit", {}).get("corpus")
     if not trained_on:
@@ -143,7 +143,7 @@ def refuse_another_text(checkpoint: dict[str, Any], datamodule: TextDataModule) 
 
 
 def is_finished(start: ResumePoint, max_steps: int) -> bool:
-    """Whether a run has nothing left to do: all steps, the validation that ends it, and last.ckpt after that."""
+    """Return whether a run is finished: all steps, the final validation, and last.ckpt after it."""
     if start.steps != max_steps:
         return start.steps > max_steps
     state = start.checkpoint.get("callbacks", {}).get("RunCheckpoints")
