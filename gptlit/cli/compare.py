@@ -215,8 +215,8 @@ def draw_training(axes: Any, curve: dict[int, float], colour: str, label: str) -
     many = len(steps) >= SMOOTHED_FROM
     axes.plot(steps, losses, color=colour, alpha=0.35 if many else 1.0, linewidth=1, label=None if many else label)
     if many:
-        half = POINTS_OF_A_MEAN // 2
-        windows = [losses[max(0, n - half) : n + half + 1] for n in range(len(losses))]
+        halves = [min(POINTS_OF_A_MEAN // 2, n, len(losses) - 1 - n) for n in range(len(losses))]  # shorter at the ends
+        windows = [losses[n - half : n + half + 1] for n, half in enumerate(halves)]
         means = [sum(window) / len(window) for window in windows]
         axes.plot(steps, means, color=colour, label=f"{label} (mean of {POINTS_OF_A_MEAN} points)")
 

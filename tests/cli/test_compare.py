@@ -103,7 +103,7 @@ def test_a_mean_of_a_training_curve_neither_lags_nor_hides_a_rise() -> None:
     _, axes = new_figure()
     draw_training(axes, {step: 5 - step / 100 for step in range(200)}, "tab:blue", "train")
     mean = axes.lines[1].get_ydata()
-    assert mean[50:150] == pytest.approx([5 - step / 100 for step in range(50, 150)])
+    assert mean == pytest.approx([5 - step / 100 for step in range(200)])
     _, axes = new_figure()
     draw_training(axes, {step: 5 - step / 100 for step in range(99)}, "tab:blue", "train")
     assert len(axes.lines) == 1
