@@ -296,6 +296,8 @@ ladder --config                                               | --config needs a
 ladder --trainer.logger false                                 | --trainer.logger is false
 ladder --trainer.limit_val_batches 0                          | has no --trainer.limit_val_batches
 ladder --seeds 0                                              | --seeds is 0
+compare                                                       | arguments are required: RUN
+compare nowhere                                               | nowhere is not a run folder
 """
 CASES = [tuple(part.strip() for part in line.rsplit("|", 1)) for line in WRONG_USES.strip().splitlines()]
 
@@ -307,11 +309,10 @@ def test_there_are_more_than_sixty_wrong_uses() -> None:
 
 def test_the_readme_lists_these_wrong_uses_and_no_others() -> None:
     """`python tests/readme_tables.py` brings the README up to date."""
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    readme = (REPOSITORY / "tests" / "README.md").read_text(encoding="utf-8")
     table = readme.partition("<!-- table: Wrong uses -->")[2].partition("<!-- end of table -->")[0]
     listed = re.findall(r"^\| `(.*?)` \|", table, flags=re.MULTILINE)
     assert sorted(listed) == sorted(use.replace("{}/", "") for use, _ in CASES)
-    assert f"{len(CASES)} wrong uses" in readme
 
 
 @pytest.mark.parametrize(("use", "named"), CASES, ids=[use for use, _ in CASES])
