@@ -1,7 +1,9 @@
 """`gptlit ladder`: what it writes, that it resumes where it was stopped, and what it refuses."""
 
 import csv
+import json
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +46,13 @@ def numbers(folder: Path) -> list[dict[str, str]]:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
 
+def names_on_page(path: Path) -> list[str]:
+    """Return the names of the models on a page of `gptlit play`."""
+    content = re.search(r'<script type="application/json" id="content">(.*?)</script>', path.read_text("utf-8"))
+    assert content is not None
+    return [model["name"] for model in json.loads(content[1])["models"]]
+
+
 def test_two_rungs_with_two_seeds_give_a_table_numbers_and_a_picture(text: Path) -> None:
     """Every number is compared with the checkpoint of its run."""
     answer = climb(text, "--seeds", "2")
@@ -52,6 +61,7 @@ def test_two_rungs_with_two_seeds_give_a_table_numbers_and_a_picture(text: Path)
     assert answer.out.strip()
     assert answer.out.strip() in (root / "ladder.md").read_text(encoding="utf-8")
     assert (root / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    assert names_on_page(root / "ladder.html") == ["1_bigram", "2_head"], "the models of the first seed"
 
     rows = numbers(root)
     names = ["1_bigram", "2_head", "1_bigram-seed2", "2_head-seed2"]

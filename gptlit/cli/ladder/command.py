@@ -26,6 +26,8 @@ from gptlit.cli.parser import PlainParser
 from gptlit.cli.settings import find_config, flat, option, stored_config, without_option
 from gptlit.device.memory import keep_freed_memory
 from gptlit.errors import UserError, require
+from gptlit.play import read_runs, write_page
+from gptlit.play.pack import check_size
 from gptlit.training.lightning_internals import log_interval
 
 # Settings that must be equal for a run to be taken as one of this ladder.
@@ -97,6 +99,7 @@ def ladder(verb: str, arguments: list[str]) -> int:
         return code
     print(text)
     say(f"table, numbers and picture: {root}/ladder.md, ladder.csv, ladder.png")
+    write_models_page(root, runs)
     say(f"curves, samples, attention: tensorboard --logdir {shlex.quote(str(root))}")
     return 0
 
@@ -130,6 +133,25 @@ def make_bar() -> Progress:
         disable=not console().is_terminal,
         transient=True,
     )
+
+
+def write_models_page(root: Path, runs: Sequence[Run]) -> None:
+    """Write ladder.html, the page of `gptlit play` with one model of each rung, that of its first seed.
+
+    Models that are too large for a page are left out, with a line that names them.
+    """
+    first_seeds = [run for run in runs if run.folder.name == run.rung.name]
+    models = {}
+    for name, model in read_runs([run.folder for run in first_seeds]).items():
+        try:
+            check_size(sum(weight.numel() for weight in model.network.parameters()), "float32")
+        except UserError as error:
+            say(f"{name} is left out of ladder.html: {error}")
+        else:
+            models[name] = model
+    if models:
+        write_page(root / "ladder.html", models)
+        say(f"all models side by side: {root}/ladder.html")
 
 
 # ---------------------------------------------------------------- which runs
