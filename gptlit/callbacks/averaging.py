@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is validated, sampled from and kept as the best."""
+"""Exponential moving average of the weights, used for validation, samples and `best.ckpt`."""
 
 import warnings
 from typing import Any
@@ -20,8 +20,8 @@ class AverageWeights(WeightAveraging):
     the trained weights. In a checkpoint the average is `state_dict` and the trained weights are `current_model_state`.
 
     Args:
-        decay: share of the average that a step keeps, late in the run: 0.998 averages over some 500 steps. With 0 the
-            command makes no average.
+        decay: share of the average that a step keeps, late in the run: 0.998 averages over some 500 steps. The
+            command adds no average for 0.
 
     Raises:
         UserError: when `decay` is not at least 0 and less than 1.
@@ -40,7 +40,7 @@ class AverageWeights(WeightAveraging):
         """Create the average.
 
         Raises:
-            UserError: when the strategy shards the weights, since the average needs the whole model in each process.
+            UserError: when the strategy shards the weights, since the average needs the whole model on each rank.
         """
         if not holds_whole_model(trainer):
             message = "needs the whole model on each device: leave it out, or choose trainer.strategy ddp"
@@ -79,7 +79,7 @@ class AverageWeights(WeightAveraging):
         self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the average: what other callbacks sample at the end of a validation comes from it, too."""
+        """Keep the average in the module, since other callbacks sample from it at the end of a validation."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the trained weights back, before a checkpoint is written."""

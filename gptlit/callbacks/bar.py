@@ -32,9 +32,9 @@ FIRST_MINUTE, OFTEN, SELDOM = (
 
 @dataclass
 class Pace:
-    """Wall-clock time of a step and of a validation, and the time left from both.
+    """Measures the wall-clock time of a step and of a validation; estimates the time left.
 
-    A validation counts with everything that belongs to it: samples, pictures and `best.ckpt`.
+    The time of a validation includes its samples, pictures and `best.ckpt`.
 
     Args:
         clock: returns seconds.
@@ -43,16 +43,16 @@ class Pace:
     clock: Callable[[], float] = time.monotonic
     started: float | None = None
     validations: list[float] = field(default_factory=list)
-    """Seconds of each validation of this start."""
+    """Seconds of each validation since this start of the run."""
     _intervals: deque[tuple[int, float]] = field(default_factory=deque)  # steps, seconds
-    _steps: int = 0  # sums over the intervals, which the thread of the bar can read at any time
+    _steps: int = 0  # sums over the intervals, so that the bar's thread can read them at any time
     _seconds: float = 0.0
-    _warm: bool = False  # whether the first interval has ended, which holds what happens once, such as compiling
+    _warm: bool = False  # whether the first interval has ended, which includes one-time work such as compiling
     _mark: tuple[int, float] | None = None  # step and time at which the current interval began
     _paused: float | None = None
 
     def resume(self, step: int) -> None:
-        """Count the time from here on as training; ends a validation if one was running."""
+        """Count the time from now on as training; end the validation if one was running."""
         now = self.clock()
         self.started = now if self.started is None else self.started
         if self._paused is not None:
@@ -61,7 +61,7 @@ class Pace:
         self._mark = (step, now) if self._mark is None else self._mark
 
     def pause(self, step: int) -> None:
-        """Count the time from here on as validation."""
+        """Count the time from now on as validation."""
         if self._paused is None:
             self.lap(step)
             self._paused, self._mark = self.clock(), None
@@ -96,7 +96,7 @@ class Pace:
         return max(self._seconds, 0.0) / self._steps if self._steps else None
 
     def left(self, steps: int, validations: float) -> float | None:
-        """Seconds that so many steps and validations will take; None while unknown."""
+        """Estimate the seconds of a number of steps and validations; None while unknown."""
         if self.step_seconds is None:
             return None
         validation = sum(self.validations) / len(self.validations) if self.validations else 0.0
@@ -119,7 +119,7 @@ class RunBar(ProgressBar):
         self._numbers: tuple[str, ...] = ()
 
     def disable(self) -> None:
-        """Called by Lightning on every process but the first."""
+        """Turn the bar off; Lightning calls this on every rank but 0."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -173,7 +173,7 @@ class RunBar(ProgressBar):
         console().print(*args)
 
     def state(self, trainer: pl.Trainer) -> "State":
-        """Return what the bar shows. The bar calls it in its own thread, so it reads nothing that training iterates."""
+        """Return what the bar shows. It runs in the bar's thread, so it must not read what training modifies."""
         step = trainer.global_step
         left = self.pace.left(trainer.max_steps - step, validations_left(trainer))
         limits = [timer.time_remaining() for timer in callbacks_of(trainer) if isinstance(timer, Timer)]
@@ -206,13 +206,13 @@ class State:
 
 
 def numbers(metrics: Mapping[str, Any]) -> tuple[str, ...]:
-    """`("loss 1.6031", "val 1.7421")`, as far as known."""
+    """Return the latest losses as texts, `("loss 1.6031", "val 1.7421")`; an unknown one is left out."""
     names = {"train/loss": "loss", "val/loss": "val"}
     return tuple(f"{short} {float(metrics[name]):.4f}" for name, short in names.items() if name in metrics)
 
 
 def validations_left(trainer: pl.Trainer) -> float:
-    """Validations between this step and the end of the run, the one at the end included."""
+    """Return the number of validations from this step to the end of the run, including the one at the end."""
     if not trainer.limit_val_batches:
         return 0
     interval: Any = trainer.val_check_interval  # micro-batches, or a time
@@ -224,7 +224,7 @@ def validations_left(trainer: pl.Trainer) -> float:
 
 
 def plain_line(state: State) -> str:
-    """`step   250 of 3,000 · loss 1.6031 · val 1.7421 · 0:42 elapsed · 2:05 left`."""
+    """Return `step   250 of 3,000 · loss 1.6031 · val 1.7421 · 0:42 elapsed · 2:05 left`."""
     width = len(f"{state.max_steps:,}")
     parts = [f"step {state.step:>{width},} of {state.max_steps:,}", *state.numbers, f"{clock(state.elapsed)} elapsed"]
     if state.left is not None and state.step < state.max_steps:
@@ -233,28 +233,28 @@ def plain_line(state: State) -> str:
 
 
 def bar_line(state: State, width: int) -> Table:
-    """The line on a terminal of so many columns: step, bar, losses, elapsed, left.
+    """Return the line of a terminal with `width` columns: step, bar, losses, elapsed, left.
 
-    Where the columns are too few, first the elapsed time goes, then the bar.
+    If it is too narrow, the elapsed time is left out first, then the bar.
     """
     left = "--:--" if state.left is None else clock(state.left)
     head = f"step {state.step:,}/{state.max_steps:,}"
     parts = [*state.numbers, f"{clock(state.elapsed)} elapsed", f"{left} left"]
-    room = width - len(head) - 2 - len(" · ".join(parts))
-    if room < NARROWEST_BAR:
+    bar_width = width - len(head) - 2 - len(" · ".join(parts))
+    if bar_width < NARROWEST_BAR:
         parts.pop(-2)
-        room = width - len(head) - 2 - len(" · ".join(parts))
+        bar_width = width - len(head) - 2 - len(" · ".join(parts))
     grid = Table.grid(padding=(0, 1, 0, 0))
     cells: list[Any] = [Text(head, no_wrap=True)]
-    if room >= NARROWEST_BAR:
-        cells.append(Bar(total=state.max_steps, completed=state.step, width=min(room, WIDEST_BAR)))
+    if bar_width >= NARROWEST_BAR:
+        cells.append(Bar(total=state.max_steps, completed=state.step, width=min(bar_width, WIDEST_BAR)))
     cells.append(Text(" · ".join(parts), no_wrap=True))
     grid.add_row(*cells)
     return grid
 
 
 def clock(seconds: float) -> str:
-    """`0:42`, `12:05`, `2:10:00`."""
-    whole = round(seconds)
-    minutes, hours = whole // 60, whole // 3600
-    return f"{hours}:{minutes % 60:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+    """Format seconds as `0:42`, `12:05` or `2:10:00`."""
+    total = round(seconds)
+    minutes, hours = total // 60, total // 3600
+    return f"{hours}:{minutes % 60:02}:{total % 60:02}" if hours else f"{minutes}:{total % 60:02}"

@@ -1,4 +1,4 @@
-"""When `best.ckpt` and `last.ckpt` are written, and the validation that ends a run."""
+"""Writes `best.ckpt` and `last.ckpt`, and validates at the end of a run."""
 
 import math
 from contextlib import suppress
@@ -32,7 +32,7 @@ class RunCheckpoints(Checkpoint):
     Args:
         run_dir: folder of the run.
         every_n_steps: optimizer steps between two writes of `last.ckpt`.
-        monitor: metric whose lowest value is best.
+        monitor: name of the metric; the lowest value is best.
     """
 
     def __init__(self, run_dir: str | Path, every_n_steps: int = 100, monitor: str = "val/loss") -> None:
@@ -57,7 +57,7 @@ class RunCheckpoints(Checkpoint):
         return self.run_dir / "last.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to judge its next validation."""
+        """Return what a resumed run compares its next validation with."""
         return {
             "best_score": self.best_score,
             "best_step": self.best_step,
@@ -71,14 +71,14 @@ class RunCheckpoints(Checkpoint):
             self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the folder from the first process, which removes partial files of a killed process."""
+        """Use the folder of rank 0, which removes partial files of a killed process."""
         self.run_dir = Path(trainer.strategy.broadcast(str(self.run_dir)))
         if trainer.is_global_zero:
             for partial in self.run_dir.glob(".*.partial"):
                 partial.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make up for a validation that an interruption cut off."""
+        """Repeat a validation that was interrupted."""
         self._started = True
         if self.validated_step != trainer.global_step and validation_due(trainer, trainer.global_step):
             validate_now(trainer)
@@ -107,7 +107,7 @@ class RunCheckpoints(Checkpoint):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write `last.ckpt` when the run is stopped between two steps, and `best.ckpt` if a validation just ended.
 
-        Not after a non-finite loss, since the resumed run would meet it again; and not when writing is what failed.
+        Writes nothing after a non-finite loss, since the resumed run would reach it again, nor if writing failed.
         """
         started, self._started = self._started, False
         if not started or self.problem is not None or isinstance(exception, FloatingPointError):
@@ -117,7 +117,7 @@ class RunCheckpoints(Checkpoint):
             return
         if any(holds_average(callback, trainer.validating and not validated) for callback in callbacks_of(trainer)):
             return
-        agreed = isinstance(exception, SIGTERMException)  # all processes stop here and can save together
+        agreed = isinstance(exception, SIGTERMException)  # all ranks stop here and can save together
         if not agreed and not holds_whole_model(trainer):
             return
         with suppress(OSError):  # kept in `problem`
@@ -140,7 +140,7 @@ class RunCheckpoints(Checkpoint):
             self._written = reached
 
     def _save(self, trainer: pl.Trainer, path: Path, collective: bool = True) -> None:
-        """Write a file; `collective` is false when the other processes cannot take part."""
+        """Write a file; `collective` is false when the other ranks cannot take part."""
         with clock_stopped(trainer):
             finite = has_finite_weights(trainer.lightning_module)
             if not (trainer.strategy.reduce_boolean_decision(finite) if collective else finite):
@@ -172,7 +172,7 @@ def validation_due(trainer: pl.Trainer, step: int) -> bool:
 def holds_average(callback: pl.Callback, in_validation: bool) -> bool:
     """Return whether a callback has put averaged weights into the module.
 
-    Lightning's own averaging does not tell; it has them there from the beginning of a validation epoch to its end.
+    Lightning's own averaging has no flag for it; it swaps from the start to the end of a validation epoch.
     """
     swapped = getattr(callback, "swapped", in_validation)
     return isinstance(callback, WeightAveraging) and bool(swapped)
@@ -199,7 +199,7 @@ class ValidateAtEnd(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a run start whose steps are all made: its last validation or file may be missing."""
+        """Let a run start after its last step: its last validation or checkpoint may be missing."""
         if trainer.state.fn == "fit" and checkpoint["global_step"] == trainer.max_steps:
             set_max_steps(trainer, self.max_steps + 1)
 

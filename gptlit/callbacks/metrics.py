@@ -114,11 +114,11 @@ def clock_stopped(trainer: pl.Trainer) -> Iterator[None]:
 
 
 class MetricsFile(Logger):
-    """`metrics.csv` of a run: one row per optimizer step, in ascending order, whoever logs.
+    """`metrics.csv` of a run: one row per optimizer step, in ascending order, for all callers.
 
-    Each row is on the disk at once, and a resumed run continues the file; Lightning's CSVLogger deletes earlier rows
-    then. In a run with `MetricsLogger`, a row belongs to the number of optimizer steps made when it is logged, whatever
-    step its logger names: Lightning's own callbacks count one less, or validation batches.
+    Each row is written immediately, and a resumed run continues the file; Lightning's CSVLogger would delete the
+    earlier rows. In a run with `MetricsLogger`, a row belongs to the number of optimizer steps made when it is logged,
+    not to the step that the caller gives: Lightning's own callbacks count one less, or validation batches.
 
     Args:
         run_dir: folder of the run.

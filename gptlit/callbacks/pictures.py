@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN_AS = {"\n": "↵", " ": "␣", "\t": "⇥"}
-LARGEST_TABLE = 128  # tokens; more cannot be told apart on a screen
+LARGEST_TABLE = 128  # tokens; more cannot be distinguished on a screen
 TALLEST_MAP = 32  # tokens of a map in the overview; longer ones show the beginning of the text
 
 
@@ -26,7 +26,7 @@ class Pictures(pl.Callback):
     """Draws the model into TensorBoard's IMAGES tab.
 
     A model with attention: `pictures/attention` shows all layers and heads in one small picture, at up to ten
-    validations, so that one sees attention form. After the last step, `pictures/layer_…` shows each layer with the text
+    validations, to show how attention forms. After the last step, `pictures/layer_…` shows each layer with the text
     on both axes. The bigram model: its table of probabilities next to the one counted in the training text, which it
     should come to equal, after the last step.
 
@@ -47,28 +47,28 @@ class Pictures(pl.Callback):
             return
         due = trainer.global_step == 0 or trainer.global_step in shown_steps(trainer)
         if due and (boards := boards_of(trainer)):
-            drawn = overview(pl_module.network, pl_module.tokenizer, self.text, trainer.global_step)
-            add_pictures(boards, drawn, trainer.global_step)
+            pictures = overview(pl_module.network, pl_module.tokenizer, self.text, trainer.global_step)
+            add_pictures(boards, pictures, trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.when == "never" or not (boards := boards_of(trainer)):
             return
         tokens = getattr(getattr(trainer, "datamodule", None), "train_tokens", None)
         counted = tokens if isinstance(tokens, Tensor) else None  # a token file is too long to count
-        drawn = figures(pl_module.network, pl_module.tokenizer, self.text, counted)
-        add_pictures(boards, drawn, trainer.global_step)
+        pictures = figures(pl_module.network, pl_module.tokenizer, self.text, counted)
+        add_pictures(boards, pictures, trainer.global_step)
 
 
 def boards_of(trainer: pl.Trainer) -> list[Any]:
-    """Return TensorBoard's writers; none on other ranks than 0, or where that does not hold the whole model."""
+    """Return TensorBoard's writers; none on ranks other than 0 or if the model is sharded."""
     if not trainer.is_global_zero or not holds_whole_model(trainer):
         return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def add_pictures(boards: Sequence[Any], drawn: Mapping[str, "Figure"], step: int) -> None:
+def add_pictures(boards: Sequence[Any], pictures: Mapping[str, "Figure"], step: int) -> None:
     """Write figures, given by tag."""
-    for tag, figure in drawn.items():
+    for tag, figure in pictures.items():
         pixels = rasterize(figure)
         for board in boards:
             board.add_image(tag, pixels, step, dataformats="HWC")
@@ -159,7 +159,7 @@ def bigram_probabilities(model: GPT) -> Tensor:
 def counted_bigrams(tokens: Tensor, vocab_size: int) -> Tensor:
     """Count which token follows which in tokens (N,): fractions (V, V) float32, rows sum to 1.
 
-    One is added to every count (Laplace smoothing), so that a pair never seen keeps a probability.
+    One is added to every count (Laplace smoothing), so that an unseen pair has a probability above zero.
     """
     ids = tokens.cpu().long()
     pairs = ids[:-1] * vocab_size + ids[1:]  # (N - 1,)
@@ -170,7 +170,7 @@ def counted_bigrams(tokens: Tensor, vocab_size: int) -> Tensor:
 def overview_figure(weights: Tensor, step: int) -> "Figure":
     """Draw the weights (L, H, T, T) as one image: a row of maps for each layer, a column for each head.
 
-    It is one image, not L · H axes, so that it can be drawn during training: axes are what takes time.
+    It is one image, not L · H axes, to be fast enough for training: creating axes takes most of the time.
     """
     from matplotlib.figure import Figure
 
@@ -197,7 +197,7 @@ def overview_figure(weights: Tensor, step: int) -> "Figure":
 
 
 def attention_figure(maps: Tensor, labels: Sequence[str], title: str) -> "Figure":
-    """Draw the weights (H, T, T) of a layer, a map for each head; a row is the token that looks at the columns."""
+    """Draw the weights (H, T, T) of a layer, a map for each head; rows attend to columns."""
     from matplotlib.figure import Figure
 
     H, T = maps.size(0), maps.size(1)
@@ -245,9 +245,9 @@ def draw_matrix(axes: Any, matrix: Tensor, labels: Sequence[str], vmax: float, f
     return image
 
 
-def label(symbol: str) -> str:
+def label(token: str) -> str:
     """Return a token as an axis label: visible white space, and `$` escaped for matplotlib."""
-    return "".join(SHOWN_AS.get(character, character) for character in symbol).replace("$", r"\$")
+    return "".join(SHOWN_AS.get(character, character) for character in token).replace("$", r"\$")
 
 
 def rasterize(figure: "Figure") -> np.ndarray:

@@ -52,12 +52,12 @@ class SampleText(pl.Callback):
         self.show = show
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Sample on rank 0, where that holds the whole model."""
+        """Sample on rank 0, unless the model is sharded."""
         first = trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit"
         if not (first and self.max_new_tokens and holds_whole_model(trainer)):
             return
         corpus = getattr(getattr(trainer, "datamodule", None), "corpus", None)
-        text = self.draw(pl_module, getattr(corpus, "document_start", None) or "\n")
+        text = self.sample(pl_module, getattr(corpus, "document_start", None) or "\n")
         atomic_write_text(self.run_dir / "samples" / f"step-{trainer.global_step:06d}.txt", text)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -67,8 +67,8 @@ class SampleText(pl.Callback):
             for line in Text(text[: self.show].strip()).wrap(console(), console().width - len(INDENT)):
                 console().print(INDENT + line.plain.rstrip())
 
-    def draw(self, module: Any, document_start: str = "\n") -> str:
-        """Return prompt and continuation; without a prompt a new document."""
+    def sample(self, module: Any, document_start: str = "\n") -> str:
+        """Return prompt and continuation; without a prompt, a new document."""
         tokenizer = module.tokenizer
         prompt = document_start if self.prompt is None else self.prompt
         start = tokenizer.encode(prompt, unknown="skip") or [0]

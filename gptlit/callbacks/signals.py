@@ -16,13 +16,15 @@ from gptlit.training.lightning_internals import stop_after_this_step
 
 # SIGHUP: the terminal was closed; SIGUSR1: SLURM's notice of the time limit.
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-REPEAT_SECONDS = 1.0  # a second signal within it is a copy of the first: launchers pass on what the terminal sent too
+REPEAT_SECONDS = (
+    1.0  # a second signal within it is a copy of the first: launchers forward what the terminal has also sent
+)
 
 
 class StopBetweenSteps(pl.Callback):
     """Turns a signal into a stop after the current step, or inside a validation; a second signal stops at once.
 
-    All processes of a run stop after the same step, whichever received the signal.
+    All ranks stop after the same step, whichever received the signal.
     """
 
     def __init__(self) -> None:
@@ -41,19 +43,19 @@ class StopBetweenSteps(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Agree with the other processes; Lightning raises once all callbacks have seen the step."""
+        """Agree with the other ranks; Lightning raises once all callbacks have seen the step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._agree(trainer):
             stop_after_this_step(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Skip the validation of a run that is about to stop; the resumed run makes up for it."""
+        """Skip the validation of a run that is about to stop; the resumed run repeats it."""
         if self._agreed:
             raise SIGTERMException
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Leave a validation."""
+        """Stop during a validation."""
         if self._agree(trainer):
             raise SIGTERMException
 
@@ -81,7 +83,7 @@ class StopBetweenSteps(pl.Callback):
             raise SystemExit(128 + number)
 
     def _agree(self, trainer: pl.Trainer) -> bool:
-        """Return whether any process has received a signal: the same answer on all of them."""
+        """Return whether any rank has received a signal; the same result on all ranks."""
         if not self._agreed:
             number = int(self.received or 0)
             if trainer.world_size > 1:

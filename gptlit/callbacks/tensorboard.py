@@ -47,7 +47,7 @@ FIRST_COLUMNS = ("data.corpus", "parameters", "optimizer.lr", "optimizer.muon_lr
 class TensorBoardPages(pl.Callback):
     """Fills TensorBoard's tabs next to the curves.
 
-    Without a TensorBoardLogger, and on other ranks than 0, it does nothing. Other loggers get the hyper-parameters.
+    Does nothing without a TensorBoardLogger and on ranks other than 0. Other loggers get the hyper-parameters.
 
     - TEXT: the configuration of the run.
     - CUSTOM SCALARS: charts by topic.
@@ -60,7 +60,7 @@ class TensorBoardPages(pl.Callback):
         self.best_val_loss: float | None = None
         self._writers: list[Any] = []
         self._histogram_steps: frozenset[int] = frozenset()
-        self._before: dict[str, Tensor] = {}  # weights before the step whose update is shown
+        self._before: dict[str, Tensor] = {}  # weights before a step, if its update is shown
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_val_loss": self.best_val_loss}
@@ -69,7 +69,7 @@ class TensorBoardPages(pl.Callback):
         self.best_val_loss = state_dict["best_val_loss"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Write what is known before the first step."""
+        """Write configuration, layout and hyper-parameters before the first step."""
         if not trainer.is_global_zero:
             return
         hyperparameters = describe(trainer, pl_module)
@@ -87,7 +87,7 @@ class TensorBoardPages(pl.Callback):
             self._histogram_steps = shown_steps(trainer)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        """Keep the weights if the next step is one whose update is shown."""
+        """Copy the weights before a step if its update will be shown."""
         if trainer.global_step + 1 in self._histogram_steps:
             self._before = {name: some_values(weight).clone() for name, weight in named_weights(pl_module)}
 
@@ -227,7 +227,7 @@ def hparams_summaries(hyperparameters: Mapping[str, Any]) -> list[Any]:
 
 
 def config_text(module: Any, hyperparameters: Mapping[str, Any]) -> str:
-    """Return the configuration as YAML; what is known of it if the run was started from Python."""
+    """Return the configuration as YAML; for a run started from Python, the settings that are known."""
     return module.run_config or yaml.safe_dump(dict(hyperparameters), sort_keys=False, allow_unicode=True)
 
 

@@ -1,8 +1,8 @@
-"""What `gptlit` can be told to do, in the order of the help."""
+"""Subcommands of `gptlit`, in the order of the help."""
 
 VERBS = {
-    "fit": "train a model, or go on with a run: gptlit fit --config configs/base.yaml",
-    "predict": "draw text from a trained model: gptlit predict --ckpt_path checkpoints/base --prompt ROMEO:",
+    "fit": "train a model, or resume a run: gptlit fit --config configs/base.yaml",
+    "predict": "sample text from a trained model: gptlit predict --ckpt_path checkpoints/base --prompt ROMEO:",
     "validate": "exact loss over the validation part: gptlit validate --ckpt_path checkpoints/base",
     "test": "the same, printed as test/…",
     "ladder": "the lecture, rung by rung, as a table: gptlit ladder --seeds 3",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 @cache
 def is_amd() -> bool:
-    """Whether this is a CPU of AMD's, for which MKL (`torch.mm` on x86) has no fast kernels. False if unknown."""
+    """Return whether the CPU is from AMD; MKL (`torch.mm` on x86) has no fast kernels for it. False if unknown."""
     listing = Path("/proc/cpuinfo")
     if listing.is_file():
         return "AuthenticAMD" in listing.read_text(encoding="utf-8", errors="replace")

@@ -31,7 +31,7 @@ class CudaGraphCapturer:
     def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Capture `work` and return a function that replays it into the memory of one result.
 
-        `work` runs once on the way. Returns `work` itself on a device other than CUDA, and, with a warning, where
+        `work` runs once before the capture. Returns `work` itself on a device other than CUDA, and, with a warning, if
         capturing fails.
         """
         if self.stream is None:
@@ -82,5 +82,5 @@ def end_failed_capture(device: torch.device) -> None:
 
 @cache
 def idle_streams(device: torch.device) -> list[torch.cuda.Stream]:
-    """Streams of capturers that are gone, for reuse: each keeps a workspace of tens of megabytes."""
+    """Return the streams of deleted capturers, for reuse: each keeps a workspace of tens of megabytes."""
     return []

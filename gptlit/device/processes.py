@@ -39,7 +39,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def leave_process_group() -> None:
-    """Destroy the process group, if there is one, once no rank waits for another.
+    """Destroy the process group, if there is one. Call it only when no rank waits for another.
 
     Gloo's threads may still hold the last tensor when Python shuts down, which aborts the process ("terminate called
     without an active exception"). Destroying the group waits for them. Lightning does so itself for NCCL.

@@ -15,7 +15,7 @@ def mix(*numbers: int) -> int:
 
 
 def seed_device(device: torch.device, seed: int) -> None:
-    """Seed the one generator that dropout uses. `torch.manual_seed` seeds all of them, which takes a millisecond."""
+    """Seed only the generator that dropout uses; `torch.manual_seed` seeds all of them, which takes a millisecond."""
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     elif device.type == "cpu":

@@ -50,7 +50,7 @@ class OptimizerConfig:
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Group the trainable parameters of a GPT by role, each into exactly one group; a tied weight is one parameter.
+    """Group the trainable parameters of a GPT by role, each into exactly one group. A tied weight counts once.
 
     | role | parameters | optimizer |
     |---|---|---|
@@ -72,24 +72,11 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         is 3 for `c_attn`, which holds queries, keys and values, else 1.
 
     Raises:
-        UserError: when Muon is asked for sharded parameters, since it needs whole matrices.
+        UserError: when Muon would get sharded parameters, since it needs whole matrices.
         RuntimeError: when a parameter has no role or several; names it.
     """
     roles_of, thirds = roles_by_module(model, config)
-    adamw_settings = {"lr": config.lr, "initial_lr": config.lr, "betas": config.betas, "eps": config.eps}
-    groups: dict[str, dict[str, Any]] = {
-        "matrix": {
-            "lr": config.muon_lr,
-            "initial_lr": config.muon_lr,
-            "momentum": config.muon_momentum,
-            "weight_decay": config.muon_weight_decay,
-            "splits": [],
-        },
-        "decay": {**adamw_settings, "weight_decay": config.weight_decay},
-        "no_decay": {**adamw_settings, "weight_decay": 0.0},
-    }
-    for role, group in groups.items():
-        group.update(role=role, names=[], params=[])
+    groups = empty_groups(config)
     offenders = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -112,6 +99,25 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     if offenders:
         raise RuntimeError(f"every parameter needs exactly one role in the optimizer: {', '.join(offenders)}")
     return [group for group in groups.values() if group["params"]]
+
+
+def empty_groups(config: OptimizerConfig) -> dict[str, dict[str, Any]]:
+    """Return the groups by role, with their settings and without parameters."""
+    adamw_settings = {"lr": config.lr, "initial_lr": config.lr, "betas": config.betas, "eps": config.eps}
+    groups: dict[str, dict[str, Any]] = {
+        "matrix": {
+            "lr": config.muon_lr,
+            "initial_lr": config.muon_lr,
+            "momentum": config.muon_momentum,
+            "weight_decay": config.muon_weight_decay,
+            "splits": [],
+        },
+        "decay": {**adamw_settings, "weight_decay": config.weight_decay},
+        "no_decay": {**adamw_settings, "weight_decay": 0.0},
+    }
+    for role, group in groups.items():
+        group.update(role=role, names=[], params=[])
+    return groups
 
 
 def roles_by_module(model: nn.Module, config: OptimizerConfig) -> tuple[dict[Tensor, set[str]], set[Tensor]]:

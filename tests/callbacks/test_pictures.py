@@ -106,6 +106,7 @@ def test_attention_is_shown_while_it_forms_at_ten_validations_or_fewer() -> None
             trainer = SimpleNamespace(
                 state=SimpleNamespace(fn="fit"),
                 sanity_checking=False,
+                callback_metrics={"val/loss": torch.tensor(1.0)},
                 is_global_zero=True,
                 strategy=SingleDeviceStrategy(),
                 loggers=[logger],

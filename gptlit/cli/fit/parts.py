@@ -1,4 +1,4 @@
-"""What a training run consists of beside model and data: its callbacks and its loggers."""
+"""Callbacks and loggers of a training run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from gptlit.checkpoint.atomic import atomic_write_text
 
 
 class SaveConfig(pl.Callback):
-    """Writes config.yaml into the run folder when training starts; YAML of all settings of the run."""
+    """Writes `config.yaml`, the settings of the run, into the run folder when training starts."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -32,17 +32,17 @@ class SaveConfig(pl.Callback):
 
 @dataclass(frozen=True)
 class RunParts:
-    """The callbacks of a run, those that the command asks for numbers by name, and its loggers."""
+    """Callbacks and loggers of a run. The callbacks that the command reads results from are also fields."""
 
     curves: MetricsLogger
     signals: StopBetweenSteps
     checkpoints: RunCheckpoints | None
     callbacks: list[pl.Callback]
     logger: Any
-    """As Trainer takes it."""
+    """Value of the Trainer's `logger`."""
 
     def settings(self) -> dict[str, Any]:
-        """What the Trainer must be told of them."""
+        """Return them as arguments of the Trainer."""
         return {
             "callbacks": self.callbacks,
             "logger": self.logger,
@@ -53,14 +53,14 @@ class RunParts:
 def run_parts(
     trainer: Mapping[str, Any], options: Any, run_dir: Path | None, steps_done: int | None, quiet: bool = False
 ) -> RunParts:
-    """The parts of a run, in the order in which they must act.
+    """Create callbacks and loggers; the callbacks in the order in which Lightning must call them.
 
     Args:
-        trainer: the user's settings of the Trainer; their callbacks come last.
-        options: of the command, outside of model, data and Trainer.
-        run_dir: folder of the run; None keeps nothing.
+        trainer: the user's settings of the Trainer; the user's callbacks come last.
+        options: options of the command other than those of model, data and Trainer.
+        run_dir: folder of the run; None writes no files.
         steps_done: optimizer steps of the checkpoint that the run resumes from.
-        quiet: without a progress bar, and without sampled texts on the terminal.
+        quiet: no progress bar and no sampled text on the terminal.
     """
     curves, signals = MetricsLogger(), StopBetweenSteps()
     checkpoints: RunCheckpoints | None = None
@@ -76,9 +76,9 @@ def run_parts(
             checkpoints = RunCheckpoints(run_dir, options["save_every_n_steps"])
             callbacks.append(checkpoints)
         logger = trainer["logger"]
-        if logger in (None, True):  # TensorBoard and CSV, straight into the run folder
+        if logger in (None, True):  # TensorBoard and CSV, in the run folder itself
             logger = [EventFiles(run_dir, steps_done), MetricsFile(run_dir, steps_done)]
-    if options["average"]["decay"]:  # behind those that draw from the average; checkpoints Lightning puts behind all
+    if options["average"]["decay"]:  # after those that use the average; Lightning calls checkpoint callbacks last
         callbacks.append(AverageWeights(options["average"]["decay"]))
     return RunParts(curves, signals, checkpoints, [*callbacks, *as_list(trainer["callbacks"])], logger)
 
@@ -89,7 +89,7 @@ def sample_text(options: Any, run_dir: Path, quiet: bool) -> SampleText:
 
 
 def as_list(value: Any) -> list[Any]:
-    """None as nothing, one thing as a list of it."""
+    """Return a list of the values; empty for None."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
