@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from gptlit.checkpoint.atomic import atomic_write
 from gptlit.errors import UserError
 
 FORMAT = 2  # of what is kept; a new number puts everything older out of use
@@ -82,9 +82,8 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
 def write_record(path: Path, fields: dict[str, Any]) -> None:
     """Write a small JSON file with its own checksum, atomically, also where several threads write the same."""
     content = json.dumps(fields).encode()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-    temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-    os.replace(temporary, path)
+    with atomic_write(path) as stream:
+        stream.write(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from gptlit.checkpoint.atomic import flush_to_disk, rename
 from gptlit.data.cache import read_record, write_record
 from gptlit.errors import UserError
 
@@ -191,10 +192,9 @@ class TokenWriter:
         description = json.dumps(fields).encode()
         self._stream.seek(size)
         self._stream.write(table + description + END.pack(len(description), zlib.crc32(description), MAGIC))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        flush_to_disk(self._stream)
         self._stream.close()
-        os.replace(self._part, self.path)
+        rename(self._part, self.path)
         self._notes.unlink(missing_ok=True)
 
     def _take_over(self) -> None:

@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import os
 import re
 import socket
 import sys
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gptlit.checkpoint.atomic import flush_to_disk, rename
 from gptlit.data.cache import cache_folder
 from gptlit.errors import UserError
 
@@ -56,7 +56,10 @@ def fetch(url: str, what: str, cache_dir: Path | None, known_good: bool = False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as empty:
-            os.replace(_download(url, what, empty, known_good), kept)
+            downloaded = Path(_download(url, what, empty, known_good))
+            with downloaded.open("r+b") as stream:
+                flush_to_disk(stream)
+            rename(downloaded, kept)
     except OSError as error:
         raise UserError(
             f"{what} cannot be kept in {folder} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be written"

@@ -1,9 +1,9 @@
 """A local copy of a data set that streams from the hub."""
 
 import json
-import os
 from collections.abc import Iterator
 
+from gptlit.checkpoint.atomic import flush_to_disk, rename
 from gptlit.data.cache import FORMAT, building, hash_of, progress, token_folder
 from gptlit.data.corpus.documents import Pieces
 from gptlit.data.corpus.sources import Source
@@ -17,12 +17,13 @@ def kept(source: Source, text_column: str) -> Source:
     if not path.is_file():
         with building(path):
             if not path.is_file():
-                temporary = path.with_suffix(".part")
-                with progress("streaming", None) as advance, temporary.open("w", encoding="utf-8") as stream:
+                temporary = path.with_suffix(".part")  # of one name: the next start overwrites what a kill left
+                with progress("streaming", None) as advance, temporary.open("wb") as stream:
                     for file in source.open():
                         for unit in file:
-                            advance(stream.write(json.dumps("".join(unit)) + "\n"))
-                os.replace(temporary, path)
+                            advance(stream.write(f"{json.dumps(''.join(unit))}\n".encode()))
+                    flush_to_disk(stream)
+                rename(temporary, path)
 
     def units() -> Iterator[Pieces]:
         with path.open(encoding="utf-8") as stream:
