@@ -32,7 +32,7 @@ LAYOUT = {  # tags are regular expressions
     "learning": {
         "loss: train and val (nats per token)": ["Multiline", [r"loss$"]],
         "loss estimates: random batches of either part": ["Multiline", [r"(train|val)/loss_estimate$"]],
-        "bits per character": ["Multiline", [r"val/bpc$"]],
+        "bits per character (bpc) and per byte (bpb)": ["Multiline", [r"val/bp[cb]$"]],
     },
     "optimization": {
         "learning rate by optimizer": ["Multiline", [r"lr/.*"]],

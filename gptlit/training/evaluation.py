@@ -12,31 +12,31 @@ from gptlit.training.metrics import ESTIMATES, evaluation_metrics, publish
 
 
 class TokenSums:
-    """Running sums of loss, tokens and characters, for means that are exact over all tokens.
+    """Running sums of loss, tokens, characters and bytes, for means that are exact over all tokens.
 
     The sums are float64 (float32 on MPS, which has no float64) and are no buffers: casting the module to bfloat16 or
     float16 must not cast them.
     """
 
     def __init__(self) -> None:
-        self._sums: Tensor | None = None  # (3,): loss, tokens, characters
+        self._sums: Tensor | None = None  # (4,): loss, tokens, characters, bytes
 
-    def add(self, losses: Tensor, counted: Tensor, characters: Tensor | None = None) -> None:
+    def add(self, losses: Tensor, counted: Tensor, sizes: Tensor | None = None) -> None:
         """Add one batch.
 
         Args:
             losses: (N,) loss per token, nats; 0 where a token is not counted.
             counted: (N,) bool.
-            characters: (N,) characters per token; None counts none.
+            sizes: (2, N) characters and UTF-8 bytes per token; None counts none.
         """
         wide = torch.float32 if losses.device.type == "mps" else torch.float64
-        none = losses.new_zeros((), dtype=wide)
-        chars = none if characters is None else (characters * counted).sum(dtype=wide)
-        batch = torch.stack([losses.sum(dtype=wide), counted.sum(dtype=wide), chars])
+        none = losses.new_zeros(2, dtype=wide)
+        lengths = none if sizes is None else (sizes * counted).sum(1, dtype=wide)
+        batch = torch.stack([losses.sum(dtype=wide), counted.sum(dtype=wide), *lengths])
         self._sums = batch if self._sums is None else self._sums + batch
 
-    def means(self, strategy: pl.strategies.Strategy) -> tuple[float, float] | None:
-        """Return mean loss per token and mean characters per token over all processes, and reset.
+    def means(self, strategy: pl.strategies.Strategy) -> tuple[float, float, float] | None:
+        """Return mean loss, characters and bytes per token over all processes, and reset.
 
         Returns:
             None when nothing was added.
@@ -46,8 +46,8 @@ class TokenSums:
         sums = strategy.reduce(self._sums, reduce_op="sum")
         self._sums = None
         assert isinstance(sums, Tensor)
-        loss, tokens, characters = sums.tolist()
-        return loss / max(tokens, 1), characters / max(tokens, 1)
+        loss, tokens, characters, size = sums.tolist()
+        return loss / max(tokens, 1), characters / max(tokens, 1), size / max(tokens, 1)
 
     def reset(self) -> None:
         """Forget what was added."""
@@ -76,17 +76,18 @@ class Evaluation:
         for sums in self._sums:
             sums.reset()
 
-    def add(self, logits: Tensor, targets: Tensor, chars_per_token: Tensor, loader: int) -> None:
+    def add(self, logits: Tensor, targets: Tensor, sizes_per_token: Tensor, loader: int) -> None:
         """Add one batch.
 
         Args:
             logits: (B, T, V).
             targets: (B, T), negative where a token is not counted.
-            chars_per_token: (V,) int64.
+            sizes_per_token: (2, V) int64, characters and UTF-8 bytes.
             loader: index of the validation loader.
         """
-        characters = None if loader else chars_per_token[targets.clamp(min=0)].flatten()
-        self._sums[loader].add(token_losses(logits, targets), targets.flatten() >= 0, characters)
+        flat = targets.flatten()
+        sizes = None if loader else sizes_per_token[:, flat.clamp(min=0)]
+        self._sums[loader].add(token_losses(logits, targets), flat >= 0, sizes)
 
     def finish(self, part: str, trainer: pl.Trainer) -> dict[str, float]:
         """Return the metrics, exact over all tokens of all processes, and reset."""
@@ -98,7 +99,7 @@ class Evaluation:
 class EvaluatesTokens(pl.LightningModule):
     """LightningModule whose validation and test report the mean loss per token; `forward` returns logits (B, T, V)."""
 
-    chars_per_token: Tensor  # (V,) int64
+    sizes_per_token: Tensor  # (2, V) int64: characters and UTF-8 bytes
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class EvaluatesTokens(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of windows (loader 0) or of random chunks (the loss estimates) to the running sums."""
         inputs, targets = batch  # (B, T) each
-        self._evaluation.add(self(inputs), targets, self.chars_per_token, dataloader_idx)
+        self._evaluation.add(self(inputs), targets, self.sizes_per_token, dataloader_idx)
 
     def on_validation_epoch_start(self) -> None:
         self._evaluation.reset()
@@ -144,7 +145,7 @@ class EvaluatesTokens(pl.LightningModule):
         self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Return `test/loss`, `test/bpc` and `test/perplexity`."""
+        """Return `test/loss`, `test/bpc`, `test/bpb` and `test/perplexity`."""
         self._return(self._evaluation.finish("test", self.trainer))
 
     def _return(self, metrics: dict[str, float]) -> None:

@@ -25,11 +25,17 @@ ESTIMATES = ("train/loss_estimate", "val/loss_estimate")  # in the order of the 
 PROGRESS_BAR = ("train/loss", "val/loss")
 
 
-def evaluation_metrics(part: str, loss: float, chars_per_token: float) -> dict[str, float]:
-    """Return `loss` (nats per token), `bpc` (bits per character) and `perplexity` under the name of a part."""
+def evaluation_metrics(part: str, loss: float, chars_per_token: float, bytes_per_token: float) -> dict[str, float]:
+    """Return the metrics of a part of the text under its name.
+
+    Returns:
+        `loss` (nats per token), `bpc` (bits per character), `bpb` (bits per byte of UTF-8) and `perplexity`.
+    """
+    bits = loss / math.log(2)
     return {
         f"{part}/loss": loss,
-        f"{part}/bpc": loss / math.log(2) / max(chars_per_token, 1e-12),
+        f"{part}/bpc": bits / max(chars_per_token, 1e-12),
+        f"{part}/bpb": bits / max(bytes_per_token, 1e-12),
         f"{part}/perplexity": math.exp(min(loss, 700.0)),
     }
 
@@ -112,7 +118,7 @@ def metric_names(trainer: pl.Trainer) -> set[str]:
     if norm_is_known(trainer):
         names.add("train/grad_norm")
     if trainer.enable_validation:
-        names.update(evaluation_metrics("val", 0.0, 1.0))
+        names.update(evaluation_metrics("val", 0.0, 1.0, 1.0))
         if getattr(datamodule_of(trainer), "estimate_batches", 0):
             names.update(ESTIMATES)
     return names

@@ -49,7 +49,8 @@ class LitGPT(EvaluatesTokens):
 
     Every `log_every_n_steps` optimizer steps it logs `train/loss`, `train/grad_norm` (before clipping), `lr/adamw` and
     `lr/muon`; at each validation, and before the first step, `val/loss` (nats per token over the whole validation
-    part), `val/bpc` (bits per character) and `val/perplexity`. The x-axis is the number of optimizer steps made.
+    part), `val/bpc` (bits per character), `val/bpb` (bits per byte of UTF-8) and `val/perplexity`. The x-axis is the
+    number of optimizer steps made.
 
     Args:
         gpt: architecture.
@@ -149,7 +150,8 @@ class LitGPT(EvaluatesTokens):
         if self._initial is not None:
             self._initial.load_into(self.net)
             self._initial = None
-        self.register_buffer("chars_per_token", torch.tensor(self.tokenizer.chars_per_token()), persistent=False)
+        sizes = [self.tokenizer.chars_per_token(), self.tokenizer.bytes_per_token()]
+        self.register_buffer("sizes_per_token", torch.tensor(sizes), persistent=False)  # (2, V)
         if self.device_mesh is not None:  # of ModelParallelStrategy: shards weights, gradients and optimizer state
             for part in (*self.net.blocks, self.net):
                 fully_shard(part, mesh=self.device_mesh["data_parallel"])

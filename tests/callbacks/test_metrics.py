@@ -17,7 +17,7 @@ from gptlit.optim import ScheduleConfig, learning_rate_factor
 STEPS, EVERY, VALIDATE = 14, 4, 6  # none divides another: nothing is right by accident
 TRAIN = {"train/loss", "train/grad_norm", "perf/step_milliseconds", "perf/characters_per_second"}
 RATES = {"lr/muon", "lr/adamw"}
-VAL = {"val/loss", "val/bpc", "val/perplexity", "val/loss_estimate", "train/loss_estimate"}
+VAL = {"val/loss", "val/bpc", "val/bpb", "val/perplexity", "val/loss_estimate", "train/loss_estimate"}
 TRAIN_STEPS, VAL_STEPS = [4, 8, 12, 14], [0, 6, 12, 14]
 
 

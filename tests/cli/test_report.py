@@ -109,6 +109,7 @@ def test_the_report_leaves_the_metrics_as_they_are_and_its_first_row_is_the_loss
     assert "200 random batches of 8 × 16" in rows[4][0]
     assert float(rows[0][1]) == pytest.approx(float(metrics(plain)["val/loss"]), abs=2e-4)
     assert float(rows[0][3]) == pytest.approx(float(metrics(plain)["val/bpc"]), abs=2e-4)
+    assert float(rows[0][4]) == pytest.approx(float(metrics(plain)["val/bpb"]), abs=2e-4)
 
 
 @pytest.mark.parametrize(

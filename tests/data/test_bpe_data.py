@@ -124,7 +124,7 @@ def test_the_characters_of_the_tokens_are_the_characters_of_the_text(tokenizer: 
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
-def test_bits_per_character_are_exact(text: Path, tmp_path: Path, kind: str) -> None:
+def test_bits_per_character_and_per_byte_are_exact(text: Path, tmp_path: Path, kind: str) -> None:
     """An untrained uniform model needs log2(V) bits for every token but the first."""
     data = TextDataModule(str(text), tokenizer=kind, vocab_size=280, block_size=8, batch_size=4, eval_batch_size=7)
     data.setup()
@@ -136,8 +136,11 @@ def test_bits_per_character_are_exact(text: Path, tmp_path: Path, kind: str) -> 
     (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
     held_out = TEXT[int(0.9 * len(TEXT)) :]
     tokens = data.tokenizer.encode(held_out)
-    predicted = len(held_out) - data.tokenizer.chars_per_token()[tokens[0]]
-    assert metrics["val/bpc"] == pytest.approx(math.log2(data.tokenizer.vocab_size) * (len(tokens) - 1) / predicted)
+    bits = math.log2(data.tokenizer.vocab_size) * (len(tokens) - 1)
+    characters = len(held_out) - data.tokenizer.chars_per_token()[tokens[0]]
+    size = len(held_out.encode()) - data.tokenizer.bytes_per_token()[tokens[0]]
+    assert metrics["val/bpc"] == pytest.approx(bits / characters)
+    assert metrics["val/bpb"] == pytest.approx(bits / size)
     assert metrics["val/loss"] == pytest.approx(math.log(data.tokenizer.vocab_size))
 
 

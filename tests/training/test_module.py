@@ -81,7 +81,7 @@ def test_accumulation_takes_the_same_steps(corpus: Path, tmp_path: Path) -> None
 
 
 def test_validation_metrics_are_exact_over_tokens(corpus: Path, tmp_path: Path) -> None:
-    """Loss, bits per character and perplexity equal those of a loop over single tokens; batches are of unequal size."""
+    """Loss, bits per character, bits per byte and perplexity equal those of a loop over single tokens; batches are of unequal size."""
     module, trainer = trained(corpus, tmp_path)
     data = TextDataModule(str(corpus), block_size=8, batch_size=6, eval_batch_size=5)
     (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
@@ -95,6 +95,7 @@ def test_validation_metrics_are_exact_over_tokens(corpus: Path, tmp_path: Path) 
     mean = sum(losses) / len(losses)
     assert metrics["val/loss"] == pytest.approx(mean, rel=1e-5)
     assert metrics["val/bpc"] == pytest.approx(mean / math.log(2), rel=1e-5)
+    assert metrics["val/bpb"] == pytest.approx(metrics["val/bpc"], rel=1e-9)  # ASCII: one byte a character
     assert metrics["val/perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
 
 

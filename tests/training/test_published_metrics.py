@@ -30,7 +30,7 @@ from gptlit.training.evaluation import TokenSums, token_losses
 
 TEXT = "To learn a tongue, one letter at a time,\nIs all the craft that lies behind this rhyme.\n" * 20
 TINY = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16}
-VAL = {"val/loss", "val/bpc", "val/perplexity"}
+VAL = {"val/loss", "val/bpc", "val/bpb", "val/perplexity"}
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> No
 # ---------------------------------------------------------------- monitoring
 
 
-@pytest.mark.parametrize("name", ["train/loss", "train/grad_norm", "lr/adamw", "val/loss", "val/bpc"])
+@pytest.mark.parametrize("name", ["train/loss", "train/grad_norm", "lr/adamw", "val/loss", "val/bpc", "val/bpb"])
 def test_every_metric_can_be_monitored(corpus: Path, name: str) -> None:
     """Before the first log too: EarlyStopping and ModelCheckpoint look at each validation, and every step."""
     stopping = EarlyStopping(monitor=name, patience=100)
