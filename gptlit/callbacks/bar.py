@@ -178,7 +178,7 @@ class RunBar(ProgressBar):
         left = self.pace.left(trainer.max_steps - step, validations_left(trainer))
         limits = [timer.time_remaining() for timer in callbacks_of(trainer) if isinstance(timer, Timer)]
         if left is not None:
-            left = min([left, *(limit for limit in limits if limit is not None)])
+            left = max(0.0, min([left, *(limit for limit in limits if limit is not None)]))
         return State(step, trainer.max_steps, self._numbers, self.pace.elapsed, left)
 
     def _print(self, trainer: pl.Trainer) -> None:

@@ -31,6 +31,7 @@ SILENCED = (  # warnings about what is as it should be in gptlit
     r".*but have no logger configured.*",  # validate and test print their metrics
     r".*sync_dist=True.*",  # the metrics are those of all processes already
     r".*callbacks used to create the checkpoint need to be provided.*",  # validate and test need none
+    r"\s*Unable to serialize instance cpu\s*",  # default device of StochasticWeightAveraging, which is refused
 )
 
 

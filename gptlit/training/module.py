@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 
 from gptlit.device.seeds import mix, seed_device
-from gptlit.errors import UserError
+from gptlit.errors import UserError, settings_under
 from gptlit.generation.text import GeneratedText, GenerationConfig, TextSink, generate_texts
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
@@ -193,7 +193,8 @@ class LitGPT(EvaluatesTokens):
 
     def on_fit_start(self) -> None:
         """Refuse callbacks that monitor an unknown metric."""
-        check_monitors(self.trainer)
+        with settings_under("trainer.callbacks"):
+            check_monitors(self.trainer)
 
     def on_train_start(self) -> None:
         """Forget the last fit, compile if asked to, and validate the initial weights."""

@@ -12,9 +12,10 @@ import pytest
 from command import start, write_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 
-from gptlit.callbacks.bar import Pace, State, bar_line, clock, plain_line, validations_left
+from gptlit.callbacks.bar import Pace, RunBar, State, bar_line, clock, plain_line, validations_left
 
 NUMBERS = ("loss 1.6031", "val 1.7421")
 
@@ -124,6 +125,17 @@ def test_validations_to_come_include_the_one_at_the_end(step: int, interval: Any
 
 
 # ---------------------------------------------------------------- without a terminal
+
+
+def test_no_time_is_left_after_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run ends after the step or the validation in which the limit was passed."""
+    bar, timer = RunBar(), Timer("00:00:00:02")
+    monkeypatch.setattr(bar.pace, "left", lambda steps, validations: 60.0)
+    trainer = trainer_at(1, 20)
+    trainer.callbacks = [timer]
+    assert bar.state(trainer).left == 2.0
+    monkeypatch.setattr(timer, "time_elapsed", lambda stage: 3.0)
+    assert bar.state(trainer).left == 0.0
 
 
 def test_a_run_whose_output_is_no_terminal_shows_its_progress_line_by_line(tmp_path: Path) -> None:

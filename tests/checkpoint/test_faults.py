@@ -20,6 +20,7 @@ import pytest
 import torch
 from command import Answer, At, digest, extra_callbacks, gptlit, load, report, start, write_config
 from fault_injection import inject, table
+from lightning.pytorch.callbacks import timer
 from torch import Tensor
 
 from gptlit import __main__
@@ -328,18 +329,26 @@ def test_the_same_signal_passed_on_by_a_launcher_is_not_impatience(tmp_path: Pat
     goes_on("SIGINT and SIGTERM at once", answer, run, undisturbed)
 
 
-class Enough(pl.Callback):
-    """Asks the Trainer to stop, as trainer.max_time does."""
+class Clock:
+    """The clock of Lightning's Timer, which `trainer.max_time` adds; it stands still until it is moved."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
-        trainer.should_stop = trainer.global_step >= 8
+    seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def move(self) -> None:
+        self.seconds += 3600.0
 
 
-def test_a_run_whose_time_is_up_is_not_called_done(tmp_path: Path, undisturbed: Path) -> None:
-    """It ends as it should, with exit code 0, but says where, and how to go on."""
-    config, run = write_config(tmp_path), tmp_path / "run"
-    with extra_callbacks(Enough()):
-        answer = gptlit("fit", "--config", config, "--run_dir", run)
+def test_a_run_that_max_time_ended_resumes_with_the_printed_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path
+) -> None:
+    """Exit code 0, but not "done"; neither the limit nor the elapsed time is carried into the resumed run."""
+    config, run, clock = write_config(tmp_path), tmp_path / "run", Clock()
+    monkeypatch.setattr(timer, "time", clock)
+    with extra_callbacks(At("on_before_zero_grad", 7, clock.move)):
+        answer = gptlit("fit", "--config", config, "--run_dir", run, "--trainer.max_time", "00:00:01:00")
     assert answer.code == 0
     assert "stopped after step 8 of 20" in answer.err
     assert load(run / "last.ckpt")["global_step"] == 8

@@ -93,6 +93,17 @@ def test_only_the_callback_that_may_name_code_is_left_out_of_a_resumed_run(
     assert [item["class_path"].rpartition(".")[2] for item in now] == ["EarlyStopping", "ModelCheckpoint"]
 
 
+def test_a_callback_that_is_given_again_is_not_called_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given_again.py").write_text("import lightning.pytorch as pl\nclass Own(pl.Callback): pass\n")
+    config, run = write_config(tmp_path, trainer__max_steps=2), tmp_path / "run"
+    flags = ("--trainer.callbacks", "given_again.Own")
+    assert gptlit("fit", "--config", config, "--run_dir", run, *flags).code == 0
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 4, *flags)
+    assert answer.code == 0, answer.err
+    assert "left out" not in answer.err
+
+
 def test_a_file_of_weights_only_names_what_to_do(tmp_path: Path) -> None:
     config, run = write_config(tmp_path, trainer__max_steps=2), tmp_path / "run"
     assert gptlit("fit", "--config", config, "--run_dir", run).code == 0

@@ -61,12 +61,15 @@ def test_a_callback_that_cannot_work_is_refused_from_python(tmp_path: Path, call
     ],
     ids=lambda flags: flags[0],
 )
-def test_a_callback_that_cannot_work_is_refused_by_the_command(tmp_path: Path, flags: tuple[object, ...]) -> None:
-    """In one line that names it; no run folder is left."""
+def test_a_callback_that_cannot_work_is_refused_by_the_command(
+    tmp_path: Path, flags: tuple[object, ...], recwarn: pytest.WarningsRecorder
+) -> None:
+    """In one line that names it, without a warning about its defaults; no run folder is left."""
     config = write_config(tmp_path)
     answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", "--trainer.callbacks", *flags)
     assert (answer.code, answer.out) == (2, "")
     assert str(flags[0]) in answer.err.splitlines()[-1]
+    assert not [warning for warning in recwarn if "serialize" in str(warning.message)]
     assert not (tmp_path / "run").exists()
 
 

@@ -342,7 +342,7 @@ def test_an_unknown_metric_is_refused_before_the_first_step(
     flags = ("--trainer.callbacks", callback, "--trainer.callbacks.monitor", name)
     answer = gptlit("fit", "--config", write_config(tmp_path), "--run_dir", tmp_path / "run", *flags)
     assert (answer.code, answer.out) == (2, "")
-    assert f"{callback}.monitor" in answer.err
+    assert f"gptlit: --trainer.callbacks.{callback}.monitor is {name!r}" in answer.err
     assert f"did you mean {instead}" in answer.err
     assert not (tmp_path / "run").exists()
 

@@ -11,7 +11,13 @@ from jsonargparse import Namespace
 
 from gptlit.checkpoint.files import ResumePoint, find_checkpoint, find_resume_point, read_checkpoint
 from gptlit.cli.fit.parser import FitParser, make_parser
-from gptlit.cli.fit.resume import OF_ONE_START, is_finished, refuse_what_is_fixed, settings_to_take_over
+from gptlit.cli.fit.resume import (
+    OF_ONE_START,
+    is_finished,
+    readable,
+    refuse_what_is_fixed,
+    settings_to_take_over,
+)
 from gptlit.cli.parser import option_names, parse
 from gptlit.cli.settings import (
     as_yaml,
@@ -113,6 +119,7 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
     if start is None and config.ckpt_path:
         raise UserError("ckpt_path stands in a configuration: give it as --ckpt_path")
     settings = json.loads(parser.dump(config, skip_unset=False, format="json"))
+    left_out = not_given_again(left_out, settings)
     changes: dict[str, tuple[Any, Any]] = {}
     if start is not None:
         if settings["model"]["init_from"] is not None:
@@ -138,6 +145,14 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         max_steps_given=option(flags, "--trainer.max_steps") is not None,
         finished=finished,
     )
+
+
+def not_given_again(left_out: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a checkpoint that are left out, without those that the command or a file gives again."""
+    trainer = {f"trainer.{name}": value for name, value in settings["trainer"].items()}
+    items = ((key, item) for key, value in trainer.items() for item in (value if isinstance(value, list) else [value]))
+    given = {f"{key} {readable(item)}" for key, item in items}
+    return {key: reason for key, reason in left_out.items() if key not in given}
 
 
 def prepare_to_resume(start: ResumePoint) -> None:
