@@ -1,4 +1,4 @@
-"""A checkpoint is data: nothing in it is executed, and a file that is not whole is refused in one line."""
+"""Checkpoints hold data only: nothing in them is executed, and a damaged file is refused in one line."""
 
 import random
 import shutil
@@ -27,10 +27,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def use(verb: str, checkpoint: Path, tmp_path: Path) -> Answer:
-    """Hands a checkpoint to a verb."""
+    """Run a subcommand on a checkpoint."""
     more = {
         "fit": ["--trainer.max_steps", 8],
-        "predict": ["--max_new_tokens", 5, "--output", tmp_path / "drawn.txt"],
+        "predict": ["--max_new_tokens", 5, "--output", tmp_path / "sample.txt"],
         "export": ["--output", tmp_path / "exported"],
         "play": ["--output", tmp_path / "play.html"],
     }
@@ -53,7 +53,7 @@ def assert_refused(answer: Answer, place: Path) -> None:
 
 
 class Payload:
-    """What pickle would run: it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -62,20 +62,20 @@ class Payload:
         return open, (str(self.proof), "w")
 
 
-def whole_file(checkpoint: dict[str, Any], payload: Payload) -> Any:
+def entire_file(checkpoint: dict[str, Any], payload: Payload) -> Any:
     return payload
 
 
-def beside_the_weights(checkpoint: dict[str, Any], payload: Payload) -> Any:
+def next_to_the_weights(checkpoint: dict[str, Any], payload: Payload) -> Any:
     return checkpoint | {"extra": payload}
 
 
 def in_a_callback(checkpoint: dict[str, Any], payload: Payload) -> Any:
-    return checkpoint | {"callbacks": checkpoint["callbacks"] | {"Stranger": {"state": [payload]}}}
+    return checkpoint | {"callbacks": checkpoint["callbacks"] | {"Unknown": {"state": [payload]}}}
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
-@pytest.mark.parametrize("hide", [whole_file, beside_the_weights, in_a_callback])
+@pytest.mark.parametrize("hide", [entire_file, next_to_the_weights, in_a_callback])
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_pickle_payload_is_refused_and_not_executed(
     run: Path, tmp_path: Path, verb: str, hide: Callable[..., Any], zipped: bool
@@ -90,21 +90,21 @@ def test_a_pickle_payload_is_refused_and_not_executed(
     report("Files that are refused", HEADER, kind, verb, answer.err.replace(str(tmp_path), "DIR"))
 
 
-def test_the_payload_would_work_where_nobody_looks(run: Path, tmp_path: Path) -> None:
-    """Guards the tests above: loaded without care, the payload makes its file."""
+def test_the_payload_is_executed_by_an_unsafe_load(run: Path, tmp_path: Path) -> None:
+    """Guards the tests above: with weights_only=False the payload creates its file."""
     torch.save(Payload(tmp_path / "proof"), tmp_path / "evil.ckpt")
     torch.load(tmp_path / "evil.ckpt", weights_only=False).close()
     assert (tmp_path / "proof").exists()
 
 
 def test_every_checkpoint_loads_as_plain_data(run: Path) -> None:
-    """weights_only=True, for ever: no dataclass, path or enum slips in."""
+    """With weights_only=True: no dataclass, path or enum is saved."""
     for name in ("best.ckpt", "last.ckpt"):
         checkpoint = torch.load(run / name, weights_only=True)
         assert yaml.safe_load(checkpoint["gptlit"]["config"])["trainer"]["max_steps"] == 4
 
 
-# ---------------------------------------------------------------- files that are not whole, or not ours
+# ---------------------------------------------------------------- damaged files and files of other programs
 
 
 def empty(run: Path, place: Path) -> None:
@@ -188,10 +188,10 @@ FILES = [
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("make", FILES)
-def test_a_file_that_is_no_whole_checkpoint_is_refused_in_one_line(
+def test_a_file_that_is_not_an_intact_checkpoint_is_refused_in_one_line(
     run: Path, tmp_path: Path, make: Callable[[Path, Path], None], verb: str
 ) -> None:
-    """Exit 2, the file is named, nothing is left behind."""
+    """Exit code 2; the message names the file; no file is left."""
     place = tmp_path / "file.ckpt"
     make(run, place)
     before = set(tmp_path.rglob("*"))
@@ -207,9 +207,9 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused_in_one_line(
     )
 
 
-def test_no_flipped_bit_goes_unnoticed(run: Path, tmp_path: Path) -> None:
-    """Anywhere in the file: either it is refused, or the bit carries nothing and what is read is the same."""
-    content, place, whole = (run / "last.ckpt").read_bytes(), tmp_path / "file.ckpt", digest(run / "last.ckpt")
+def test_every_flipped_bit_is_detected_or_harmless(run: Path, tmp_path: Path) -> None:
+    """Wherever the bit is: the file is refused, or its content is equal."""
+    content, place, intact = (run / "last.ckpt").read_bytes(), tmp_path / "file.ckpt", digest(run / "last.ckpt")
     chance, refused = random.Random(0), 0
     for _ in range(200):
         damaged = bytearray(content)
@@ -220,12 +220,12 @@ def test_no_flipped_bit_goes_unnoticed(run: Path, tmp_path: Path) -> None:
         except UserError:
             refused += 1
         else:
-            assert digest(place) == whole
+            assert digest(place) == intact
     assert refused > 100
 
 
-def test_a_damaged_last_file_names_the_whole_best_file(run: Path, tmp_path: Path) -> None:
-    """The way out stands in the message, and works, in the same folder."""
+def test_for_a_damaged_last_checkpoint_the_error_names_the_intact_best_checkpoint(run: Path, tmp_path: Path) -> None:
+    """Resuming from it, as the message says, works in the same folder."""
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes()[:5000])
     answer = gptlit("fit", "--ckpt_path", tmp_path / "run", "--trainer.max_steps", 6)
@@ -242,8 +242,8 @@ def test_a_damaged_last_file_names_the_whole_best_file(run: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "folder", sorted(path for path in GOLDEN.iterdir() if path.is_dir()), ids=lambda path: path.name
 )
-def test_checkpoints_of_all_versions_load_for_ever(folder: Path, tmp_path: Path) -> None:
-    """Made by the version that names the folder: it validates to the loss it had then, draws, exports and goes on."""
+def test_checkpoints_of_all_versions_still_load(folder: Path, tmp_path: Path) -> None:
+    """The folder's name is the version. The run has its old loss, can be sampled from and exported, and resumes."""
     shutil.copytree(folder, tmp_path / "run")
     run = tmp_path / "run"
     text = run / "text.txt"

@@ -1,4 +1,4 @@
-"""Whatever goes wrong while a run trains: the newest good checkpoint stays whole, and the way on is said."""
+"""Faults during training: the newest checkpoint stays intact, and the error says how to resume."""
 
 import errno
 import io
@@ -32,8 +32,8 @@ from gptlit.optim import MuonAdamW
 HEADER = ("what happens", "exit code", "last line", "then")
 
 
-def goes_on(situation: str, answer: Answer, run: Path, undisturbed: Path | None = None) -> None:
-    """The command that the last line names leads to the end of the run, and to the undisturbed one's where given."""
+def assert_resumes(situation: str, answer: Answer, run: Path, undisturbed: Path | None = None) -> None:
+    """The command in the last line finishes the run, with the weights of `undisturbed` if given."""
     assert load(run / "last.ckpt")["global_step"] > 0
     last_line = answer.err.strip().splitlines()[-1]
     command = last_line.partition("resume with: gptlit ")[2].split()
@@ -44,24 +44,24 @@ def goes_on(situation: str, answer: Answer, run: Path, undisturbed: Path | None 
     outcome = "resumed to the end"
     if undisturbed is not None:
         assert digest(run / "last.ckpt") == digest(undisturbed / "last.ckpt")
-        outcome = "resumed, bit for bit the undisturbed run"
+        outcome = "resumed, bit-exactly as the undisturbed run"
     report("Faults", HEADER, situation, answer.code, last_line.replace(str(run), "RUN"), outcome)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happened to."""
+    """A run without faults."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert gptlit("fit", "--config", write_config(folder), "--run_dir", folder / "run").code == 0
     return folder / "run"
 
 
-# ---------------------------------------------------------------- no numbers
+# ---------------------------------------------------------------- non-finite values
 
 
 @contextmanager
 def poisoned_logits(call: int, value: float) -> Iterator[None]:
-    """The call-th forward pass in training mode gives `value` for one logit."""
+    """Set one logit to `value` in the `call`-th forward pass in training mode."""
     head, calls = GPT.head, 0
 
     def poisoned(self: GPT, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def poisoned_logits(call: int, value: float) -> Iterator[None]:
 
 
 class Watch(pl.Callback):
-    """Keeps the weights as they were before the last step that was begun."""
+    """Copies the weights before the last step that started, and after the exception."""
 
     before: dict[str, Tensor]
     after: dict[str, Tensor]
@@ -94,10 +94,10 @@ class Watch(pl.Callback):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched(
+def test_a_non_finite_loss_stops_training_before_the_weights_change(
     tmp_path: Path, value: float, accumulate: int
 ) -> None:
-    """In any micro-batch; the older checkpoint stays, and a smaller rate is proposed."""
+    """In any micro-batch. The earlier checkpoint stays, and the message proposes a lower learning rate."""
     config, run = write_config(tmp_path, trainer__accumulate_grad_batches=accumulate), tmp_path / "run"
     watch = Watch()
     with extra_callbacks(watch), poisoned_logits(7 * accumulate + 1, value):
@@ -108,11 +108,11 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched(
     assert load(run / "last.ckpt")["global_step"] == 5
     assert all(torch.equal(watch.after[key], watch.before[key]) for key in watch.before)
     assert "--model.optimizer.lr 0.0025 --model.optimizer.muon_lr 0.01" in answer.err
-    goes_on(f"a logit is {value:g} (accumulation {accumulate})", answer, run)
+    assert_resumes(f"a logit is {value:g} (accumulation {accumulate})", answer, run)
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
-    """A finite loss may still have gradients that are not; the next file would overwrite the last good one."""
+def test_non_finite_weights_are_never_saved(tmp_path: Path) -> None:
+    """A finite loss may have non-finite gradients; the next checkpoint would overwrite the last usable one."""
     config, run = write_config(tmp_path, trainer__gradient_clip_val=None), tmp_path / "run"
     step, steps = MuonAdamW.step, 0
 
@@ -129,11 +129,11 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
     assert answer.code == 1
     assert "the weights are not finite after step 10" in answer.err
     assert load(run / "last.ckpt")["global_step"] == 5
-    goes_on("an optimizer step makes a weight nan", answer, run)
+    assert_resumes("an optimizer step makes a weight nan", answer, run)
 
 
-def test_a_loss_that_is_no_number_at_once_leaves_no_folder(tmp_path: Path) -> None:
-    """Nothing was learned, so nothing is kept."""
+def test_a_non_finite_loss_in_the_first_step_leaves_no_folder(tmp_path: Path) -> None:
+    """There is nothing to keep before the first step."""
     with poisoned_logits(1, float("nan")):
         answer = gptlit("fit", "--config", write_config(tmp_path), "--run_dir", tmp_path / "run")
     assert answer.code == 1
@@ -146,7 +146,7 @@ def test_a_loss_that_is_no_number_at_once_leaves_no_folder(tmp_path: Path) -> No
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file may grow beyond `size` bytes meanwhile: the kernel refuses the write, as on a full disk."""
+    """Restore the limit of the file size at the end; above it the kernel refuses a write, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -162,7 +162,7 @@ def shrink_disk(size: int) -> None:
 
 @pytest.mark.parametrize("hook", ["on_before_zero_grad", "on_validation_start"])
 def test_a_disk_that_is_full_when_a_checkpoint_is_written(tmp_path: Path, undisturbed: Path, hook: str) -> None:
-    """At last.ckpt of step 10 or best.ckpt of step 12: the files from before stay, and no part of a file is left."""
+    """At last.ckpt of step 10 or best.ckpt of step 12: the earlier files stay, and no partial file is left."""
     config, run = write_config(tmp_path, trainer__logger=False), tmp_path / "run"
     full = At(hook, 8 if hook == "on_before_zero_grad" else 12, lambda: shrink_disk(10_000))
     with extra_callbacks(full), largest_file(10_000):
@@ -173,11 +173,11 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written(tmp_path: Path, undist
     assert not list(run.glob(".*.partial"))
     assert load(run / "last.ckpt")["global_step"] == (5 if hook == "on_before_zero_grad" else 10)
     file = "last.ckpt" if hook == "on_before_zero_grad" else "best.ckpt"
-    goes_on(f"the disk is full when {file} is written", answer, run, undisturbed)
+    assert_resumes(f"the disk is full when {file} is written", answer, run, undisturbed)
 
 
 def test_a_disk_that_is_full_when_a_signal_comes(tmp_path: Path, undisturbed: Path) -> None:
-    """Both are said; the exit code is the signal's."""
+    """Both are reported; the exit code is that of the signal."""
     config, run = write_config(tmp_path, trainer__logger=False), tmp_path / "run"
 
     def fail() -> None:
@@ -188,12 +188,12 @@ def test_a_disk_that_is_full_when_a_signal_comes(tmp_path: Path, undisturbed: Pa
         answer = gptlit("fit", "--config", config, "--run_dir", run)
     assert answer.code == 143
     assert "last.ckpt could not be written" in answer.err
-    goes_on("SIGTERM, and the disk is full", answer, run, undisturbed)
+    assert_resumes("SIGTERM, and the disk is full", answer, run, undisturbed)
 
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 400 kB, where the tests may mount one."""
+    """A file system of 400 kB; skips without the right to mount one."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
@@ -205,8 +205,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_disk_that_is_really_full(tmp_path: Path, tiny_disk: Path, undisturbed: Path) -> None:
-    """With loggers and samples, whichever of them meets the end of the disk first."""
+def test_a_full_file_system(tmp_path: Path, tiny_disk: Path, undisturbed: Path) -> None:
+    """With loggers and samples, whichever of them fails first."""
     config, run = write_config(tmp_path), tiny_disk / "run"
 
     def fill() -> None:
@@ -220,15 +220,15 @@ def test_a_disk_that_is_really_full(tmp_path: Path, tiny_disk: Path, undisturbed
     assert "No space left on device" in answer.err
     assert "Traceback" not in answer.err
     (tiny_disk / "filler").unlink()
-    goes_on("a file system of 400 kB is full", answer, run, undisturbed)
+    assert_resumes("a file system of 400 kB is full", answer, run, undisturbed)
 
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Nothing can be made or changed in the folder, not even by root."""
+    """Make a folder read-only, also for root."""
     attribute = os.geteuid() == 0
     if attribute and subprocess.run(["chattr", "+i", str(folder)], capture_output=True, check=False).returncode:
-        pytest.skip("this file system knows no immutable folders")
+        pytest.skip("this file system has no immutable folders")
     if not attribute:
         folder.chmod(0o500)
     try:
@@ -240,8 +240,8 @@ def read_only(folder: Path) -> Iterator[None]:
             folder.chmod(0o700)
 
 
-def test_a_folder_that_can_no_longer_be_written_to(tmp_path: Path, undisturbed: Path) -> None:
-    """Rights were taken away while the run trained."""
+def test_a_run_folder_that_becomes_read_only(tmp_path: Path, undisturbed: Path) -> None:
+    """The permission is removed during training."""
     config, run = write_config(tmp_path, trainer__logger=False), tmp_path / "run"
     locks: list[Any] = []
 
@@ -260,11 +260,11 @@ def test_a_folder_that_can_no_longer_be_written_to(tmp_path: Path, undisturbed: 
         assert "the run folder cannot be written to" in again.err
     finally:
         locks[0].__exit__(None, None, None)
-    goes_on("the run folder loses its write permission", answer, run, undisturbed)
+    assert_resumes("the run folder loses its write permission", answer, run, undisturbed)
 
 
-def test_a_machine_that_dies_in_the_middle_of_a_write(tmp_path: Path, undisturbed: Path) -> None:
-    """The half-written file is ignored and cleared away; the file from before is whole."""
+def test_a_machine_that_crashes_during_a_write(tmp_path: Path, undisturbed: Path) -> None:
+    """The partial file is ignored and removed; the earlier file is intact."""
     config, run, dead = write_config(tmp_path), tmp_path / "run", tmp_path / "dead"
     fsync = os.fsync
 
@@ -282,24 +282,26 @@ def test_a_machine_that_dies_in_the_middle_of_a_write(tmp_path: Path, undisturbe
     assert answer.code == 0, answer.err
     assert not list(dead.glob(".*.partial"))
     assert digest(dead / "last.ckpt") == digest(undisturbed / "last.ckpt")
-    report("Faults", HEADER, "the machine dies while last.ckpt is written", "-", "-", "resumed from the file before")
+    report(
+        "Faults", HEADER, "the machine crashes while last.ckpt is written", "-", "-", "resumed from the earlier file"
+    )
 
 
 # ---------------------------------------------------------------- SIGKILL
 
 
-def test_killed_at_random_moments_a_run_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_ends_bit_exactly_the_same(tmp_path: Path) -> None:
     """A small part of `python tests/fault_injection.py`, in processes of its own."""
     trials = inject(tmp_path, kills=3, seed=int(os.environ.get("GPTLIT_SEED", "3")))
     assert sum(len(trial.killed) for trial in trials) == 3, "a run ended before it could be killed: make it longer"
     assert all(trial.equal for trial in trials), table(trials)
 
 
-# ---------------------------------------------------------------- impatience
+# ---------------------------------------------------------------- repeated signals
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path) -> None:
-    """In the middle of a step, whose beginning is forgotten."""
+    """During a step, which is discarded."""
     monkeypatch.setattr(signals, "REPEAT_SECONDS", -1.0)
     config, run = write_config(tmp_path), tmp_path / "run"
 
@@ -311,11 +313,11 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
         answer = gptlit("fit", "--config", config, "--run_dir", run)
     assert answer.code == 130
     assert load(run / "last.ckpt")["global_step"] == 8
-    goes_on("Ctrl-C twice", answer, run, undisturbed)
+    assert_resumes("Ctrl-C twice", answer, run, undisturbed)
 
 
-def test_the_same_signal_passed_on_by_a_launcher_is_not_impatience(tmp_path: Path, undisturbed: Path) -> None:
-    """As torchrun passes on the SIGINT that the terminal has already sent: the step is finished all the same."""
+def test_a_signal_forwarded_by_a_launcher_does_not_stop_at_once(tmp_path: Path, undisturbed: Path) -> None:
+    """torchrun forwards the SIGINT that the terminal has already sent: the step is still finished."""
     config, run = write_config(tmp_path), tmp_path / "run"
 
     def both() -> None:
@@ -326,11 +328,11 @@ def test_the_same_signal_passed_on_by_a_launcher_is_not_impatience(tmp_path: Pat
         answer = gptlit("fit", "--config", config, "--run_dir", run)
     assert answer.code == 130
     assert load(run / "last.ckpt")["global_step"] == 9
-    goes_on("SIGINT and SIGTERM at once", answer, run, undisturbed)
+    assert_resumes("SIGINT and SIGTERM at once", answer, run, undisturbed)
 
 
 class Clock:
-    """The clock of Lightning's Timer, which `trainer.max_time` adds; it stands still until it is moved."""
+    """The clock of Lightning's Timer, which `trainer.max_time` adds; only `move` advances it."""
 
     seconds = 0.0
 
@@ -352,14 +354,14 @@ def test_a_run_that_max_time_ended_resumes_with_the_printed_command(
     assert answer.code == 0
     assert "stopped after step 8 of 20" in answer.err
     assert load(run / "last.ckpt")["global_step"] == 8
-    goes_on("trainer.max_time is over", answer, run, undisturbed)
+    assert_resumes("trainer.max_time is reached", answer, run, undisturbed)
 
 
-# ---------------------------------------------------------------- nobody listens
+# ---------------------------------------------------------------- closed streams
 
 
-class Gone(io.StringIO):
-    """A stderr whose reader goes away after its first line."""
+class ClosedAfterOneLine(io.StringIO):
+    """A stderr that is closed by its reader after the first line."""
 
     def write(self, text: str) -> int:
         if "\n" in self.getvalue():
@@ -367,36 +369,36 @@ class Gone(io.StringIO):
         return super().write(text)
 
 
-def test_a_run_does_not_end_because_nobody_reads_what_it_says(tmp_path: Path, undisturbed: Path) -> None:
-    """`gptlit fit 2>&1 | head`, a tee that was killed, a full disk under the log."""
+def test_training_continues_when_the_reader_of_stderr_closes_it(tmp_path: Path, undisturbed: Path) -> None:
+    """As with `gptlit fit 2>&1 | head`, a killed `tee`, or a full disk for the log."""
     config, run = write_config(tmp_path), tmp_path / "run"
     arguments = ["gptlit", "fit", "--config", str(config), "--run_dir", str(run)]
-    with mock.patch.object(sys, "argv", arguments), redirect_stderr(Gone()) as seen:
+    with mock.patch.object(sys, "argv", arguments), redirect_stderr(ClosedAfterOneLine()) as seen:
         assert __main__.main() == 0
     assert seen.getvalue().count("\n") == 1
     assert digest(run / "last.ckpt") == digest(undisturbed / "last.ckpt")
-    report("Faults", HEADER, "the reader of stderr goes away (`2>&1 | head`)", 0, "-", "trains on to its end")
+    report("Faults", HEADER, "the reader of stderr closes it (`2>&1 | head`)", 0, "-", "trains to the end")
 
 
-def test_a_process_that_was_started_without_a_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`2>&-`: Python then has None there."""
+def test_a_process_without_a_stderr_can_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `2>&-`, sys.stderr is None."""
     monkeypatch.setattr(sys, "stderr", None)
     with lasting_stderr():
-        print("nobody reads this", file=sys.stderr, flush=True)
+        print("not read", file=sys.stderr, flush=True)
         assert not sys.stderr.isatty()
 
 
 def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
     """SIGHUP, and every write to the terminal fails: the step is finished and saved."""
     config, run = write_config(tmp_path, trainer__max_steps=100_000, save_every_n_steps=50_000), tmp_path / "run"
-    ours, theirs = pty.openpty()
-    process = start("fit", "--config", config, "--run_dir", run, stderr=theirs, start_new_session=True)
-    os.close(theirs)
+    controller, terminal = pty.openpty()
+    process = start("fit", "--config", config, "--run_dir", run, stderr=terminal, start_new_session=True)
+    os.close(terminal)
     while not (run / "best.ckpt").is_file():
         assert process.poll() is None
-        assert os.read(ours, 65536)  # what is not read would stop the writer
-    os.close(ours)
-    os.kill(process.pid, signal.SIGHUP)  # as the kernel does, when it is the terminal that the session belongs to
+        assert os.read(controller, 65536)  # a full buffer would block the writer
+    os.close(controller)
+    os.kill(process.pid, signal.SIGHUP)  # as the kernel does for the session's terminal
     assert process.wait(120) == 128 + signal.SIGHUP
     assert load(run / "last.ckpt")["global_step"] >= 6
     answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 1 + load(run / "last.ckpt")["global_step"])
@@ -406,7 +408,7 @@ def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_training_leaves_no_folder(tmp_path: Path, number: signal.Signals) -> None:
-    """While the data is loaded or the Trainer is made."""
+    """While data is loaded or the Trainer is created."""
     kill = At("setup", 0, lambda: os.kill(os.getpid(), number))
     with extra_callbacks(kill):
         answer = gptlit("fit", "--config", write_config(tmp_path), "--run_dir", tmp_path / "run")
@@ -415,7 +417,9 @@ def test_a_signal_before_training_leaves_no_folder(tmp_path: Path, number: signa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_validating_an_old_run(tmp_path: Path, undisturbed: Path, number: signal.Signals) -> None:
+def test_a_signal_during_validate_gives_its_exit_code(
+    tmp_path: Path, undisturbed: Path, number: signal.Signals
+) -> None:
     """Lightning would ignore SIGTERM there, and exit with 1 after SIGINT."""
     kill = At("on_validation_batch_start", 0, lambda: os.kill(os.getpid(), number))
     with extra_callbacks(kill):

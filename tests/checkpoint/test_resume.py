@@ -1,4 +1,4 @@
-"""A run that was killed, stopped or crashed at any moment ends bit for bit like one that was never disturbed."""
+"""A run that was killed, stopped or crashed and then resumed ends bit-exactly like an undisturbed run."""
 
 import csv
 import os
@@ -21,7 +21,7 @@ from gptlit.cli.fit.resume import is_plain
 from gptlit.optim import MuonAdamW
 
 FAULTS = ("what happens", "exit code", "last line", "then")
-EXACT = "resumed, bit for bit the undisturbed run"
+EXACT = "resumed, bit-exactly as the undisturbed run"
 VARIANTS: dict[str, dict[str, Any]] = {
     "muon, dropout": {},
     "adamw, accumulation": {"model__optimizer__name": "adamw", "trainer__accumulate_grad_batches": 2},
@@ -29,13 +29,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def metrics(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv, without what depends on the clock."""
+    """Return the rows of metrics.csv, without columns that depend on time."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(file)]
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's scalars as its own reader sees them, without what depends on the clock."""
+    """Return TensorBoard's scalars, read with its own reader, without those that depend on time."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     return {
@@ -46,7 +46,7 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def assert_same(run: Path, undisturbed: Path) -> None:
-    """Equal weights, optimizer states, best file, table and curves; nothing doubled, nothing missing."""
+    """Equal weights, optimizer states, best file, table and curves; no value twice, none missing."""
     assert digest(run / "last.ckpt") == digest(undisturbed / "last.ckpt")
     assert digest(run / "best.ckpt") == digest(undisturbed / "best.ckpt")
     assert metrics(run) == metrics(undisturbed)
@@ -54,7 +54,7 @@ def assert_same(run: Path, undisturbed: Path) -> None:
 
 
 def undisturbed_run(folder: Path, **changes: Any) -> tuple[Path, Path]:
-    """Configuration and folder of an undisturbed run."""
+    """Return the configuration and folder of an undisturbed run."""
     config = write_config(folder, **changes)
     assert gptlit("fit", "--config", config, "--run_dir", folder / "run").code == 0
     return config, folder / "run"
@@ -87,8 +87,8 @@ MOMENTS = [
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_killed_at_any_moment_and_resumed_it_ends_bit_for_bit_the_same(variant: str, tmp_path: Path) -> None:
-    """What SIGKILL leaves on the disk is a copy of the folder at that moment; each copy is resumed."""
+def test_a_run_killed_at_any_moment_and_resumed_ends_bit_exactly_the_same(variant: str, tmp_path: Path) -> None:
+    """A copy of the folder at a moment is what SIGKILL would leave; each copy is resumed."""
     (tmp_path / "undisturbed").mkdir()
     config, undisturbed = undisturbed_run(tmp_path / "undisturbed", **VARIANTS[variant])
     run = tmp_path / "run"
@@ -134,10 +134,10 @@ def test_a_resumed_run_may_be_killed_and_resumed_again(reference, tmp_path) -> N
     ],
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_saves_and_tells_the_scheduler_the_truth(
+def test_a_signal_finishes_the_step_saves_and_gives_its_exit_code(
     reference, tmp_path, hook: str, step: int, stops_after: int, number: signal.Signals
 ) -> None:
-    """In a step, before, in and after a validation, and in the last one: exit code 128 + n, then the same end."""
+    """In a step, before, in and after a validation, and in the last one: exit code 128 + n, and the resumed run ends the same."""
     config, undisturbed = reference
     run = tmp_path / "run"
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -154,8 +154,8 @@ def test_a_signal_finishes_the_step_saves_and_tells_the_scheduler_the_truth(
     report("Faults", FAULTS, f"{number.name} in `{hook}` after step {step}", answer.code, way_on, EXACT)
 
 
-def test_a_signal_after_the_last_step_stops_what_would_follow(reference, tmp_path) -> None:
-    """The run is whole and says so, but `gptlit fit … && …` does not go on, as the user wanted."""
+def test_a_signal_after_the_last_step_still_gives_its_exit_code(reference, tmp_path) -> None:
+    """The run is complete and says so, but `gptlit fit … && …` stops, as the user wanted."""
     config, undisturbed = reference
     run = tmp_path / "run"
     with extra_callbacks(At("on_train_end", 20, lambda: os.kill(os.getpid(), signal.SIGINT))):
@@ -166,7 +166,7 @@ def test_a_signal_after_the_last_step_stops_what_would_follow(reference, tmp_pat
 
 
 def test_a_signal_that_the_shell_ignores_stays_ignored(reference, tmp_path) -> None:
-    """Guards runs that `nohup`, or `&` in a script, took out of the terminal's reach."""
+    """As for runs started with `nohup`, or with `&` in a script."""
     config, undisturbed = reference
     run = tmp_path / "run"
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -181,7 +181,7 @@ def test_a_signal_that_the_shell_ignores_stays_ignored(reference, tmp_path) -> N
 
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end", "on_before_optimizer_step"])
 def test_an_exception_in_a_callback_keeps_its_traceback_and_loses_nothing(reference, tmp_path, hook: str) -> None:
-    """The last whole step is saved, and the error is not swallowed."""
+    """The last complete step is saved, and the error is raised."""
     config, undisturbed = reference
     run = tmp_path / "run"
 
@@ -213,54 +213,55 @@ def test_an_exception_at_the_end_of_a_validation_loses_nothing(reference, tmp_pa
 
 
 def test_an_interruption_inside_an_optimizer_step_keeps_the_older_file(tmp_path) -> None:
-    """Weights that are half old and half new must never be saved."""
+    """Partially updated weights must never be saved."""
     config, run = write_config(tmp_path), tmp_path / "run"
-    whole_step, steps = MuonAdamW._step_adamw, 0
+    full_step, steps = MuonAdamW._step_adamw, 0
 
     def cut_off(self: MuonAdamW, group: dict[str, Any]) -> None:
         nonlocal steps
         steps += 1
         if steps == 8:  # Muon's weights are new by now, AdamW's are old
             raise SystemExit(130)  # as a second Ctrl-C does
-        whole_step(self, group)
+        full_step(self, group)
 
     with mock.patch.object(MuonAdamW, "_step_adamw", cut_off):
         assert gptlit("fit", "--config", config, "--run_dir", run).code == 130
     assert load(run / "last.ckpt")["global_step"] == 5
 
 
-def test_averaged_weights_come_back_exactly(tmp_path) -> None:
+def test_lightnings_averaged_weights_are_restored_exactly(tmp_path) -> None:
     """Lightning's EMA keeps two sets of weights and swaps them during validation; both must survive a kill."""
     config = write_config(tmp_path)
-    runs = {name: tmp_path / name for name in ("whole", "cut", "stopped")}
+    runs = {name: tmp_path / name for name in ("undisturbed", "killed", "stopped")}
     with extra_callbacks(
-        EMAWeightAveraging(decay=0.9), At("on_train_batch_end", 13, lambda: shutil.copytree(runs["whole"], runs["cut"]))
+        EMAWeightAveraging(decay=0.9),
+        At("on_train_batch_end", 13, lambda: shutil.copytree(runs["undisturbed"], runs["killed"])),
     ):
-        assert gptlit("fit", "--config", config, "--run_dir", runs["whole"]).code == 0
+        assert gptlit("fit", "--config", config, "--run_dir", runs["undisturbed"]).code == 0
     stop = At("on_validation_batch_start", 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with extra_callbacks(EMAWeightAveraging(decay=0.9), stop):
         assert gptlit("fit", "--config", config, "--run_dir", runs["stopped"]).code == 143
-    for name in ("cut", "stopped"):
+    for name in ("killed", "stopped"):
         with extra_callbacks(EMAWeightAveraging(decay=0.9)):
             assert gptlit("fit", "--ckpt_path", runs[name]).code == 0
-        assert_same(runs[name], runs["whole"])
+        assert_same(runs[name], runs["undisturbed"])
 
 
-def test_our_own_average_comes_back_exactly(tmp_path) -> None:
-    """And a run that is made longer goes on from the weights that were trained, not from their average."""
+def test_our_averaged_weights_are_restored_exactly(tmp_path) -> None:
+    """A longer run continues from the trained weights, not from their average."""
     config, killed = write_config(tmp_path, average__decay=0.9, model__gpt__token_noise=0.1), tmp_path / "killed"
     constant = ("--model.schedule.shape", "constant")
-    whole, short = tmp_path / "whole", tmp_path / "short"
-    with extra_callbacks(At("on_train_batch_end", 13, lambda: shutil.copytree(whole, killed))):
-        assert gptlit("fit", "--config", config, "--run_dir", whole, *constant).code == 0
+    undisturbed, short = tmp_path / "undisturbed", tmp_path / "short"
+    with extra_callbacks(At("on_train_batch_end", 13, lambda: shutil.copytree(undisturbed, killed))):
+        assert gptlit("fit", "--config", config, "--run_dir", undisturbed, *constant).code == 0
     assert gptlit("fit", "--ckpt_path", killed).code == 0
-    assert_same(killed, whole)
+    assert_same(killed, undisturbed)
     assert gptlit("fit", "--config", config, "--run_dir", short, *constant, "--trainer.max_steps", 12).code == 0
     assert gptlit("fit", "--ckpt_path", short, "--trainer.max_steps", 20).code == 0
-    assert digest(short / "last.ckpt") == digest(whole / "last.ckpt")
+    assert digest(short / "last.ckpt") == digest(undisturbed / "last.ckpt")
 
 
-def test_without_its_average_a_run_goes_on_from_the_weights_that_were_trained(tmp_path) -> None:
+def test_resuming_without_the_average_continues_from_the_trained_weights(tmp_path) -> None:
     """Guards against weights and optimizer state that do not belong together."""
     config, run, plain = write_config(tmp_path, average__decay=0.9), tmp_path / "run", tmp_path / "plain"
     steps = ("--model.schedule.shape", "constant", "--trainer.max_steps")
@@ -271,8 +272,8 @@ def test_without_its_average_a_run_goes_on_from_the_weights_that_were_trained(tm
     assert digest(run / "last.ckpt") == digest(plain / "last.ckpt")
 
 
-def test_a_callback_that_names_no_code_comes_back() -> None:
-    """A metric, a folder and a file name are texts; any other text may be the name of a function."""
+def test_a_callback_whose_settings_name_no_code_is_restored() -> None:
+    """Names of a metric, a folder or a file are safe; any other string may name a function."""
     early = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
     assert is_plain([early])
     assert is_plain({**early, "init_args": {"dirpath": "a/b.c", "filename": "{epoch}"}})
@@ -280,8 +281,8 @@ def test_a_callback_that_names_no_code_comes_back() -> None:
     assert not is_plain({"class_path": "mine.Own"})
 
 
-def test_a_text_that_is_no_longer_where_the_run_found_it_is_asked_for(tmp_path, monkeypatch) -> None:
-    """A relative name in a checkpoint means nothing in another folder: guards against a riddle."""
+def test_for_a_missing_corpus_the_error_asks_for_its_new_path(tmp_path, monkeypatch) -> None:
+    """A relative path in a checkpoint is not valid in another folder; the error must say where the path came from."""
     config = write_config(tmp_path, trainer__max_steps=2)
     monkeypatch.chdir(tmp_path)
     assert gptlit("fit", "--config", config, "--run_dir", "run", "--data.corpus", "text.txt").code == 0
@@ -292,8 +293,8 @@ def test_a_text_that_is_no_longer_where_the_run_found_it_is_asked_for(tmp_path, 
     assert answer.err.endswith("(the name is the checkpoint's: give --data.corpus another)\n")
 
 
-def test_a_run_in_the_folder_where_one_is_gets_a_name(tmp_path, monkeypatch) -> None:
-    """`--run_dir .` has none to put a number behind."""
+def test_a_run_in_the_current_folder_gets_a_folder_name(tmp_path, monkeypatch) -> None:
+    """`--run_dir .` has no name of its own to append a number to."""
     (tmp_path / "here").mkdir()
     config = write_config(tmp_path / "here", trainer__max_steps=2)
     monkeypatch.chdir(tmp_path / "here")
@@ -302,7 +303,7 @@ def test_a_run_in_the_folder_where_one_is_gets_a_name(tmp_path, monkeypatch) -> 
 
 
 def test_the_best_checkpoint_holds_the_average_that_was_validated(tmp_path) -> None:
-    """Guards against a loss that belongs to other weights than those in the file."""
+    """Guards against a loss of other weights than those in the file."""
     config, run = write_config(tmp_path, average__decay=0.9), tmp_path / "run"
     assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
     best = load(run / "best.ckpt")
@@ -313,7 +314,7 @@ def test_the_best_checkpoint_holds_the_average_that_was_validated(tmp_path) -> N
 
 
 def test_another_callback_logs_the_same_after_resuming(tmp_path) -> None:
-    """Lightning's monitor of rates reads them before the first step: the row of the last one must stay as it was."""
+    """LearningRateMonitor logs before the first step, which must not change the row of the last step."""
     config, run, cut = write_config(tmp_path), tmp_path / "run", tmp_path / "cut"
     killed = At("on_train_batch_end", 13, lambda: shutil.copytree(run, cut))
     with extra_callbacks(LearningRateMonitor("step"), killed):
@@ -324,7 +325,7 @@ def test_another_callback_logs_the_same_after_resuming(tmp_path) -> None:
     assert metrics(cut) == metrics(run)
 
 
-# ---------------------------------------------------------------- what may change on the way, and what may not
+# ---------------------------------------------------------------- settings that may change, and settings that may not
 
 
 @pytest.fixture(scope="module")
@@ -339,12 +340,12 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(half: Path, tmp_path: Path) -> Path:
-    """A copy of the stopped run, and of its text beside it."""
+    """A copy of the stopped run, with its text next to it."""
     shutil.copytree(half, tmp_path / "run")
     return tmp_path / "run"
 
 
-def test_a_longer_run_is_honoured_and_said(copy: Path) -> None:
+def test_a_larger_max_steps_is_obeyed_and_reported(copy: Path) -> None:
     """Guards against a flag that is silently overwritten by the checkpoint's settings."""
     answer = gptlit("fit", "--ckpt_path", copy, "--trainer.max_steps", 24)
     assert answer.code == 0
@@ -353,20 +354,20 @@ def test_a_longer_run_is_honoured_and_said(copy: Path) -> None:
     assert [int(row["step"]) for row in metrics(copy)] == list(range(25))
 
 
-def test_another_cut_of_the_batches_is_honoured_and_said(copy: Path, half: Path, tmp_path: Path) -> None:
-    """Accumulation changes on the way: the same global batches, so the same losses within rounding."""
-    shutil.copytree(half, tmp_path / "whole")
-    gptlit("fit", "--ckpt_path", tmp_path / "whole")
+def test_another_accumulation_is_obeyed_and_reported(copy: Path, half: Path, tmp_path: Path) -> None:
+    """The global batches are the same, so the losses are equal up to rounding."""
+    shutil.copytree(half, tmp_path / "undisturbed")
+    gptlit("fit", "--ckpt_path", tmp_path / "undisturbed")
     answer = gptlit("fit", "--ckpt_path", copy, "--trainer.accumulate_grad_batches", 4)
     assert answer.code == 0
     assert "changed: trainer.accumulate_grad_batches 1 -> 4" in answer.err
-    for cut, whole in zip(metrics(copy)[1:], metrics(tmp_path / "whole")[1:], strict=True):
-        assert float(cut["train/loss"]) == pytest.approx(float(whole["train/loss"]), rel=1e-5)
-        assert bool(cut["val/loss"]) == bool(whole["val/loss"])
+    for changed, undisturbed in zip(metrics(copy)[1:], metrics(tmp_path / "undisturbed")[1:], strict=True):
+        assert float(changed["train/loss"]) == pytest.approx(float(undisturbed["train/loss"]), rel=1e-5)
+        assert bool(changed["val/loss"]) == bool(undisturbed["val/loss"])
 
 
-def test_an_explicit_rate_wins_over_the_saved_one(copy: Path) -> None:
-    """Left alone, torch brings the rates of the saved optimizer back without a word."""
+def test_a_given_learning_rate_overrides_the_saved_one(copy: Path) -> None:
+    """By default torch restores the learning rates of the saved optimizer silently."""
     answer = gptlit("fit", "--ckpt_path", copy, "--model.optimizer.lr", 1e-3, "--model.schedule.shape", "constant")
     assert "changed: model.optimizer.lr 0.005 -> 0.001" in answer.err
     after = [row for row in metrics(copy) if int(row["step"]) > 10]
@@ -386,8 +387,8 @@ def test_an_explicit_rate_wins_over_the_saved_one(copy: Path) -> None:
         (["--data.corpus", "sample"], "data.corpus"),
     ],
 )
-def test_what_the_weights_do_not_fit_is_refused_by_name(half: Path, flags: list[str], name: str) -> None:
-    """One line, exit 2, and the run is untouched."""
+def test_a_setting_that_does_not_fit_the_weights_is_refused_by_name(half: Path, flags: list[str], name: str) -> None:
+    """One line, exit code 2; the run is unchanged."""
     before = {path: path.stat().st_mtime_ns for path in half.rglob("*")}
     answer = gptlit("fit", "--ckpt_path", half, *flags)
     assert answer.code == 2
@@ -396,15 +397,15 @@ def test_what_the_weights_do_not_fit_is_refused_by_name(half: Path, flags: list[
     assert {path: path.stat().st_mtime_ns for path in half.rglob("*")} == before
 
 
-def test_the_text_may_have_moved(copy: Path, half: Path) -> None:
+def test_a_moved_corpus_is_accepted(copy: Path, half: Path) -> None:
     """Another path with the same content is the same text."""
     text = copy.parent / "moved.txt"
     text.write_bytes((half.parent / "text.txt").read_bytes())
     assert gptlit("fit", "--ckpt_path", copy, "--data.corpus", text).code == 0
 
 
-def test_a_text_that_was_edited_is_refused(copy: Path, half: Path) -> None:
-    """A changed character is another text: the batches would not be those of the run."""
+def test_an_edited_corpus_is_refused(copy: Path, half: Path) -> None:
+    """With one character changed, the batches would differ from those of the run."""
     text = copy.parent / "edited.txt"
     content = (half.parent / "text.txt").read_text(encoding="utf-8")
     text.write_text(content.replace("e", "a", 1), encoding="utf-8")
@@ -413,8 +414,8 @@ def test_a_text_that_was_edited_is_refused(copy: Path, half: Path) -> None:
     assert "is not the text that the checkpoint was trained on" in answer.err
 
 
-def test_a_finished_run_says_so_and_is_left_alone(reference) -> None:
-    """Exit 0, the flag that goes on is named, no file is touched."""
+def test_a_finished_run_is_reported_and_left_unchanged(reference) -> None:
+    """Exit code 0; the message names the flag for more steps; no file changes."""
     _, run = reference
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     answer = gptlit("fit", "--ckpt_path", run)
@@ -424,8 +425,8 @@ def test_a_finished_run_says_so_and_is_left_alone(reference) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_an_earlier_checkpoint_goes_on_in_a_new_folder(copy: Path) -> None:
-    """Going on from best.ckpt must not overwrite the later steps in last.ckpt."""
+def test_an_earlier_checkpoint_resumes_in_a_new_folder(copy: Path) -> None:
+    """Resuming from best.ckpt must not overwrite the later last.ckpt."""
     last = digest(copy / "last.ckpt")
     answer = gptlit("fit", "--ckpt_path", copy / "best.ckpt")
     assert answer.code == 0
@@ -434,8 +435,8 @@ def test_an_earlier_checkpoint_goes_on_in_a_new_folder(copy: Path) -> None:
     assert (copy.with_name("run-2") / "best.ckpt").is_file()
 
 
-def test_a_newer_best_file_is_where_a_run_goes_on(reference, tmp_path) -> None:
-    """Killed between best.ckpt of step 12 and the next last.ckpt, nothing before step 12 is trained again."""
+def test_a_run_resumes_from_best_when_it_is_newer_than_last(reference, tmp_path) -> None:
+    """After a kill between best.ckpt of step 12 and the next last.ckpt, no step before 12 is repeated."""
     config, undisturbed = reference
     run, copy = tmp_path / "run", tmp_path / "copy"
     with extra_callbacks(At("on_train_batch_end", 13, lambda: shutil.copytree(run, copy))):
@@ -446,7 +447,7 @@ def test_a_newer_best_file_is_where_a_run_goes_on(reference, tmp_path) -> None:
     assert_same(copy, undisturbed)
 
 
-def test_no_two_processes_train_the_same_run(copy: Path) -> None:
+def test_a_second_process_cannot_train_the_same_run(copy: Path) -> None:
     """They would overwrite each other's checkpoints."""
     folder = RunDir.reopen(copy)
     try:
@@ -458,8 +459,8 @@ def test_no_two_processes_train_the_same_run(copy: Path) -> None:
     assert gptlit("fit", "--ckpt_path", copy).code == 0
 
 
-def test_a_checkpoint_does_not_choose_what_code_is_run(copy: Path, tmp_path: Path) -> None:
-    """A setting that names a class is left out, and said; the user can give it again."""
+def test_a_checkpoint_cannot_choose_the_code_that_runs(copy: Path, tmp_path: Path) -> None:
+    """A setting that names a class is dropped with a message; the user can give it again."""
     module, proof = tmp_path / "intruder.py", tmp_path / "proof"
     module.write_text(f"open({str(proof)!r}, 'w').close()\nclass Callback: pass\n")
     checkpoint = torch.load(copy / "last.ckpt", weights_only=True)
@@ -474,7 +475,7 @@ def test_a_checkpoint_does_not_choose_what_code_is_run(copy: Path, tmp_path: Pat
     assert not proof.exists()
 
 
-# ---------------------------------------------------------------- what must not matter
+# ---------------------------------------------------------------- settings without influence on the weights
 
 
 class Keep(pl.Callback):
@@ -488,7 +489,7 @@ class Keep(pl.Callback):
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Keep]:
-    """Configuration and final weights of the run as it is by default."""
+    """Configuration and final weights of the run with default settings."""
     kept = Keep()
     with extra_callbacks(kept):
         config, _ = undisturbed_run(tmp_path_factory.mktemp("watched"))
@@ -511,7 +512,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Keep]:
     ids=lambda flags: f"{flags[0]} {flags[1]}",
 )
 def test_watching_a_run_does_not_change_it(flags: list[str], watched: tuple[Path, Keep], tmp_path: Path) -> None:
-    """Same seed, same final weights, whatever logs, bars, samples and validations are switched on or off."""
+    """The final weights do not depend on loggers, progress bar, samples and validations."""
     config, undisturbed = watched
     kept = Keep()
     with extra_callbacks(kept):

@@ -1,4 +1,4 @@
-"""Wrong uses of the command: each gives one line that names the flag or the place, exit code 2, and nothing behind."""
+"""User errors: each gives one line that names the flag or the file, exit code 2, and leaves no files."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ HEADER = ("gptlit …", "answer (exit code 2)")
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a configuration, a finished run, and files of all kinds that are wrong somewhere."""
+    """A folder with a configuration, a finished run, and invalid files of many kinds."""
     folder = tmp_path_factory.mktemp("bad")
     write_config(folder, trainer__max_steps=2)
     assert gptlit("fit", "--config", folder / "small.yaml", "--run_dir", folder / "run").code == 0
@@ -68,7 +68,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# A line is a wrong use, and what its answer must name. {} is the prepared folder; FIT stands for
+# A line is a wrong use, and a text that the message must contain. {} is the prepared folder; FIT stands for
 # `fit --config {}/small.yaml --run_dir {}/new`, PREDICT for `predict --ckpt_path {}/run`, LONG for 300 letters.
 WRONG_USES = r"""
 fitt                                                          | did you mean 'fit'
@@ -303,12 +303,12 @@ CASES = [tuple(part.strip() for part in line.rsplit("|", 1)) for line in WRONG_U
 
 
 def test_there_are_more_than_sixty_wrong_uses() -> None:
-    """And no line of the table stands there twice."""
+    """No line is in the table twice."""
     assert len({use for use, _ in CASES}) == len(CASES) > 60
 
 
 def test_the_readme_lists_these_wrong_uses_and_no_others() -> None:
-    """`python tests/readme_tables.py` brings the README up to date."""
+    """`python tests/readme_tables.py` updates tests/README.md."""
     readme = (REPOSITORY / "tests" / "README.md").read_text(encoding="utf-8")
     table = readme.partition("<!-- table: Wrong uses -->")[2].partition("<!-- end of table -->")[0]
     listed = re.findall(r"^\| `(.*?)` \|", table, flags=re.MULTILINE)
@@ -341,8 +341,8 @@ def test_a_wrong_use_gives_one_line_and_leaves_nothing(
     )
 
 
-def test_a_gpu_that_is_not_there_is_refused_by_name(prepared: Path) -> None:
-    """Lightning's own message runs over several lines."""
+def test_a_missing_gpu_is_refused_by_name(prepared: Path) -> None:
+    """Lightning's own message has several lines."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     answer = gptlit(
@@ -353,11 +353,11 @@ def test_a_gpu_that_is_not_there_is_refused_by_name(prepared: Path) -> None:
     assert not (prepared / "n").exists()
 
 
-# ---------------------------------------------------------------- unusual, but right
+# ---------------------------------------------------------------- unusual but valid texts
 
 
 @pytest.mark.parametrize(
-    ("content", "symbols"),
+    ("content", "vocabulary"),
     [
         ("🎭 To be 🤔 or not\n".encode() * 60, 11),
         (b"\xef\xbb\xbf" + b"To be\n" * 200, 6),
@@ -367,19 +367,19 @@ def test_a_gpu_that_is_not_there_is_refused_by_name(prepared: Path) -> None:
     ],
     ids=["emoji", "byte order mark", "CRLF and CR", "one character, many times", "a line of 2 MB"],
 )
-def test_unusual_texts_are_trained_on(prepared: Path, tmp_path: Path, content: bytes, symbols: int) -> None:
-    """Symbols are characters, not bytes; marks and kinds of line ends are no symbols."""
+def test_unusual_texts_are_trained_on(prepared: Path, tmp_path: Path, content: bytes, vocabulary: int) -> None:
+    """Tokens are characters, not bytes; byte order marks and carriage returns are not part of the vocabulary."""
     text = tmp_path / "text.txt"
     text.write_bytes(content)
     arguments = ["--config", prepared / "small.yaml", "--run_dir", tmp_path / "run", "--data.corpus", text]
     answer = gptlit("fit", *arguments, "--trainer.limit_val_batches", 2)
     assert answer.code == 0, answer.err
-    assert f" characters, {symbols} tokens\n" in answer.err
+    assert f" characters, {vocabulary} tokens\n" in answer.err
 
 
 @pytest.mark.slow
 def test_a_line_of_200_megabytes(prepared: Path, tmp_path: Path) -> None:
-    """No quadratic search, no recursion, no copy too many."""
+    """Guards against quadratic time, recursion and needless copies."""
     text = tmp_path / "text.txt"
     with text.open("wb") as file:
         for _ in range(200):
@@ -389,7 +389,7 @@ def test_a_line_of_200_megabytes(prepared: Path, tmp_path: Path) -> None:
 
 
 def test_the_shortest_text_that_can_be_trained_on(prepared: Path, tmp_path: Path) -> None:
-    """Both parts hold one chunk: one character less is refused by name."""
+    """Each part holds one chunk; one character less is refused by name."""
     for length, code in ((161, 0), (160, 2)):  # 144 to train on, and 17 or 16 to validate on
         text = tmp_path / f"{length}.txt"
         text.write_text(PLAY.read_text(encoding="utf-8")[:length], encoding="utf-8")
@@ -399,11 +399,11 @@ def test_the_shortest_text_that_can_be_trained_on(prepared: Path, tmp_path: Path
         assert answer.code == code, answer.err
 
 
-# ---------------------------------------------------------------- configurations go round
+# ---------------------------------------------------------------- configurations are restored exactly
 
 
 def parsed(path: Path, *flags: str) -> dict[str, Any]:
-    """What `gptlit fit --config PATH` understands, without running it."""
+    """Return the settings of `gptlit fit --config PATH`, without training."""
     return dict(parse_fit(["--config", str(path), *flags]).settings)
 
 
@@ -443,8 +443,8 @@ def nested(leaves: dict[str, Any]) -> dict[str, Any]:
 
 @given(leaves=SETTINGS)
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_configuration_comes_back_from_its_own_dump(tmp_path: Path, leaves: dict[str, Any]) -> None:
-    """What is written to config.yaml and into checkpoints, read again, is the same: numbers, texts, null and all."""
+def test_a_dumped_configuration_is_read_back_equal(tmp_path: Path, leaves: dict[str, Any]) -> None:
+    """Numbers, texts and null in config.yaml and in checkpoints are read back equal."""
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text(as_yaml(nested(leaves)), encoding="utf-8")
     once = parsed(first)
@@ -456,21 +456,21 @@ def test_a_configuration_comes_back_from_its_own_dump(tmp_path: Path, leaves: di
 @pytest.mark.parametrize(
     "text", ["a\x85b", "дом\u2028家", "1e5", "-1_0.5E+3", "1.5", "null", "yes", "2024-01-01", "'", " "]
 )
-def test_every_text_comes_back_from_a_configuration(tmp_path: Path, text: str) -> None:
-    """PyYAML reads 1e5 as a text and the parser as a number, and a next line is written as it is and read as a space: a
-    run with such a prompt could not be resumed, or went on with another one.
+def test_every_string_is_read_back_equal_from_a_configuration(tmp_path: Path, text: str) -> None:
+    """PyYAML reads 1e5 as a string and the parser reads it as a number; U+0085 is written as it is and read as a space.
+    A run with such a prompt could not be resumed, or resumed with another prompt.
     """
     path = tmp_path / "config.yaml"
     path.write_text(as_yaml({"sample_text": {"prompt": text}}), encoding="utf-8")
     assert flat(parsed(path))["sample_text.prompt"] == text
 
 
-def test_other_alphabets_can_be_read_in_a_configuration() -> None:
+def test_other_alphabets_are_not_escaped_in_a_configuration() -> None:
     assert as_yaml({"prompt": "дом"}) == "prompt: дом\n"
 
 
-def test_the_configuration_of_a_run_repeats_it(prepared: Path, tmp_path: Path) -> None:
-    """`fit --config RUN/config.yaml` is the same run, in a folder of its own."""
+def test_the_configuration_of_a_run_reproduces_it(prepared: Path, tmp_path: Path) -> None:
+    """`fit --config RUN/config.yaml` makes the same run in another folder."""
     shutil.copytree(prepared / "run", tmp_path / "run")
     answer = gptlit("fit", "--config", prepared / "run" / "config.yaml", "--run_dir", tmp_path / "again")
     assert answer.code == 0, answer.err
@@ -478,7 +478,7 @@ def test_the_configuration_of_a_run_repeats_it(prepared: Path, tmp_path: Path) -
     assert all(torch.equal(ours["state_dict"][name], weight) for name, weight in theirs["state_dict"].items())
 
 
-def test_the_table_knows_every_verb() -> None:
-    """A new verb has wrong uses of its own."""
+def test_every_verb_has_wrong_uses() -> None:
+    """A new verb needs wrong uses of its own."""
     verbs = {use.split()[0].replace("FIT", "fit").replace("PREDICT", "predict") for use, _ in CASES}
     assert set(VERBS) <= verbs

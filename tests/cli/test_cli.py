@@ -1,4 +1,4 @@
-"""The command as a person types it: the console script itself, in a process of its own."""
+"""The console script, run in its own process."""
 
 import json
 import os
@@ -28,7 +28,7 @@ trainer: {max_steps: 30, val_check_interval: 10, log_every_n_steps: 5, accelerat
 def gptlit(
     *arguments: str, cwd: Path, code: int = 0, stdin: str = "", **environment: str
 ) -> subprocess.CompletedProcess:
-    """Runs the console script; fails with its messages when the exit code is another one."""
+    """Run the console script; fails with its output if the exit code differs."""
     done = subprocess.run(
         [SCRIPT, *arguments],
         cwd=cwd,
@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_fit_leaves_a_run_folder_with_everything_in_it(run: Path) -> None:
-    """Config, both checkpoints, curves and samples; nothing beside it."""
+    """Config, both checkpoints, curves and samples; no other files."""
     names = {path.name for path in (run / "checkpoints" / "small").iterdir()}
     assert {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "samples"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
@@ -64,7 +64,7 @@ def test_a_fit_leaves_a_run_folder_with_everything_in_it(run: Path) -> None:
 
 
 def test_validate_gives_the_loss_that_the_fit_reported(run: Path) -> None:
-    """Guards against a best.ckpt that is not the best, and against two ways of counting."""
+    """Guards against a wrong best.ckpt, and against a difference between the two computations of the loss."""
     printed = dict(
         line.split() for line in gptlit("validate", "--ckpt_path", "checkpoints/small", cwd=run).stdout.splitlines()
     )
@@ -77,7 +77,7 @@ def test_validate_gives_the_loss_that_the_fit_reported(run: Path) -> None:
 
 
 def test_predict_twice_gives_the_same_text_on_stdout(run: Path) -> None:
-    """Only text on stdout, the prompt first, the same for the same seed, another for another."""
+    """stdout holds only prompt and text: equal for equal seeds, different for different seeds."""
     arguments = ["predict", "--ckpt_path", "checkpoints/small", "--prompt", "MARENNA:", "--max_new_tokens", "40"]
     first, second = (gptlit(*arguments, "--seed", "1", cwd=run).stdout for _ in range(2))
     assert first == second
@@ -86,7 +86,7 @@ def test_predict_twice_gives_the_same_text_on_stdout(run: Path) -> None:
     assert gptlit(*arguments, "--seed", "2", cwd=run).stdout != first
 
 
-def test_resuming_a_finished_run_with_more_steps_goes_on_in_its_folder(run: Path) -> None:
+def test_a_finished_run_resumes_in_its_folder_with_a_larger_max_steps(run: Path) -> None:
     """One flag: config, corpus and folder come from the checkpoint."""
     gptlit("fit", "--config", "small.yaml", "--run_dir", "again", cwd=run)
     done = gptlit("fit", "--ckpt_path", "again", "--trainer.max_steps", "35", cwd=run)
@@ -94,8 +94,8 @@ def test_resuming_a_finished_run_with_more_steps_goes_on_in_its_folder(run: Path
     assert (run / "again" / "samples" / "step-000035.txt").is_file()
 
 
-def test_prompts_from_stdin_file_and_lines_meet_in_the_output(run: Path) -> None:
-    """Every way in gives the same continuation; JSONL holds one log-probability for each token."""
+def test_prompts_from_stdin_a_file_and_jsonl_give_the_same_text(run: Path) -> None:
+    """JSONL output holds one log-probability per token."""
     (run / "prompt.txt").write_text("OSWIN:\n")
     common = ["predict", "--ckpt_path", "checkpoints/small", "--max_new_tokens", "12"]
     direct = gptlit(*common, "--prompt", "OSWIN:\n", cwd=run).stdout
@@ -110,8 +110,8 @@ def test_prompts_from_stdin_file_and_lines_meet_in_the_output(run: Path) -> None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_under_the_text_costs_one_line(run: Path) -> None:
-    """Guards against a traceback, and against a second failure when Python ends."""
+def test_a_full_disk_for_stdout_is_one_line(run: Path) -> None:
+    """Guards against a traceback, and against a second error at interpreter exit."""
     command = [SCRIPT, "predict", "--ckpt_path", "checkpoints/small", "--prompt", "OSWIN:", "--max_new_tokens", "5"]
     with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run(command, cwd=run, stdout=full, stderr=subprocess.PIPE, text=True, timeout=240)
@@ -119,20 +119,20 @@ def test_a_full_disk_under_the_text_costs_one_line(run: Path) -> None:
     assert "stdout cannot be written: No space left on device" in done.stderr
 
 
-def test_an_empty_prompt_begins_with_a_new_line_and_says_so(run: Path) -> None:
-    """Guards against a crash, and against silence."""
-    drawn = set()
+def test_an_empty_prompt_starts_with_a_newline_and_is_reported(run: Path) -> None:
+    """Guards against a crash, and against a silent default."""
+    texts = set()
     for prompt in (("--prompt", ""), ()):
         done = gptlit("predict", "--ckpt_path", "checkpoints/small", *prompt, "--max_new_tokens", "5", cwd=run)
         assert "begins with a newline" in done.stderr
         assert len(done.stdout) == 6
-        drawn.add(done.stdout)
-    assert len(drawn) == 1
+        texts.add(done.stdout)
+    assert len(texts) == 1
 
 
 @pytest.mark.slow
 def test_two_devices_share_the_prompts_of_stdin_and_keep_their_order(run: Path) -> None:
-    """The second process finds stdin read already, and the output file there already."""
+    """The second process starts after stdin was read and the output file was created."""
     lines = "".join(f'{{"prompt": "{"ABCDEFG"[i]}"}}\n' for i in range(7))
     common = ["predict", "--ckpt_path", "checkpoints/small", "--max_new_tokens", "12", "--prompts", "-"]
     gptlit(*common, "--output", "one.jsonl", cwd=run, stdin=lines)
@@ -146,16 +146,16 @@ def test_two_devices_share_the_prompts_of_stdin_and_keep_their_order(run: Path) 
     assert both == one
 
 
-def test_a_coarser_precision_draws_too(run: Path) -> None:
-    """The Trainer copies its batches then, field by field."""
+def test_predict_works_in_bfloat16(run: Path) -> None:
+    """With a lower precision the Trainer copies each field of a batch."""
     flags = ("--max_new_tokens", "5", "--prompt", "A", "--trainer.precision", "bf16-true")
     assert len(gptlit("predict", "--ckpt_path", "checkpoints/small", *flags, cwd=run).stdout) == 7
 
 
 @pytest.mark.parametrize("written", ["", "To be"])
-def test_only_a_file_in_which_something_was_written_stays_after_a_failure(tmp_path: Path, written: str) -> None:
-    """An empty one would stand in the way of the next attempt, which refuses to overwrite."""
-    path = tmp_path / "drawn.txt"
+def test_an_empty_output_file_is_removed_after_a_failure(tmp_path: Path, written: str) -> None:
+    """Otherwise the next attempt would refuse to overwrite it. A file with text stays."""
+    path = tmp_path / "sample.txt"
 
     def fail_after_writing() -> None:
         with open_output(str(path)) as file:
@@ -167,8 +167,8 @@ def test_only_a_file_in_which_something_was_written_stays_after_a_failure(tmp_pa
     assert path.exists() == bool(written)
 
 
-def test_base_trains_on_the_packaged_play_without_a_network_and_says_so(tmp_path: Path) -> None:
-    """`--config base` from any folder, with every proxy pointing at a closed port: loud, and exit code 0."""
+def test_base_trains_on_the_packaged_play_without_a_network_and_reports_it(tmp_path: Path) -> None:
+    """`--config base` from any folder, with every proxy set to a closed port: a notice, and exit code 0."""
     closed = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
     settings = ["--trainer.max_steps", "2", "--model.gpt.n_layer", "1", "--sample_text.max_new_tokens", "0"]
     place = {**closed, "XDG_CACHE_HOME": str(tmp_path / "cache"), "NO_PROXY": "", "no_proxy": ""}
@@ -190,8 +190,8 @@ def test_a_run_folder_is_never_overwritten(run: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--version", "--help"])
-def test_version_and_help_answer_without_torch(flag: str, tmp_path: Path) -> None:
-    """Importing torch takes seconds: the two quickest questions must not pay for it."""
+def test_version_and_help_do_not_import_torch(flag: str, tmp_path: Path) -> None:
+    """Importing torch takes seconds."""
     probe = "import sys\nfrom gptlit.__main__ import main\nmain()\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", probe, flag], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -202,8 +202,8 @@ def test_version_and_help_answer_without_torch(flag: str, tmp_path: Path) -> Non
 def test_every_config_file_is_valid(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every YAML in configs/ parses, builds its model, optimizer and data settings; overlays on top of base."""
     monkeypatch.chdir(tmp_path)
-    whole = "max_steps" in yaml.safe_load(path.read_text()).get("trainer", {}) and "at_scale" not in path.name
-    base = [] if whole else ["--config", str(packaged_configs() / "base.yaml")]
+    complete = "max_steps" in yaml.safe_load(path.read_text()).get("trainer", {}) and "at_scale" not in path.name
+    base = [] if complete else ["--config", str(packaged_configs() / "base.yaml")]
     plan = parse_fit([*base, "--config", str(path)])
     instantiate(plan)
     assert plan.settings["model"]["gpt"]["block_size"] == plan.settings["data"]["block_size"]

@@ -1,4 +1,4 @@
-"""Completion as a shell does it: the script is read by a real bash and a real zsh, and asked for what may follow."""
+"""Completion scripts in real shells: bash and zsh load the script and complete a line."""
 
 import shutil
 import subprocess
@@ -57,8 +57,8 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("completion ", {"bash", "zsh"}),
     ],
 )
-def test_bash_offers_what_may_follow(scripts: Path, line: str, offered: set[str]) -> None:
-    """Guards against options that no shell finds: those of a verb are in a parser of its own."""
+def test_bash_completes_verbs_options_and_values(scripts: Path, line: str, offered: set[str]) -> None:
+    """Guards against missing options: each verb has a parser of its own."""
     words = ["gptlit", *line.split(" ")]
     done = subprocess.run(["bash", "-c", BASH, "bash", *words], cwd=scripts, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == offered
@@ -69,18 +69,18 @@ def test_bash_offers_what_may_follow(scripts: Path, line: str, offered: set[str]
     ("line", "then"),
     [("exp", "ort"), ("fit --model.gpt.posi", "tion"), ("fit --model.gpt.position ", "learned")],
 )
-def test_zsh_offers_what_may_follow(scripts: Path, line: str, then: str) -> None:
-    """Guards against descriptions that zsh takes for a part of its own grammar, such as brackets and colons.
+def test_zsh_completes_verbs_options_and_values(scripts: Path, line: str, then: str) -> None:
+    """Guards against descriptions with characters of zsh's grammar, such as brackets and colons.
 
-    `then` is what the shell writes behind the line.
+    `then` is what the shell appends to the line.
     """
     command = ["zsh", "-f", "-c", ZSH, "zsh", f"gptlit {line}", then]
     done = subprocess.run(command, cwd=scripts, capture_output=True, text=True, timeout=60, check=False)
     assert "found" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_shell_that_is_not_known_is_named() -> None:
-    """A mistake is one line."""
+def test_an_unknown_shell_is_named() -> None:
+    """A user error is one line."""
     answer = gptlit("completion", "csh")
     assert answer.code == 2
     assert answer.out == ""
@@ -89,7 +89,7 @@ def test_a_shell_that_is_not_known_is_named() -> None:
 
 
 def test_no_values_are_offered_for_numbers_and_free_text() -> None:
-    """Guards against a `null` that would be put in the place of a number by a single press of the key."""
+    """Guards against a `null` that one press of the Tab key would insert in place of a number."""
     assert '"--model.gpt.logit_softcap[' in script("zsh")
     (line,) = {line for line in script("zsh").splitlines() if '"--model.gpt.logit_softcap[' in line}
     assert "null" not in line

@@ -1,4 +1,4 @@
-"""Prompts before they are encoded: where they are read from, and where one ends and the next begins."""
+"""Reading prompts: their sources, and how a file is split into prompts."""
 
 import io
 import sys
@@ -14,7 +14,7 @@ from gptlit.tokenizer import CharTokenizer
 
 
 def test_a_line_ends_with_a_newline_only(tmp_path: Path) -> None:
-    """Guards against a prompt that is cut at a form feed, or JSON that is cut at a line separator in a string."""
+    """Guards against prompts split at a form feed, and JSON split at a line separator inside a string."""
     path = tmp_path / "prompts.txt"
     path.write_text("one\x0ctwo\u2028three\n\nfour\n", encoding="utf-8")
     assert read_prompts(None, str(path)) == ["one\x0ctwo\u2028three", "", "four"]
@@ -32,7 +32,7 @@ def test_an_error_in_jsonl_names_its_line_in_the_file(tmp_path: Path) -> None:
 
 
 def test_stdin_is_utf_8_whatever_the_terminal_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other bytes are refused by their position."""
+    """Invalid bytes are refused with their position."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffcafé\r\n".encode()), encoding="latin1"))
     assert read_prompts("-", None) == ["café\n"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
@@ -58,8 +58,8 @@ def test_an_empty_prompt_is_a_newline_or_the_first_token() -> None:
     assert encode_prompt(0, None, CharTokenizer("ab"), "error").ids == [0]
 
 
-def test_the_printed_command_can_be_typed_as_it_stands() -> None:
-    """Guards against a path that the shell splits, and against a prompt outside of the run's vocabulary."""
+def test_the_printed_command_can_be_pasted_into_a_shell() -> None:
+    """Guards against an unquoted path, and against a prompt outside the run's vocabulary."""
     run = Path("my run")
     assert sample_command(run, CharTokenizer.train("ROMEO: o")) == (
         "gptlit predict --ckpt_path 'my run' --prompt \"ROMEO:\""
@@ -67,8 +67,8 @@ def test_the_printed_command_can_be_typed_as_it_stands() -> None:
     assert sample_command(run, CharTokenizer.train("romeo")) == "gptlit predict --ckpt_path 'my run'"
 
 
-def test_names_in_the_closing_table_stand_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """Guards against a folder's name that is taken for markup, and lost."""
+def test_names_in_the_closing_table_are_not_read_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against the loss of square brackets in the name of a folder."""
     table("done", [("run folder", "a[lr=0.1]"), ("sample", "b[/c]")])
     err = capsys.readouterr().err
     assert "a[lr=0.1]" in err
