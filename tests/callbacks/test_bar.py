@@ -21,7 +21,7 @@ NUMBERS = ("loss 1.6031", "val 1.7421")
 
 
 def shown(state: State, columns: int) -> str:
-    """The line of the bar in a terminal of so many columns."""
+    """Return the line of the bar in a terminal with `width` columns."""
     file = io.StringIO()
     Console(file=file, width=columns, force_terminal=True, color_system=None).print(bar_line(state, columns))
     return file.getvalue().rstrip("\n")
@@ -65,7 +65,7 @@ def test_times_are_written_as_on_a_clock(seconds: float, text: str) -> None:
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock set by the test."""
 
     now = 100.0
 

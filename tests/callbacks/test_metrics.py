@@ -1,4 +1,4 @@
-"""MetricsLogger: what is logged, under which step, how fast it says that training is, and metrics.csv."""
+"""MetricsLogger: logged values, their steps, training speed, and metrics.csv."""
 
 import csv
 from collections import defaultdict
@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gptlit.callbacks.metrics import MetricsFile, MetricsLogger, clock_stopped
 from gptlit.optim import ScheduleConfig, learning_rate_factor
 
-STEPS, EVERY, VALIDATE = 14, 4, 6  # none divides another: nothing is right by accident
+STEPS, EVERY, VALIDATE = 14, 4, 6  # none divides another, so that no count is right by coincidence
 TRAIN = {"train/loss", "train/grad_norm", "perf/step_milliseconds", "perf/characters_per_second"}
 RATES = {"lr/muon", "lr/adamw"}
 VAL = {"val/loss", "val/bpc", "val/bpb", "val/perplexity", "val/loss_estimate", "train/loss_estimate"}
@@ -50,7 +50,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_point_stands_at_the_number_of_optimizer_steps_done(scalars: dict[str, dict[int, float]]) -> None:
+def test_every_point_is_logged_at_the_number_of_optimizer_steps_done(scalars: dict[str, dict[int, float]]) -> None:
     """Guards against Lightning's own count, which is one less, and against counting micro-batches."""
     found = {tag: list(points) for tag, points in scalars.items() if tag != "val/best_loss"}
     assert found == {
@@ -59,8 +59,8 @@ def test_every_point_stands_at_the_number_of_optimizer_steps_done(scalars: dict[
     }
 
 
-def test_a_point_of_lr_is_the_rate_that_its_step_was_made_with(scalars: dict[str, dict[int, float]]) -> None:
-    """Guards against the rate of the step that follows."""
+def test_the_logged_rate_is_the_one_that_the_step_used(scalars: dict[str, dict[int, float]]) -> None:
+    """Guards against logging the rate of the next step."""
     schedule = ScheduleConfig(shape="cosine", warmup_steps=3)
     expected = {step: 0.02 * learning_rate_factor(step - 1, STEPS, schedule) for step in TRAIN_STEPS}
     assert scalars["lr/muon"] == pytest.approx(expected, rel=1e-6)
@@ -69,7 +69,7 @@ def test_a_point_of_lr_is_the_rate_that_its_step_was_made_with(scalars: dict[str
 def test_the_csv_holds_the_numbers_of_tensorboard_in_one_row_a_step(
     run: Path, scalars: dict[str, dict[int, float]]
 ) -> None:
-    """Guards against rows that are held back, doubled, or split in two."""
+    """Guards against delayed, duplicate or split rows."""
     rows = table(run / "metrics.csv")
     assert [int(row["step"]) for row in rows] == sorted({*TRAIN_STEPS, *VAL_STEPS})
     found: dict[str, dict[int, float]] = defaultdict(dict)
@@ -88,7 +88,7 @@ def test_speed_is_characters_of_the_whole_batch_over_the_time_of_a_step(scalars:
 
 
 class Clock:
-    """Stands in for time.perf_counter."""
+    """Replaces time.perf_counter."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -125,8 +125,8 @@ def make_trainer(curves: MetricsLogger) -> Any:
     )
 
 
-def test_the_clock_stands_still_while_the_run_validates_or_writes(clock: Clock) -> None:
-    """Guards against a speed that falls when checkpoints are written often."""
+def test_the_clock_is_stopped_while_the_run_validates_or_writes(clock: Clock) -> None:
+    """Guards against a speed that depends on how often checkpoints are written."""
     curves = MetricsLogger()
     trainer = make_trainer(curves)
     one_step(curves, clock, trainer, 1.0)
@@ -159,8 +159,8 @@ def test_a_checkpoint_written_while_the_clock_runs_holds_the_time_so_far(clock: 
     assert resumed.latest["perf/step_milliseconds"] == 3000.0
 
 
-def test_a_row_is_on_the_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
-    """Guards against a table that a killed run leaves empty."""
+def test_a_row_is_written_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    """Guards against an empty file after SIGKILL."""
     metrics = MetricsFile(tmp_path)
     metrics.log_metrics({"train/loss": 4.0}, step=10)
     assert (tmp_path / "metrics.csv").read_text() == "step,train/loss\n10,4\n"
@@ -169,8 +169,8 @@ def test_a_row_is_on_the_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_text() == "step,train/loss,val/loss\n10,4,3.5\n20,3.25,\n"
 
 
-def test_a_resumed_run_takes_back_the_rows_that_come_again(tmp_path: Path) -> None:
-    """Guards against doubled rows, against a lost beginning, and against a last line that a crash cut short."""
+def test_a_resumed_run_drops_the_rows_that_it_repeats(tmp_path: Path) -> None:
+    """Guards against duplicate rows, lost earlier rows, and a last line cut short by a crash."""
     metrics = MetricsFile(tmp_path)
     for step in (10, 20, 30):
         metrics.log_metrics({"train/loss": float(step), "lr/adamw": 0.5}, step=step)
@@ -184,7 +184,7 @@ def test_a_resumed_run_takes_back_the_rows_that_come_again(tmp_path: Path) -> No
     assert lines == ["step,lr/adamw,train/loss,val/loss", "10,0.5,10,", "20,0.5,20,2", "30,0.5,31,"]
 
 
-def test_a_fresh_run_does_not_carry_on_a_table_that_lies_there(tmp_path: Path) -> None:
+def test_a_new_run_replaces_an_existing_file(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,train/loss\n10,4\n")
     MetricsFile(tmp_path).log_metrics({"train/loss": 1.0}, step=5)
     assert (tmp_path / "metrics.csv").read_text() == "step,train/loss\n5,1\n"

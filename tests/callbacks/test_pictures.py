@@ -28,7 +28,7 @@ from gptlit.tokenizer import CharTokenizer
 
 @pytest.mark.parametrize("name", [name for name, gpt in DIALECTS.items() if gpt.get("n_layer", 1)])
 def test_the_weights_shown_are_those_that_the_model_uses(name: str) -> None:
-    """The fused kernel hides its weights. Weights · values, projected, must be the output of the attention layer."""
+    """The fused kernel does not return weights. Weights · values, projected, must be the layer's output."""
     config = GPTConfig(**DIALECTS[name])
     model = random_gpt(config)
     ids = torch.randint(config.vocab_size, (config.block_size,), generator=torch.Generator().manual_seed(1))
@@ -136,8 +136,8 @@ def test_labels_show_white_space_and_unknown_characters_are_left_out() -> None:
     assert figures(model, tokenizer, "????") == {}, "no text is left"
 
 
-def test_the_bigram_table_is_shown_next_to_the_counts_it_should_come_to_equal() -> None:
-    """Rows are the given token, columns the next one; a transposed table would look as good."""
+def test_the_bigram_table_is_shown_next_to_the_counts_that_it_should_learn() -> None:
+    """Rows are the given token, columns the next one; a transposed table would look plausible too."""
     tokenizer = CharTokenizer("abc")
     tokens = torch.tensor(tokenizer.encode("abababac"))
     counted = counted_bigrams(tokens, 3)

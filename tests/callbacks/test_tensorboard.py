@@ -1,4 +1,4 @@
-"""What a run writes for TensorBoard, read with TensorBoard's own reader: losses, text, comparison, histograms."""
+"""Event files of a run, read with TensorBoard's own reader: losses, text, comparison, histograms."""
 
 import csv
 import re
@@ -60,7 +60,7 @@ def run(config: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def events(run: Path) -> EventAccumulator:
-    """What TensorBoard reads of it."""
+    """Return what TensorBoard reads from it."""
     events = EventAccumulator(str(run), tensor_size_guidance={"histograms": 0, "scalars": 0, "text": 0})
     events.Reload()
     return events
@@ -85,7 +85,7 @@ def scalars(folder: Path, tag: str) -> dict[int, float]:
 
 
 def test_train_and_val_loss_have_one_name_in_two_sub_runs_and_so_one_chart(run: Path) -> None:
-    """TensorBoard draws curves of one name into one chart and colours them by run. Steps and values are true."""
+    """TensorBoard draws curves of one name into one chart and colours them by run. Steps and values are correct."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for part in ("train", "val"):
@@ -289,7 +289,7 @@ def test_histograms_are_few_at_validations_and_at_the_end(max_steps: int, interv
     ids=["all equal", "not a number", "infinite"],
 )
 def test_values_without_a_finite_range_are_left_out(values: Tensor) -> None:
-    """A histogram never ends a run."""
+    """A histogram never stops a run."""
     recorder = Recorder()
     add_histogram(recorder, "weights/x", values, 1)
     assert not recorder.histograms

@@ -317,7 +317,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_signal_forwarded_by_a_launcher_does_not_stop_at_once(tmp_path: Path, undisturbed: Path) -> None:
-    """torchrun forwards the SIGINT that the terminal has already sent: the step is still finished."""
+    """As torchrun forwards the SIGINT that the terminal has already sent; the step is still finished."""
     config, run = write_config(tmp_path), tmp_path / "run"
 
     def both() -> None:

@@ -137,7 +137,7 @@ def test_a_resumed_run_may_be_killed_and_resumed_again(reference, tmp_path) -> N
 def test_a_signal_finishes_the_step_saves_and_gives_its_exit_code(
     reference, tmp_path, hook: str, step: int, stops_after: int, number: signal.Signals
 ) -> None:
-    """In a step, before, in and after a validation, and in the last one: exit code 128 + n, and the resumed run ends the same."""
+    """In a step; before, in and after a validation; in the last step: exit code 128 + n, and resuming ends the same."""
     config, undisturbed = reference
     run = tmp_path / "run"
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)

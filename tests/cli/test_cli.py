@@ -77,7 +77,7 @@ def test_validate_gives_the_loss_that_the_fit_reported(run: Path) -> None:
 
 
 def test_predict_twice_gives_the_same_text_on_stdout(run: Path) -> None:
-    """stdout holds only prompt and text: equal for equal seeds, different for different seeds."""
+    """Only text on stdout, starting with the prompt; equal for equal seeds, different for different seeds."""
     arguments = ["predict", "--ckpt_path", "checkpoints/small", "--prompt", "MARENNA:", "--max_new_tokens", "40"]
     first, second = (gptlit(*arguments, "--seed", "1", cwd=run).stdout for _ in range(2))
     assert first == second

@@ -1,8 +1,8 @@
-"""Run a GGUF file in llama.cpp (the `xllamacpp` wheel), in a process of its own, since llama.cpp ends the process.
+"""Run a GGUF file in llama.cpp (the `xllamacpp` wheel). A script, since llama.cpp may end the process.
 
     python tests/convert/run_llama_cpp.py model.gguf < request.json > answer.json
 
-The request has `text` (to tokenise), `windows` (lists of ids whose log-probabilities are wanted at every position) and
+The request has `text` (to tokenise), `windows` (lists of ids; the answer has log-probabilities at every position) and
 `prompts` with `new` (ids to continue greedily). The cache is float32 and flash attention is off.
 """
 

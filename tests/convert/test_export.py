@@ -1,4 +1,4 @@
-"""A run as a Hugging Face folder: transformers computes the same logits, writes the same text, reads the same ids."""
+"""Exports for transformers: same logits, same text, same token ids."""
 
 import json
 import math
@@ -29,7 +29,9 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 
 HEADER = ("export", "tool", "largest difference", "at positions", "greedy text")
-SYMBOLS = CharTokenizer("\n !$&',-.3:;?" + "".join(map(chr, range(65, 91))) + "".join(map(chr, range(97, 123))), "play")
+TOKENIZER = CharTokenizer(
+    "\n !$&',-.3:;?" + "".join(map(chr, range(65, 91))) + "".join(map(chr, range(97, 123))), "play"
+)
 MODERN = GPTConfig(**DIALECTS["modern"])
 EXPORTABLE = {
     "nanogpt": GPTConfig(**DIALECTS["nanogpt"]),
@@ -46,7 +48,7 @@ EXPORTABLE = {
 
 
 def checkpoint_of(model: GPT, tokenizer: Tokenizer, **more: Any) -> dict[str, Any]:
-    """What a run would have saved of this network."""
+    """Return the checkpoint that a run would save for this network."""
     return {
         "state_dict": {f"net.{name}": tensor for name, tensor in model.state_dict().items()},
         "hyper_parameters": {"gpt": asdict(model.config), "tokenizer": tokenizer.to_json(), "seed": 1337},
@@ -56,13 +58,13 @@ def checkpoint_of(model: GPT, tokenizer: Tokenizer, **more: Any) -> dict[str, An
 
 
 def positions(gpt: GPTConfig, count: int = 1000) -> Tensor:
-    """Random ids (B, T), at least `count` of them."""
+    """Return random ids (B, T), at least `count` in total."""
     rows = math.ceil(count / gpt.block_size)
     return torch.randint(gpt.vocab_size, (rows, gpt.block_size), generator=torch.Generator().manual_seed(1))
 
 
 def greedy(model: GPT, ids: list[int], new: int) -> list[int]:
-    """The most probable continuation, by whole forward passes."""
+    """Return the greedy continuation, computed without a cache."""
     for _ in range(new):
         ids = [*ids, int(model(torch.tensor([ids]))[0, -1].argmax())]
     return ids
@@ -70,17 +72,17 @@ def greedy(model: GPT, ids: list[int], new: int) -> list[int]:
 
 @pytest.fixture(scope="module", params=list(EXPORTABLE))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, GPT, Path]:
-    """A network of every exportable dialect, in float32 and with no weight near zero, and the folder made of it."""
+    """Each exportable architecture in float32, with no weight near zero, and its exported folder."""
     model = random_gpt(EXPORTABLE[request.param]).float()
     folder = tmp_path_factory.mktemp("export") / "model"
-    export_run(checkpoint_of(model, SYMBOLS), folder)
+    export_run(checkpoint_of(model, TOKENIZER), folder)
     return request.param, model, folder
 
 
 @torch.no_grad()
-def test_transformers_computes_the_same_logits_and_writes_the_same_text(exported: tuple[str, GPT, Path]) -> None:
-    """Guards against a transposed, swapped or forgotten weight, another activation, epsilon or rotation, and a cache
-    that differs: greedy text goes through it.
+def test_transformers_computes_the_same_logits_and_greedy_text(exported: tuple[str, GPT, Path]) -> None:
+    """Guards against a transposed, swapped or missing weight, another activation, epsilon or rotation, and a wrong
+    cache, which greedy text uses.
     """
     name, ours, folder = exported
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
@@ -90,7 +92,7 @@ def test_transformers_computes_the_same_logits_and_writes_the_same_text(exported
     difference = float((theirs(ids).logits - expected).abs().max())
     prompt = "Ay, me"
     new = min(24, ours.config.block_size) - len(prompt)
-    text = SYMBOLS.decode(greedy(ours, SYMBOLS.encode(prompt), new))
+    text = TOKENIZER.decode(greedy(ours, TOKENIZER.encode(prompt), new))
     written = tokenizer.decode(
         theirs.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=new, do_sample=False)[0]
     )
@@ -106,27 +108,27 @@ def has_head_bias(model: GPT) -> bool:
     return model.lm_head.bias is not None
 
 
-def test_the_tokenizer_loses_nothing_and_adds_nothing(exported: tuple[str, GPT, Path]) -> None:
-    """Guards against stripped spaces, "cleaned up" punctuation, swallowed line ends and tokens put around the text."""
+def test_the_exported_tokenizer_is_lossless(exported: tuple[str, GPT, Path]) -> None:
+    """Guards against stripped spaces, "cleaned up" punctuation, lost line ends and added special tokens."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported[2], local_files_only=True)
     text = "\n\n  First Citizen:\n  Don 't , we 're .  \n"
     ids = tokenizer(text)["input_ids"]
-    assert ids == SYMBOLS.encode(text)
+    assert ids == TOKENIZER.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
-    assert len(tokenizer) == SYMBOLS.vocab_size
+    assert len(tokenizer) == TOKENIZER.vocab_size
 
 
 def test_the_exported_tokenizer_refuses_an_unknown_character(tmp_path: Path) -> None:
-    """It would be lost without a word otherwise."""
-    export_run(checkpoint_of(random_gpt(MODERN), SYMBOLS), tmp_path / "model")
+    """Otherwise the character would be dropped silently."""
+    export_run(checkpoint_of(random_gpt(MODERN), TOKENIZER), tmp_path / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True)
     with pytest.raises(Exception, match="Unk token"):
         tokenizer("caf\u00e9")
 
 
-def test_the_whole_corpus_survives_the_exported_tokenizer(tinyshakespeare: Path, tmp_path: Path) -> None:
-    """Every character of the real text there and back."""
+def test_the_exported_tokenizer_encodes_and_decodes_the_corpus(tinyshakespeare: Path, tmp_path: Path) -> None:
+    """On all of Tiny Shakespeare."""
     text = tinyshakespeare.read_text(encoding="utf-8")
     ours = CharTokenizer.train(text, "tinyshakespeare")
     export_run(checkpoint_of(random_gpt(MODERN), ours), tmp_path / "model")
@@ -137,8 +139,8 @@ def test_the_whole_corpus_survives_the_exported_tokenizer(tinyshakespeare: Path,
 
 
 @pytest.mark.parametrize("dialect", ["nanogpt", "modern"])
-def test_a_byte_pair_tokenizer_is_exported_as_it_is(dialect: str, tmp_path: Path) -> None:
-    """There is a class of transformers for GPT-2's vocabulary, which would split the text otherwise."""
+def test_a_byte_pair_tokenizer_is_exported_unchanged(dialect: str, tmp_path: Path) -> None:
+    """Guards against transformers' GPT-2 tokenizer class, which splits text differently."""
     text = "To be, or not to be: that is the question.\n  Whether 'tis nobler \u2014 na\u00efve \U0001f600\n\n" * 4
     ours = BPETokenizer.train([text], 300, "speech")
     gpt = replace(EXPORTABLE[dialect], vocab_size=ours.vocab_size)
@@ -151,16 +153,18 @@ def test_a_byte_pair_tokenizer_is_exported_as_it_is(dialect: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("dialect", ["nanogpt", "modern"])
-def test_generation_does_not_stop_at_a_symbol(dialect: str, tmp_path: Path) -> None:
-    """NanoChat's defaults end a text at id 1 and GPT-2's at 50256: with us every id is a symbol like the others."""
+def test_generation_does_not_stop_at_a_token(dialect: str, tmp_path: Path) -> None:
+    """NanoChat's default end token is id 1 and GPT-2's is 50256; here every id is an ordinary token."""
     model = GPT(replace(EXPORTABLE[dialect], tie_weights=False, init="zero")).eval()
     with torch.no_grad():
-        model.transformer["wte"].weight[:] = model.transformer["wte"].weight[0].clone()  # all symbols look alike
+        model.transformer["wte"].weight[:] = (
+            model.transformer["wte"].weight[0].clone()
+        )  # all tokens have the same embedding
         if "wpe" in model.transformer:
             model.transformer["wpe"].weight.zero_()
         model.lm_head.weight.zero_()
-        model.lm_head.weight[1] = model.hidden(torch.tensor([[0]]))[0, 0]  # now id 1 always comes next
-    export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
+        model.lm_head.weight[1] = model.hidden(torch.tensor([[0]]))[0, 0]  # id 1 is always the most probable
+    export_run(checkpoint_of(model, TOKENIZER), tmp_path / "model")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", local_files_only=True)
     written = theirs.generate(torch.tensor([[5, 1]]), max_new_tokens=10, do_sample=False)
     assert written[0].tolist() == [5] + [1] * 11
@@ -169,25 +173,25 @@ def test_generation_does_not_stop_at_a_symbol(dialect: str, tmp_path: Path) -> N
         assert [said.get(f"{name}_token_id") for name in ("bos", "eos", "pad")] == [None, None, None]
 
 
-def test_generation_draws_from_all_symbols(tmp_path: Path) -> None:
-    """Left alone, transformers draws from the 50 most probable symbols only."""
+def test_generation_samples_from_all_tokens(tmp_path: Path) -> None:
+    """By default transformers samples from the 50 most probable tokens only."""
     model = random_gpt(MODERN)
     with torch.no_grad():
-        model.lm_head.weight.mul_(0.01)  # all symbols about equally probable
-    export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
+        model.lm_head.weight.mul_(0.01)  # all tokens about equally probable
+    export_run(checkpoint_of(model, TOKENIZER), tmp_path / "model")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", local_files_only=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        drawn = theirs.generate(torch.zeros(2000, 1, dtype=torch.int64), max_new_tokens=1)[:, 1]
-    assert drawn.unique().tolist() == list(range(SYMBOLS.vocab_size))
+        sampled = theirs.generate(torch.zeros(2000, 1, dtype=torch.int64), max_new_tokens=1)[:, 1]
+    assert sampled.unique().tolist() == list(range(TOKENIZER.vocab_size))
 
 
 @pytest.mark.parametrize("dialect", ["nanogpt", "modern"])
 def test_the_pipeline_fills_the_context_at_temperature_one(
     dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own defaults are 256 tokens, which GPT-2's positions may not have, and a temperature of 0.7."""
-    export_run(checkpoint_of(random_gpt(EXPORTABLE[dialect]), SYMBOLS), tmp_path / "model")
+    """The pipeline's defaults are 256 tokens, which may exceed GPT-2's positions, and a temperature of 0.7."""
+    export_run(checkpoint_of(random_gpt(EXPORTABLE[dialect]), TOKENIZER), tmp_path / "model")
     used, sample = [], transformers.GenerationMixin._sample
 
     def watched(model: Any, *arguments: Any, generation_config: Any, **options: Any) -> Any:
@@ -203,7 +207,7 @@ def test_the_pipeline_fills_the_context_at_temperature_one(
 
 
 def test_the_tokenizer_names_no_token_types(exported: tuple[str, GPT, Path]) -> None:
-    """GPT-2 would add their embeddings; the class name is one that transformers 4 and 5 know."""
+    """GPT-2 would add embeddings of token types. Transformers 4 and 5 both have the class."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported[2], local_files_only=True)
     assert set(tokenizer("Ay, me")) == {"input_ids", "attention_mask"}
     settings = json.loads((exported[2] / "tokenizer_config.json").read_text())
@@ -211,10 +215,10 @@ def test_the_tokenizer_names_no_token_types(exported: tuple[str, GPT, Path]) -> 
 
 
 @pytest.mark.skipif(not os.environ.get("GPTLIT_TRANSFORMERS_4"), reason="GPTLIT_TRANSFORMERS_4 names no folder")
-def test_transformers_4_computes_the_same_and_samples_alike(tmp_path: Path) -> None:
-    """In a process of its own, with the folder of that variable (pip install --target) before the others."""
+def test_transformers_4_computes_the_same_and_samples_the_same(tmp_path: Path) -> None:
+    """In its own process, with the folder of the variable (pip install --target) first on sys.path."""
     ours = random_gpt(replace(EXPORTABLE["gpt2"], block_size=64)).float()
-    export_run(checkpoint_of(ours, SYMBOLS), tmp_path / "model")
+    export_run(checkpoint_of(ours, TOKENIZER), tmp_path / "model")
     torch.save(positions(ours.config), tmp_path / "ids.pt")
     program = """
 import sys, torch, transformers
@@ -235,7 +239,7 @@ print(transformers.__version__, pipe.generation_config.temperature, len(pipe("Ay
     with torch.no_grad():
         difference = float((logits - ours(positions(ours.config))).abs().max())
     assert difference < 1e-5
-    same = text == SYMBOLS.decode(greedy(ours, SYMBOLS.encode("Ay, me"), 58))
+    same = text == TOKENIZER.decode(greedy(ours, TOKENIZER.encode("Ay, me"), 58))
     row = ("transformers folder, gpt2", f"transformers {version}", f"{difference:.1e}", "1,024")
     report("Exports", HEADER, *row, "equal" if same else "differs")
     assert same
@@ -260,9 +264,9 @@ print(transformers.__version__, pipe.generation_config.temperature, len(pipe("Ay
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_transformers_cannot_express_is_refused_by_name(gpt: GPTConfig, named: str, tmp_path: Path) -> None:
-    """Guards against a folder that loads and computes something else."""
+    """Guards against a folder that loads without error and computes other logits."""
     with pytest.raises(UserError) as refusal:
-        export_run(checkpoint_of(random_gpt(gpt), SYMBOLS), tmp_path / "model")
+        export_run(checkpoint_of(random_gpt(gpt), TOKENIZER), tmp_path / "model")
     assert named in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
@@ -270,14 +274,14 @@ def test_what_transformers_cannot_express_is_refused_by_name(gpt: GPTConfig, nam
 
 @dataclass(frozen=True)
 class LaterConfig(GPTConfig):
-    """A switch that export has never heard of."""
+    """A switch that export does not know."""
 
     memory: int = 0
 
 
 @pytest.mark.parametrize("gpt", [EXPORTABLE["nanogpt"], MODERN], ids=["gpt2", "nanochat"])
-def test_a_switch_that_is_new_is_refused_until_export_knows_it(gpt: GPTConfig) -> None:
-    """Guards against a field of GPTConfig that is added, forgotten here, and silently left out of what is written."""
+def test_a_new_switch_is_refused_until_export_supports_it(gpt: GPTConfig) -> None:
+    """Guards against a new field of GPTConfig that the export silently ignores."""
     later = LaterConfig(**asdict(gpt))
     assert require_dialect(later, GPT2, NANOCHAT) is require_dialect(gpt, GPT2, NANOCHAT)
     with pytest.raises(UserError, match=r"model\.gpt\.memory 1 \(it has 0\)"):
@@ -285,21 +289,21 @@ def test_a_switch_that_is_new_is_refused_until_export_knows_it(gpt: GPTConfig) -
 
 
 def test_the_bias_of_the_head_moves_into_the_norm_exactly() -> None:
-    """W β' = W β + b wherever W has independent rows; a head with more symbols than channels is refused."""
+    """W β' = W β + b if W has independent rows; a head with more tokens than channels is refused."""
     generator = torch.Generator().manual_seed(0)
     W, b, beta = (torch.randn(*shape, generator=generator) for shape in ((65, 384), (65,), (384,)))
     moved = move_head_bias(W, b, beta)
     torch.testing.assert_close(W.double() @ moved.double(), W.double() @ beta.double() + b, rtol=0, atol=1e-4)
     with pytest.raises(UserError, match="65 tokens, 32 channels"):
         move_head_bias(W[:, :32], b, beta[:32])
-    W[1] = W[0]  # two rows that cannot tell their biases apart
+    W[1] = W[0]  # two equal rows cannot have different biases
     with pytest.raises(UserError, match="residual"):
         move_head_bias(W, b, beta)
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    """A folder with something in it is refused and stays as it was; an empty one is taken."""
-    checkpoint = checkpoint_of(random_gpt(MODERN), SYMBOLS)
+def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
+    """A folder that is not empty is refused and unchanged; an empty one is used."""
+    checkpoint = checkpoint_of(random_gpt(MODERN), TOKENIZER)
     export_run(checkpoint, tmp_path / "model")
     before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     with pytest.raises(UserError, match="not empty"):
@@ -310,51 +314,51 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "empty").iterdir()} == {path.name for path in before}
 
 
-def test_an_export_that_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a folder that looks whole and is not."""
+def test_a_failed_export_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against an incomplete folder that looks complete."""
 
     def full(*arguments: Any) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("gptlit.convert.export.model_card", full)
     with pytest.raises(UserError, match="No space left on device"):
-        export_run(checkpoint_of(random_gpt(MODERN), SYMBOLS), tmp_path / "model")
+        export_run(checkpoint_of(random_gpt(MODERN), TOKENIZER), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_export_that_computes_something_else_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison at the end of every export is a real one."""
+def test_an_export_with_other_logits_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the comparison at the end of every export."""
     monkeypatch.setattr("gptlit.convert.huggingface.RMS_NORM_EPS", 1e-1)
     with pytest.raises(RuntimeError, match="something else"):
-        export_run(checkpoint_of(random_gpt(MODERN), SYMBOLS), tmp_path / "model")
+        export_run(checkpoint_of(random_gpt(MODERN), TOKENIZER), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    """A run that diverged makes no model."""
+    """A diverged run cannot be exported."""
     model = random_gpt(MODERN)
     with torch.no_grad():
         model.lm_head.weight[3, 4] = math.nan
     with pytest.raises(UserError, match=r"not finite \(lm_head.weight\)"):
-        export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
+        export_run(checkpoint_of(model, TOKENIZER), tmp_path / "model")
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line with the command that installs it, and no ImportError."""
+    """One line with the command that installs it, without an ImportError."""
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"pip install 'gptlit\[hf\]'"):
-        export_run(checkpoint_of(random_gpt(MODERN), SYMBOLS), tmp_path / "model")
+        export_run(checkpoint_of(random_gpt(MODERN), TOKENIZER), tmp_path / "model")
 
 
 RUN_CONFIG = {"data": {"corpus": "plays/*.txt", "batch_size": 12, "val_fraction": 0.1}, "seed_everything": 7}
 
 
 @pytest.mark.parametrize(("best_step", "said"), [(2000, "1.5000 nats"), (1500, "not measured for these weights")])
-def test_the_card_says_what_the_run_was(best_step: int, said: str, tmp_path: Path) -> None:
-    """Split, protocol, loss, seed and command, all of this run; the loss of other weights is not passed off as ours."""
+def test_the_model_card_describes_the_run(best_step: int, said: str, tmp_path: Path) -> None:
+    """With split, protocol, loss, seed and command of this run, and not with the loss of other weights."""
     checkpoint = checkpoint_of(
         random_gpt(MODERN),
-        SYMBOLS,
+        TOKENIZER,
         gptlit={"version": "0.1.0", "config": yaml.safe_dump(RUN_CONFIG)},
         callbacks={"Other": {}, "RunCheckpoints": {"best_score": 1.5, "best_step": best_step}},
     )
@@ -377,9 +381,9 @@ def test_the_card_says_what_the_run_was(best_step: int, said: str, tmp_path: Pat
 
 
 def test_the_command_exports_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The verb from flags to folder; its words go to stderr."""
+    """From flags to folder; messages go to stderr."""
     (tmp_path / "run").mkdir()
-    torch.save(checkpoint_of(random_gpt(MODERN), SYMBOLS), tmp_path / "run" / "best.ckpt")
+    torch.save(checkpoint_of(random_gpt(MODERN), TOKENIZER), tmp_path / "run" / "best.ckpt")
     assert run("export", ["--ckpt_path", str(tmp_path / "run"), "--output", str(tmp_path / "model")]) == 0
     words = capsys.readouterr()
     assert words.out == ""
@@ -396,10 +400,10 @@ def test_the_command_exports_a_run_folder(tmp_path: Path, capsys: pytest.Capture
         (["--ckpt_pth", "nowhere"], "ckpt_pth"),
     ],
 )
-def test_a_mistake_in_the_command_is_one_line(
+def test_a_user_error_in_export_is_one_line(
     arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, the flag by name, no traceback."""
+    """Exit code 2; the flag is named; no traceback."""
     assert run("export", arguments) == 2
     words = capsys.readouterr().err
     assert named in words

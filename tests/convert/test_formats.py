@@ -1,4 +1,4 @@
-"""ONNX, GGUF and nanoGPT: what is written computes the same, and what a format cannot hold is refused by name."""
+"""ONNX, GGUF and nanoGPT: exports compute the same; what a format cannot express is refused by name."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 import torch
 from command import report
 from conftest import DIALECTS, random_gpt
-from test_export import EXPORTABLE, HEADER, MODERN, SYMBOLS, checkpoint_of, greedy, positions
+from test_export import EXPORTABLE, HEADER, MODERN, TOKENIZER, checkpoint_of, greedy, positions
 from torch import Tensor
 
 from gptlit.cli import run
@@ -42,12 +42,12 @@ def version_of(package: str) -> str:
 
 @pytest.mark.parametrize("dialect", ["bigram", "nanogpt", "modern, token shift"])
 def test_an_onnx_graph_computes_the_same_at_every_length(dialect: str, tmp_path: Path) -> None:
-    """Any batch, any length up to the context, which is part of the graph; one more token is an error."""
+    """For any batch size and length up to the context; one more token is an error."""
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     gpt = replace(GPTConfig(**DIALECTS[dialect]), n_layer=min(1, DIALECTS[dialect].get("n_layer", 1)))
     ours = random_gpt(gpt).float()
-    exported = export_run(checkpoint_of(ours, SYMBOLS), tmp_path / "model", "onnx")
+    exported = export_run(checkpoint_of(ours, TOKENIZER), tmp_path / "model", "onnx")
     assert exported.check.positions >= 1000
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -67,17 +67,17 @@ def test_an_onnx_graph_computes_the_same_at_every_length(dialect: str, tmp_path:
     report("Exports", HEADER, f"onnx, {dialect}", version_of("onnxruntime"), f"{largest:.1e}", "1,000", "")
 
 
-def test_the_tokenizer_next_to_an_onnx_graph_is_ours(tmp_path: Path) -> None:
-    """tokenizer.json works with the tokenizers library alone."""
+def test_the_tokenizer_next_to_an_onnx_graph_encodes_the_same(tmp_path: Path) -> None:
+    """tokenizer.json needs only the tokenizers library."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     from tokenizers import Tokenizer
 
     gpt = GPTConfig(**DIALECTS["bigram"])
-    export_run(checkpoint_of(random_gpt(gpt), SYMBOLS), tmp_path / "model", "onnx")
+    export_run(checkpoint_of(random_gpt(gpt), TOKENIZER), tmp_path / "model", "onnx")
     tokenizer = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
-    assert tokenizer.encode("Ay, me!\n  ").ids == SYMBOLS.encode("Ay, me!\n  ")
-    assert tokenizer.decode(SYMBOLS.encode("Ay,  me")) == "Ay,  me"
+    assert tokenizer.encode("Ay, me!\n  ").ids == TOKENIZER.encode("Ay, me!\n  ")
+    assert tokenizer.decode(TOKENIZER.encode("Ay,  me")) == "Ay,  me"
 
 
 # ---------------------------------------------------------------- GGUF
@@ -89,7 +89,7 @@ def test_a_gguf_file_holds_every_weight(name: str, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     gpt = replace(EXPORTABLE[name], activation="gelu")
     ours = random_gpt(gpt).float()
-    exported = export_run(checkpoint_of(ours, SYMBOLS), tmp_path / "model", "gguf")
+    exported = export_run(checkpoint_of(ours, TOKENIZER), tmp_path / "model", "gguf")
     assert exported.check.largest_difference < 1e-4
     reader = gguf.GGUFReader(tmp_path / "model" / "model.gguf")
     tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
@@ -100,7 +100,7 @@ def test_a_gguf_file_holds_every_weight(name: str, tmp_path: Path) -> None:
     values = {key: field.contents() for key, field in reader.fields.items()}
     assert values["gpt2.context_length"] == gpt.block_size
     assert values["tokenizer.ggml.model"] == "rwkv"
-    assert values["tokenizer.ggml.tokens"] == list(SYMBOLS.symbols)
+    assert values["tokenizer.ggml.tokens"] == list(TOKENIZER.symbols)
     assert f"at most {gpt.block_size} tokens" in values["general.description"]
 
 
@@ -122,7 +122,7 @@ def test_tokens_of_a_gguf_file_are_escaped_and_prefixes_are_suppressed(tmp_path:
 
 
 def ask_llama_cpp(folder: Path, gpt: GPTConfig, text: str, windows: Tensor, prompts: list[list[int]], new: int) -> Any:
-    """Return what llama.cpp answers, from a process of its own."""
+    """Return the answer of llama.cpp, run in its own process."""
     pytest.importorskip("xllamacpp")
     request = {
         "context": gpt.block_size,
@@ -139,7 +139,7 @@ def ask_llama_cpp(folder: Path, gpt: GPTConfig, text: str, windows: Tensor, prom
 
 @pytest.mark.parametrize("activation", ["gelu_tanh", "gelu"])
 def test_llama_cpp_computes_the_same(activation: str, tinyshakespeare: Path, tmp_path: Path) -> None:
-    """The ids of the whole corpus, log-probabilities at 1,020 positions, and greedy text.
+    """The ids of the corpus, log-probabilities at 1,020 positions, and greedy text.
 
     llama.cpp has the tanh approximation of GELU, from a float16 table: with it the text is equal; exact GELU differs by
     a few thousandths.
@@ -150,7 +150,7 @@ def test_llama_cpp_computes_the_same(activation: str, tinyshakespeare: Path, tmp
     gpt = replace(GPT2, activation=activation, n_layer=2)
     ours = random_gpt(gpt, std=0.1).float()
     export_run(checkpoint_of(ours, tokenizer), tmp_path / "model", "gguf")
-    windows = positions(gpt, 1024)[:, :-1]  # the server keeps one place for the token to come
+    windows = positions(gpt, 1024)[:, :-1]  # the server reserves one position for the next token
     prompts = [tokenizer.encode(prompt) for prompt in ("ROMEO:", "To be", "\n")]
     found = ask_llama_cpp(tmp_path / "model", gpt, text, windows, prompts, 100)
     assert found["ids"] == tokenizer.encode(text)
@@ -173,7 +173,7 @@ def test_llama_cpp_computes_the_same(activation: str, tinyshakespeare: Path, tmp
 def test_a_nanogpt_checkpoint_has_the_keys_that_its_model_expects(tmp_path: Path) -> None:
     """GPTConfig's arguments, the state dict of its GPT, and a meta.pkl that encodes and decodes."""
     ours = random_gpt(NANOGPT).float()
-    export_run(checkpoint_of(ours, SYMBOLS), tmp_path / "model", "nanogpt")
+    export_run(checkpoint_of(ours, TOKENIZER), tmp_path / "model", "nanogpt")
     content = torch.load(tmp_path / "model" / "ckpt.pt", weights_only=True)
     names = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
     assert set(content["model_args"]) == names
@@ -182,16 +182,16 @@ def test_a_nanogpt_checkpoint_has_the_keys_that_its_model_expects(tmp_path: Path
     assert set(layer) <= content["model"].keys()
     assert not any(name.endswith("bias") for name in content["model"])
     meta = pickle.loads((tmp_path / "model" / "data" / content["config"]["dataset"] / "meta.pkl").read_bytes())
-    assert [meta["stoi"][character] for character in "Ay"] == SYMBOLS.encode("Ay")
-    assert "".join(meta["itos"][i] for i in SYMBOLS.encode("Ay, me")) == "Ay, me"
+    assert [meta["stoi"][character] for character in "Ay"] == TOKENIZER.encode("Ay")
+    assert "".join(meta["itos"][i] for i in TOKENIZER.encode("Ay, me")) == "Ay, me"
 
 
 @pytest.mark.parametrize("biases", [(False, False), (True, True), (True, False), (False, True)])
 def test_import_of_nanogpt_undoes_its_export(biases: tuple[bool, bool], tmp_path: Path) -> None:
-    """With any choice of biases, the same logits; where nanoGPT has that choice, the same configuration."""
+    """Same logits for every setting of the biases; same configuration where nanoGPT has that setting."""
     gpt = replace(NANOGPT, bias=biases[0], qkv_bias=biases[1])
     ours = random_gpt(gpt).float()
-    export_run(checkpoint_of(ours, SYMBOLS), tmp_path / "model", "nanogpt")
+    export_run(checkpoint_of(ours, TOKENIZER), tmp_path / "model", "nanogpt")
     back = load_pretrained(str(tmp_path / "model"))
     assert (back.gpt == gpt) == (biases[0] == biases[1])
     loaded = GPT(back.gpt)
@@ -202,9 +202,9 @@ def test_import_of_nanogpt_undoes_its_export(biases: tuple[bool, bool], tmp_path
 
 @pytest.mark.skipif(not os.environ.get("GPTLIT_NANOGPT"), reason="GPTLIT_NANOGPT names no checkout of nanoGPT")
 def test_nanogpt_itself_samples_the_same_text(tmp_path: Path) -> None:
-    """Its sample.py, at top_k 1, continues as our greedy decoding does."""
+    """Its sample.py, at top_k 1, continues like our greedy decoding."""
     ours = random_gpt(NANOGPT).float()
-    export_run(checkpoint_of(ours, SYMBOLS), tmp_path / "model", "nanogpt")
+    export_run(checkpoint_of(ours, TOKENIZER), tmp_path / "model", "nanogpt")
     checkout = tmp_path / "nanoGPT"
     checkout.symlink_to(Path(os.environ["GPTLIT_NANOGPT"]).resolve())
     place = tmp_path / "place"
@@ -217,7 +217,7 @@ def test_nanogpt_itself_samples_the_same_text(tmp_path: Path) -> None:
     command = [sys.executable, "sample.py", f"--out_dir={tmp_path / 'model'}", "--start=Ay", *flags]
     answer = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True, timeout=250)
     text = answer.stdout.split("meta.pkl...\n")[1].split("\n---------------")[0]
-    same = text == SYMBOLS.decode(greedy(ours, SYMBOLS.encode("Ay"), 50))
+    same = text == TOKENIZER.decode(greedy(ours, TOKENIZER.encode("Ay"), 50))
     report("Exports", HEADER, "nanogpt", f"sample.py, {version_of('torch')}", "", "", "equal" if same else "differs")
     assert same
 
@@ -237,12 +237,12 @@ def test_nanogpt_itself_samples_the_same_text(tmp_path: Path) -> None:
         ("nanogpt", replace(NANOGPT, mlp_ratio=3), "model.gpt.mlp_ratio 3 (it has 4)"),
     ],
 )
-def test_what_a_format_cannot_hold_is_refused_by_name(
+def test_what_a_format_cannot_express_is_refused_by_name(
     format: Format, gpt: GPTConfig, named: str, tmp_path: Path
 ) -> None:
-    """Guards against a file that loads and computes something else."""
+    """Guards against a file that loads without error and computes other logits."""
     with pytest.raises(UserError) as refusal:
-        export_run(checkpoint_of(random_gpt(gpt), SYMBOLS), tmp_path / "model", format)
+        export_run(checkpoint_of(random_gpt(gpt), TOKENIZER), tmp_path / "model", format)
     assert named in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -264,20 +264,20 @@ def test_a_byte_pair_vocabulary_is_refused_by_formats_without_one(format: Format
 def test_a_missing_library_of_a_format_is_named_with_its_extra(
     format: Format, module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line with the command that installs it, and nothing is left behind."""
+    """One line with the command that installs it, and no file is left."""
     pytest.importorskip(module)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"{module}.*pip install 'gptlit\[{extra}\]'"):
-        export_run(checkpoint_of(random_gpt(NANOGPT), SYMBOLS), tmp_path / "model", format)
+        export_run(checkpoint_of(random_gpt(NANOGPT), TOKENIZER), tmp_path / "model", format)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_export_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_export_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison reads the file that was written."""
     save = torch.save
     monkeypatch.setattr("torch.save", lambda content, path: save({**content, "model": doubled(content["model"])}, path))
     with pytest.raises(RuntimeError, match="something else"):
-        export_run(checkpoint_of(random_gpt(NANOGPT), SYMBOLS), tmp_path / "model", "nanogpt")
+        export_run(checkpoint_of(random_gpt(NANOGPT), TOKENIZER), tmp_path / "model", "nanogpt")
     assert not (tmp_path / "model").exists()
 
 
@@ -286,18 +286,18 @@ def doubled(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_exported_files_have_the_usual_permissions(tmp_path: Path) -> None:
-    """Libraries make some of them private."""
+    """Some libraries create private files."""
     pytest.importorskip("transformers")
     (tmp_path / "reference").touch()
-    export_run(checkpoint_of(random_gpt(MODERN), SYMBOLS), tmp_path / "model")
+    export_run(checkpoint_of(random_gpt(MODERN), TOKENIZER), tmp_path / "model")
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
     assert modes == {stat.S_IMODE((tmp_path / "reference").stat().st_mode)}
 
 
 def test_the_command_takes_the_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`gptlit export --format nanogpt`; another word is refused with the choices."""
+    """`gptlit export --format nanogpt`; an unknown format is refused with the choices."""
     (tmp_path / "run").mkdir()
-    torch.save(checkpoint_of(random_gpt(NANOGPT), SYMBOLS), tmp_path / "run" / "best.ckpt")
+    torch.save(checkpoint_of(random_gpt(NANOGPT), TOKENIZER), tmp_path / "run" / "best.ckpt")
     arguments = ["--ckpt_path", str(tmp_path / "run"), "--output", str(tmp_path / "model")]
     assert run("export", [*arguments, "--format", "safetensors"]) == 2
     words = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: they compute what they computed there, and nothing in their files is executed."""
+"""Weights of other projects: they compute the same here, and nothing in their files is executed."""
 
 import json
 import pickle
@@ -12,7 +12,7 @@ import pytest
 import torch
 from command import report
 from conftest import DIALECTS, random_gpt
-from test_export import EXPORTABLE, SYMBOLS, checkpoint_of, positions
+from test_export import EXPORTABLE, TOKENIZER, checkpoint_of, positions
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,7 +40,7 @@ NANOCHAT_SIZE = {
 
 
 def shaken(model: Any) -> Any:
-    """The model with every weight and bias well away from its first value."""
+    """Return the model with every weight and bias far from its initial value."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -72,7 +72,7 @@ THEIRS: dict[str, Callable[[], Any]] = {
 
 
 def network(pretrained: Pretrained) -> GPT:
-    """The GPT that starts from these weights."""
+    """Return the GPT with these weights."""
     model = GPT(pretrained.gpt)
     model.load_state_dict(pretrained.state_dict())
     return model.eval()
@@ -81,7 +81,7 @@ def network(pretrained: Pretrained) -> GPT:
 @torch.no_grad()
 @pytest.mark.parametrize("name", list(THEIRS))
 def test_a_folder_of_transformers_computes_the_same_here(name: str, tmp_path: Path) -> None:
-    """Guards against a transposed, swapped or forgotten weight, and another activation, epsilon or rotation."""
+    """Guards against a transposed, swapped or missing weight, and another activation, epsilon or rotation."""
     theirs = THEIRS[name]()
     theirs.save_pretrained(tmp_path)
     ours = network(load_pretrained(str(tmp_path)))
@@ -97,31 +97,31 @@ def test_a_folder_of_transformers_computes_the_same_here(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", [name for name in EXPORTABLE if name != "lecture, biased head"])
 def test_import_undoes_export(name: str, tmp_path: Path) -> None:
-    """Architecture, weights to the last bit, and tokenizer come back; nothing drifts when a model goes to and fro."""
+    """Architecture, weights (bit-exactly) and tokenizer are restored."""
     dropouts = {"dropout": 0.1, "attention_dropout": 0.2, "embedding_dropout": 0.3}
     model = random_gpt(replace(EXPORTABLE[name], **dropouts)).float()
-    export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
+    export_run(checkpoint_of(model, TOKENIZER), tmp_path / "model")
     back = load_pretrained(str(tmp_path / "model"))
     assert back.gpt == model.config
-    assert back.tokenizer == SYMBOLS
+    assert back.tokenizer == TOKENIZER
     weights = back.state_dict()
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(weights[key], tensor) for key, tensor in model.state_dict().items())
 
 
 @torch.no_grad()
-def test_a_moved_bias_of_the_head_comes_back_as_the_same_function(tmp_path: Path) -> None:
-    """What is moved cannot be moved back, but the logits stay."""
+def test_a_moved_bias_of_the_head_gives_the_same_logits(tmp_path: Path) -> None:
+    """The bias cannot be moved back, but the logits are equal."""
     model = random_gpt(EXPORTABLE["lecture, biased head"]).float()
-    export_run(checkpoint_of(model, SYMBOLS), tmp_path / "model")
+    export_run(checkpoint_of(model, TOKENIZER), tmp_path / "model")
     back = load_pretrained(str(tmp_path / "model"))
     assert back.gpt == model.config
     ids = positions(model.config)
     torch.testing.assert_close(network(back)(ids), model(ids), rtol=0, atol=1e-4)
 
 
-def test_a_byte_pair_tokenizer_comes_back(tmp_path: Path) -> None:
-    """The vocabulary belongs to the weights."""
+def test_a_byte_pair_tokenizer_is_restored(tmp_path: Path) -> None:
+    """The weights need their own vocabulary."""
     tokenizer = BPETokenizer.train(["to be or not to be, that is the question " * 9], 280, "speech")
     gpt = replace(EXPORTABLE["modern"], vocab_size=tokenizer.vocab_size)
     export_run(checkpoint_of(random_gpt(gpt), tokenizer), tmp_path / "model")
@@ -130,7 +130,7 @@ def test_a_byte_pair_tokenizer_comes_back(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_padded_rows_of_a_bpe_vocabulary_are_cropped(tmp_path: Path) -> None:
-    """Models often have more rows than their own tokenizer has tokens; these rows mean nothing."""
+    """Models often have more rows than their own tokenizer has tokens; these rows are unused."""
     tokenizer = BPETokenizer.train(["to be or not to be, that is the question " * 9], 280, "speech")
     size = tokenizer.vocab_size
     model = random_gpt(replace(EXPORTABLE["gpt2"], vocab_size=size)).float()
@@ -144,8 +144,8 @@ def test_padded_rows_of_a_bpe_vocabulary_are_cropped(tmp_path: Path) -> None:
 
 
 def test_a_character_vocabulary_must_match_the_weights(tmp_path: Path) -> None:
-    """128 rows are not the padding of 65 characters: another text was trained on."""
-    export_run(checkpoint_of(random_gpt(replace(EXPORTABLE["gpt2"], vocab_size=65)), SYMBOLS), tmp_path / "model")
+    """128 rows are no padding of 65 characters: the model was trained on another text."""
+    export_run(checkpoint_of(random_gpt(replace(EXPORTABLE["gpt2"], vocab_size=65)), TOKENIZER), tmp_path / "model")
     their_gpt2(vocab_size=128).save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="65 tokens, but its weights have 128"):
         load_pretrained(str(tmp_path / "model"))
@@ -154,7 +154,7 @@ def test_a_character_vocabulary_must_match_the_weights(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("make", [their_gpt2, their_nanochat], ids=["gpt2", "nanochat"])
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_head_trained_on_its_own_is_kept(make: Callable[..., Any], sharded: bool, tmp_path: Path) -> None:
+def test_a_separately_trained_head_is_kept(make: Callable[..., Any], sharded: bool, tmp_path: Path) -> None:
     """Some programs write `tie_word_embeddings: true` next to a head that differs from the embedding."""
     theirs = make(tie_word_embeddings=False)
     theirs.save_pretrained(tmp_path, max_shard_size="20kB" if sharded else "1GB")
@@ -168,7 +168,7 @@ def test_a_head_trained_on_its_own_is_kept(make: Callable[..., Any], sharded: bo
 
 
 def test_a_stored_copy_of_the_embedding_stays_tied(tmp_path: Path) -> None:
-    """A file may hold the shared table twice."""
+    """A file may store the shared table twice."""
     theirs = their_gpt2()
     theirs.save_pretrained(tmp_path)
     weights = safetensors_torch.load_file(tmp_path / "model.safetensors")
@@ -180,7 +180,7 @@ def test_a_stored_copy_of_the_embedding_stays_tied(tmp_path: Path) -> None:
 
 
 def test_weights_that_the_architecture_does_not_have_are_refused(tmp_path: Path) -> None:
-    """Transformers would drop them with a mere warning."""
+    """Transformers only warns and drops them."""
     their_nanochat().save_pretrained(tmp_path)
     weights = safetensors_torch.load_file(tmp_path / "model.safetensors")
     weights["model.layers.0.self_attn.ve_gate.weight"] = torch.ones(2, 2)
@@ -193,7 +193,7 @@ def test_weights_that_the_architecture_does_not_have_are_refused(tmp_path: Path)
 
 
 def nanogpt_file(path: Path, theirs: Any, prefix: str = "", masks: bool = False, bias: bool = True) -> Path:
-    """A `ckpt.pt` with the keys of nanoGPT, whose projections are (out, in), around the weights of transformers."""
+    """Write a `ckpt.pt` with nanoGPT's keys and (out, in) projections from the weights of transformers."""
     weights: dict[str, Tensor] = {}
     for name, tensor in theirs.state_dict().items():
         if name.endswith(".bias") and not bias:
@@ -238,7 +238,7 @@ def changed(file: Path, **changes: Any) -> Path:
 
 
 def decaying(*counts: int) -> dict[str, Any]:
-    """The optimizer state of nanoGPT with so many decayed and other tensors."""
+    """Return nanoGPT's optimizer state with the given numbers of decayed and other tensors."""
     rates = (0.1, 0.0)
     return {"param_groups": [{"params": [0] * n, "weight_decay": rate} for n, rate in zip(counts, rates, strict=True)]}
 
@@ -286,24 +286,24 @@ def test_a_nanogpt_checkpoint_of_before_2023_01_14_keeps_its_own_head(tmp_path: 
 
 
 def test_a_run_gives_its_best_weights_and_its_tokenizer(tmp_path: Path) -> None:
-    """The folder means best.ckpt; either file can be named itself."""
+    """A folder stands for best.ckpt; both files can be given by path."""
     models = {name: random_gpt(EXPORTABLE["modern"], seed).float() for seed, name in enumerate(("best", "last"))}
     for name, model in models.items():
-        torch.save(checkpoint_of(model, SYMBOLS, optimizer_states=[{}]), tmp_path / f"{name}.ckpt")
+        torch.save(checkpoint_of(model, TOKENIZER, optimizer_states=[{}]), tmp_path / f"{name}.ckpt")
     for source, name in ((tmp_path, "best"), (tmp_path / "best.ckpt", "best"), (tmp_path / "last.ckpt", "last")):
         found = load_pretrained(str(source))
         assert found.gpt == models[name].config
-        assert found.tokenizer == SYMBOLS
+        assert found.tokenizer == TOKENIZER
         weights = found.state_dict()
         assert all(torch.equal(weights[key], tensor) for key, tensor in models[name].state_dict().items())
 
 
-def test_training_goes_on_from_what_was_learnt(tmp_path: Path) -> None:
-    """A folder of transformers, fine-tuned: the loss on a text falls, and starts where the folder's model is."""
+def test_fine_tuning_starts_from_the_pretrained_loss(tmp_path: Path) -> None:
+    """Starting from a transformers folder, the first loss is that of its model, and the loss falls."""
     theirs = their_gpt2()
     theirs.save_pretrained(tmp_path)
     ours = network(load_pretrained(str(tmp_path)))
-    ids = torch.tensor([SYMBOLS.encode("To be or not to b")])
+    ids = torch.tensor([TOKENIZER.encode("To be or not to b")])
     optimizer = torch.optim.AdamW(ours.parameters(), 1e-2)
     losses = []
     for _ in range(20):
@@ -325,10 +325,10 @@ def test_training_goes_on_from_what_was_learnt(tmp_path: Path) -> None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[[str], Pretrained]:
-    """Makes a run of ours of a dialect, and gives it as something to start from."""
+    """Return a function that saves a run of an architecture and loads it as pretrained weights."""
 
     def save(name: str) -> Pretrained:
-        torch.save(checkpoint_of(random_gpt(EXPORTABLE[name]).float(), SYMBOLS), tmp_path / "best.ckpt")
+        torch.save(checkpoint_of(random_gpt(EXPORTABLE[name]).float(), TOKENIZER), tmp_path / "best.ckpt")
         return load_pretrained(str(tmp_path))
 
     return save
@@ -336,7 +336,7 @@ def saved(tmp_path: Path) -> Callable[[str], Pretrained]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["gpt2", "modern"])
-def test_a_shorter_context_computes_the_same_as_far_as_it_goes(name: str, saved: Callable[[str], Pretrained]) -> None:
+def test_a_shorter_context_computes_the_same(name: str, saved: Callable[[str], Pretrained]) -> None:
     """Cropping the table of positions keeps its first rows."""
     whole = saved(name)
     cropped = fit_to(whole, block_size=5, dropout=0.1)
@@ -346,8 +346,8 @@ def test_a_shorter_context_computes_the_same_as_far_as_it_goes(name: str, saved:
 
 
 @torch.no_grad()
-def test_a_longer_context_needs_positions_that_go_on(saved: Callable[[str], Pretrained]) -> None:
-    """Learned positions end; rotations do not."""
+def test_a_longer_context_needs_rotary_positions(saved: Callable[[str], Pretrained]) -> None:
+    """Learned positions have a fixed number; rotations do not."""
     with pytest.raises(UserError, match=r"block_size is 17.*learned positions for 16"):
         fit_to(saved("gpt2"), block_size=17)
     whole = saved("modern")
@@ -359,8 +359,8 @@ def test_a_longer_context_needs_positions_that_go_on(saved: Callable[[str], Pret
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["nanogpt", "gpt2"])
-def test_an_untied_head_begins_as_a_copy(name: str, saved: Callable[[str], Pretrained]) -> None:
-    """The same logits, from two tables that learn on their own; the bias it may have begins at zero."""
+def test_an_untied_head_starts_as_a_copy(name: str, saved: Callable[[str], Pretrained]) -> None:
+    """Same logits from two separately trained tables; a bias starts at zero."""
     tied = saved(name)
     untied = network(fit_to(tied, tie_weights=False))
     ids = positions(tied.gpt, 20)
@@ -380,7 +380,7 @@ def test_an_untied_head_begins_as_a_copy(name: str, saved: Callable[[str], Pretr
 def test_settings_that_contradict_the_weights_are_refused_by_name(
     wanted: dict[str, Any], named: str, saved: Callable[[str], Pretrained]
 ) -> None:
-    """Guards against weights that are silently dropped or drawn anew."""
+    """Guards against weights that are silently dropped or initialised again."""
     with pytest.raises(UserError, match=named):
         fit_to(saved("modern"), **wanted)
 
@@ -399,11 +399,11 @@ def test_only_the_padding_of_gpt2_is_cropped(tmp_path: Path) -> None:
         fit_to(found, vocab_size=63)
 
 
-# ---------------------------------------------------------------- safety and mistakes
+# ---------------------------------------------------------------- safety and user errors
 
 
 class Payload:
-    """Makes a file when it is unpickled: what an attacker would put into a checkpoint."""
+    """Creates a file when it is unpickled, as an attacker's payload could."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -413,8 +413,8 @@ class Payload:
 
 
 @pytest.mark.parametrize("kind", ["nanogpt", "run", "bare pickle"])
-def test_a_payload_in_a_checkpoint_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
-    """Loading a stranger's weights must not be running a stranger's program."""
+def test_a_payload_in_a_checkpoint_is_refused_and_not_executed(kind: str, tmp_path: Path) -> None:
+    """Loading untrusted weights must not execute code."""
     proof, file = tmp_path / "proof", tmp_path / "ckpt.pt"
     payload = Payload(proof)
     if kind == "bare pickle":
@@ -432,7 +432,7 @@ def test_a_payload_in_a_checkpoint_is_refused_and_not_run(kind: str, tmp_path: P
 
 
 def test_pickled_weights_in_a_folder_of_transformers_are_not_read(tmp_path: Path) -> None:
-    """Only safetensors is: an old folder with pytorch_model.bin is refused."""
+    """Only safetensors are read; a folder with pytorch_model.bin alone is refused."""
     their_gpt2().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"transformer.wte.weight": Payload(tmp_path / "proof")}, tmp_path / "pytorch_model.bin")
@@ -441,8 +441,8 @@ def test_pickled_weights_in_a_folder_of_transformers_are_not_read(tmp_path: Path
     assert not (tmp_path / "proof").exists()
 
 
-def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
-    """A folder may name Python files of its own to be imported; it is another architecture then."""
+def test_code_in_a_folder_is_not_executed(tmp_path: Path) -> None:
+    """A folder that names Python files to import is refused as another architecture."""
     their_gpt2().save_pretrained(tmp_path)
     config = (tmp_path / "config.json").read_text().replace('"gpt2"', '"strange"')
     auto_map = '"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}'
@@ -453,20 +453,20 @@ def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "proof").exists()
 
 
-def test_looking_at_a_folder_does_not_read_its_weights(tmp_path: Path) -> None:
-    """Architecture and tokenizer are known at once; a missing file of weights is one line when they are wanted."""
-    export_run(checkpoint_of(random_gpt(EXPORTABLE["modern"]), SYMBOLS), tmp_path / "model")
+def test_a_folder_is_opened_without_reading_its_weights(tmp_path: Path) -> None:
+    """Architecture and tokenizer need no weights; a missing weight file is one line when the weights are needed."""
+    export_run(checkpoint_of(random_gpt(EXPORTABLE["modern"]), TOKENIZER), tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
     found = load_pretrained(str(tmp_path / "model"))
     assert found.gpt == EXPORTABLE["modern"]
-    assert found.tokenizer == SYMBOLS
+    assert found.tokenizer == TOKENIZER
     with pytest.raises(UserError, match="safetensors") as refusal:
         found.state_dict()
     assert "\n" not in str(refusal.value)
 
 
 def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
-    """What is missing would be drawn at random, with a mere warning."""
+    """Transformers only warns and initialises missing weights at random."""
     their_gpt2().save_pretrained(tmp_path)
     weights = safetensors_torch.load_file(tmp_path / "model.safetensors")
     del weights["transformer.h.1.mlp.c_fc.weight"]
@@ -475,9 +475,9 @@ def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
         load_pretrained(str(tmp_path)).state_dict()
 
 
-def test_a_folder_that_was_trained_on_elsewhere_keeps_its_new_biases(tmp_path: Path) -> None:
-    """A model without biases has them, at zero, after its export; other programs may train them."""
-    export_run(checkpoint_of(random_gpt(EXPORTABLE["nanogpt"]), SYMBOLS), tmp_path / "model")
+def test_biases_trained_in_an_exported_folder_are_kept(tmp_path: Path) -> None:
+    """An export of a model without biases has zero biases, which other programs may train."""
+    export_run(checkpoint_of(random_gpt(EXPORTABLE["nanogpt"]), TOKENIZER), tmp_path / "model")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     with torch.no_grad():
         theirs.transformer.h[0].mlp.c_fc.bias[0] = 1.0
@@ -495,8 +495,8 @@ def test_a_folder_that_was_trained_on_elsewhere_keeps_its_new_biases(tmp_path: P
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ],
 )
-def test_a_gpt2_that_we_do_not_compute_is_refused_by_name(settings: dict[str, Any], named: str, tmp_path: Path) -> None:
-    """Each of these settings changes the function."""
+def test_an_unsupported_gpt2_setting_is_refused_by_name(settings: dict[str, Any], named: str, tmp_path: Path) -> None:
+    """Each of these settings changes the logits."""
     their_gpt2(**settings).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=named):
         load_pretrained(str(tmp_path))
@@ -510,10 +510,10 @@ def test_a_gpt2_that_we_do_not_compute_is_refused_by_name(settings: dict[str, An
         ({"attention_bias": True}, "attention_bias"),
     ],
 )
-def test_a_nanochat_that_we_do_not_compute_is_refused_by_name(
+def test_an_unsupported_nanochat_setting_is_refused_by_name(
     settings: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
-    """Each of these settings changes the function."""
+    """Each of these settings changes the logits."""
     their_nanochat(**settings).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=named):
         load_pretrained(str(tmp_path))
@@ -527,8 +527,8 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_shape_than_the_configuration_are_refused(tmp_path: Path) -> None:
-    """A damaged or patched checkpoint names the weight."""
-    checkpoint = checkpoint_of(random_gpt(EXPORTABLE["modern"]), SYMBOLS)
+    """The error names the weight."""
+    checkpoint = checkpoint_of(random_gpt(EXPORTABLE["modern"]), TOKENIZER)
     checkpoint["hyper_parameters"]["gpt"]["n_embd"] = 64
     torch.save(checkpoint, tmp_path / "best.ckpt")
     with pytest.raises(UserError, match="shape"):
@@ -539,8 +539,8 @@ def test_weights_of_another_shape_than_the_configuration_are_refused(tmp_path: P
     ("name", "content"),
     [("best.ckpt", b""), ("best.ckpt", b"no checkpoint"), ("best.ckpt", {"a": 1}), ("best.ckpt", [1]), ("x", None)],
 )
-def test_what_is_no_model_is_one_line(name: str, content: Any, tmp_path: Path) -> None:
-    """An empty file, a text, somebody else's dict, a list, an empty folder."""
+def test_a_file_or_folder_without_a_model_is_refused_in_one_line(name: str, content: Any, tmp_path: Path) -> None:
+    """An empty file, a text, an unknown dict, a list, an empty folder."""
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
     elif content is not None:
@@ -551,8 +551,8 @@ def test_what_is_no_model_is_one_line(name: str, content: Any, tmp_path: Path) -
     assert "\n" not in str(refusal.value)
 
 
-def test_a_name_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path that is missing is no hub id; a hub that is out of reach is no traceback."""
+def test_an_unknown_name_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing path is not taken for a hub id; an unreachable hub gives no traceback."""
     with pytest.raises(UserError, match="no such file or folder"):
         load_pretrained("checkpoints/base/best.ckpt")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -603,7 +603,7 @@ def bare_safetensors(place: Path) -> Path:
 def test_a_known_format_that_cannot_be_read_is_refused_with_advice(
     make: Callable[[Path], Path], advice: str, tmp_path: Path
 ) -> None:
-    """By its name, and in one line."""
+    """In one line that names the format."""
     source = make(tmp_path)
     with pytest.raises(UserError, match=advice) as refusal:
         load_pretrained(str(source))
@@ -612,9 +612,9 @@ def test_a_known_format_that_cannot_be_read_is_refused_with_advice(
 
 
 def test_a_damaged_run_is_refused(tmp_path: Path) -> None:
-    """Every byte is checked, as for --ckpt_path: a flipped bit in a weight is found."""
+    """Checksums cover every byte, as for --ckpt_path: a flipped bit in a weight is detected."""
     file = tmp_path / "best.ckpt"
-    torch.save(checkpoint_of(random_gpt(EXPORTABLE["modern"]).float(), SYMBOLS), file)
+    torch.save(checkpoint_of(random_gpt(EXPORTABLE["modern"]).float(), TOKENIZER), file)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -634,8 +634,8 @@ def test_every_dialect_is_either_exportable_or_refused() -> None:
     ("magic", "name"),
     [(20240326, "a model file of llm.c"), (20240520, "a token file of llm.c"), (20240801, "a token file of llm.c")],
 )
-def test_a_file_of_llm_c_is_no_text_and_gets_no_advice_about_encodings(magic: int, name: str, tmp_path: Path) -> None:
-    """Its magic number says what it is; iconv would not help."""
+def test_a_file_of_llm_c_is_recognised_and_not_taken_for_text(magic: int, name: str, tmp_path: Path) -> None:
+    """By its magic number; advice about encodings would not help."""
     file = tmp_path / "tokens.bin"
     file.write_bytes(struct.pack("<256i", magic, 1, *[0] * 254) + bytes(range(256)))
     with pytest.raises(UserError, match=name) as refusal:

@@ -1,4 +1,4 @@
-"""Subwords in the data path: learned once, the same every time, and measured in bits per character."""
+"""BPE in the data path: trained once, deterministic, and measured in bits per character."""
 
 import json
 import math
@@ -93,7 +93,7 @@ def test_the_vocabulary_does_not_depend_on_how_the_text_is_cut(monkeypatch: pyte
 
 @pytest.mark.parametrize("wanted", [100, 300, 1000])
 def test_a_very_long_text_is_sampled_evenly(wanted: int) -> None:
-    """Guards against a vocabulary that takes a day to learn, or knows only the beginning of the text."""
+    """Guards against a day of training, and against a vocabulary of the beginning of the text only."""
     pieces = [f"{number:03}" + "." * (number % 7) for number in range(200)]
     characters = sum(map(len, pieces))
     taken = list(sample(pieces, characters, wanted))
@@ -156,13 +156,13 @@ def test_a_tokenizer_file_is_used_as_it_is(text: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_tokenizer_is_refused_with_the_choices(text: Path) -> None:
-    """And with the name of the setting."""
+    """The error names the setting."""
     with pytest.raises(UserError, match=r"tokenizer is 'bep': it must be char, bpe, or the path"):
         encode_text(TextSpec(str(text)), None, "bep", 300)
 
 
 def test_a_missing_library_is_named_with_what_installs_it(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command that installs it stands in the error."""
+    """The error holds the command that installs it."""
     monkeypatch.setattr("importlib.metadata.distributions", lambda **_: iter(()))
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match=r"pip install 'gptlit\[hf\]'"):
@@ -192,7 +192,7 @@ def test_a_checkpoint_contains_its_vocabulary(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_config_is_base_with_subwords() -> None:
-    """So their bits per character compare; only the tokenizer and the length of the run differ."""
+    """Only the tokenizer and the length of the run differ, so that bits per character can be compared."""
     base, bpe = (yaml.safe_load((packaged_configs() / name).read_text()) for name in ("base.yaml", "bpe.yaml"))
     assert base["model"] == bpe["model"]
     extra = {"tokenizer": "bpe", "vocab_size": 1024}

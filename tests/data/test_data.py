@@ -15,7 +15,7 @@ from gptlit.errors import UserError
 TOKENS = torch.arange(1000, dtype=torch.int32)
 
 
-def test_targets_are_the_inputs_one_further() -> None:
+def test_targets_are_the_inputs_shifted_by_one() -> None:
     """Guards against predicting the input itself."""
     inputs, targets = RandomChunks(TOKENS, block_size=8, batch_size=4, seed=1)[0]
     assert inputs.shape == targets.shape == (4, 8)
@@ -49,7 +49,7 @@ def test_every_chunk_is_sampled_about_equally_often() -> None:
 
 
 def test_a_memory_mapped_text_gives_the_same_batches(tmp_path: Path) -> None:
-    """Two code paths, one result."""
+    """Both code paths give the same result."""
     np.save(tmp_path / "tokens.npy", TOKENS.numpy().astype(np.uint16))
     mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
     for here, there in zip(RandomChunks(TOKENS, 8, 4, 1)[5], RandomChunks(mapped, 8, 4, 1)[5], strict=True):
@@ -60,7 +60,7 @@ def test_a_memory_mapped_text_gives_the_same_batches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (1, 3), (2, 1), (2, 3), (4, 3)])
 def test_processes_and_micro_batches_share_one_global_batch(world_size: int, accumulate: int) -> None:
-    """However a step is cut, its parts together are the same rows, each once."""
+    """However a step is split, its parts hold the same rows, each once."""
     chunks = RandomChunks(TOKENS, 8, 12, seed=5)
     loaders = [TrainingBatches(chunks, 7, accumulate, rank, world_size, done=lambda: 4) for rank in range(world_size)]
     assert {len(loader) for loader in loaders} == {7 * accumulate}
@@ -96,7 +96,7 @@ def test_validation_predicts_every_token_but_the_first_exactly_once(length: int,
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_loss_estimates_are_the_same_batches_for_any_number_of_processes(world_size: int) -> None:
-    """Guards against an estimate that changes because of other batches and not of other weights."""
+    """Guards against an estimate that changes with the batches instead of the weights."""
     chunks = RandomChunks(TOKENS, 8, 4, seed=1)
     wanted = sorted(row for i, _ in LossEstimate(chunks, 5) for row in i[:, 0].tolist())
     loaders = [LossEstimate(chunks, 5, rank, world_size) for rank in range(world_size)]
@@ -128,10 +128,10 @@ def test_a_data_module_gives_batches_without_a_trainer(tmp_path: Path) -> None:
     assert sum(int((targets != IGNORED).sum()) for _, targets in windows) == len(fresh.val_tokens) - 1
 
 
-@pytest.mark.parametrize(("symbols", "dtype"), [(256, torch.uint8), (257, torch.int16), (32_769, torch.int32)])
-def test_ids_in_memory_are_as_narrow_as_torch_can_index(tmp_path: Path, symbols: int, dtype: torch.dtype) -> None:
-    """One type too narrow would wrap the highest ids around to others."""
-    text = "".join(map(chr, range(0x20000, 0x20000 + symbols))) * 2
+@pytest.mark.parametrize(("characters", "dtype"), [(256, torch.uint8), (257, torch.int16), (32_769, torch.int32)])
+def test_ids_in_memory_are_as_narrow_as_torch_can_index(tmp_path: Path, characters: int, dtype: torch.dtype) -> None:
+    """With a narrower type the highest ids would overflow."""
+    text = "".join(map(chr, range(0x20000, 0x20000 + characters))) * 2
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     data = TextDataModule(str(tmp_path / "a.txt"), block_size=8, batch_size=4)
     data.setup()

@@ -1,4 +1,4 @@
-"""What a document is, what stands between documents, and which are held out."""
+"""Documents: their boundaries, their separators, and which are held out."""
 
 import json
 import lzma
@@ -176,7 +176,7 @@ def test_another_seed_holds_out_other_documents_and_each_about_equally_often() -
 def test_the_split_by_documents_is_the_same_in_memory_and_on_disk(
     here: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Whole documents, no name cut in two, whatever the size of the text decides about."""
+    """Documents stay intact; the size of the text decides only where ids are stored."""
     lines = NAMES if name == "names.txt" else [json.dumps({"text": text}) for text in NAMES]
     (here / name).write_text("\n".join(lines) + "\n")
     spec = TextSpec(name, split="documents", documents="lines", val_fraction=0.2, seed=5)
@@ -211,8 +211,10 @@ def test_too_few_documents_for_two_parts_are_refused(here: Path) -> None:
         encode_text(TextSpec("two.txt", documents="lines", split="documents", val_fraction=0.01), None, "char", 300)
 
 
-def test_characters_that_only_the_validation_part_holds_are_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Order alone can move the loss by more than any model does: the end of an alphabetical list is another text."""
+def test_characters_that_occur_only_in_the_validation_part_are_reported(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of documents alone can change the loss: the end of an alphabetical list is a different text."""
     (here / "a.txt").write_text("a" * 90 + "bcéé日" * 2)
     for limit in (2**20, 0):
         monkeypatch.setattr("gptlit.data.encode.IN_MEMORY_CHARACTERS", {"char": limit, "bpe": limit})
@@ -222,8 +224,8 @@ def test_characters_that_only_the_validation_part_holds_are_told(here: Path, mon
     assert encode_text(TextSpec("b.txt"), None, "char", 300).notices == ()
 
 
-def test_a_bpe_with_more_tokens_than_characters_is_told(here: Path) -> None:
-    """As for a text in a script that the vocabulary has no room for."""
+def test_a_bpe_with_more_tokens_than_characters_is_reported(here: Path) -> None:
+    """As for a text in a script that the vocabulary does not cover."""
     (here / "a.txt").write_text("".join(map(chr, range(0x4E00, 0x5200))))
     notices = encode_text(TextSpec("a.txt"), None, "bpe", 300).notices
     assert any(notice.startswith(("BPE makes 2.", "BPE makes 3.")) for notice in notices)

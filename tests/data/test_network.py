@@ -30,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, so that a corpus can be named as a user types it."""
+    """An empty working folder, so that a corpus can be given as a relative name."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -115,7 +115,7 @@ def test_a_url_is_read_as_its_name_says(site: Site) -> None:
 
 
 def test_nothing_is_kept_of_an_interrupted_download(site: Site, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a file in the cache would be the text of every later run."""
+    """Later runs would train on half of the file."""
     import aiohttp.client
 
     site.pages["/my.txt"] = TEXT.encode()
@@ -135,7 +135,7 @@ def test_nothing_is_kept_of_an_interrupted_download(site: Site, cache: Path, mon
     assert text_of(f"{site.url}/my.txt") == TEXT
 
 
-def test_an_address_that_does_not_exist_is_a_user_error_and_no_reason_for_the_fallback(site: Site) -> None:
+def test_an_address_that_does_not_exist_is_a_user_error_without_fallback(site: Site) -> None:
     message = refusal(f"{site.url}/nothing.txt", fallback="sample")
     assert "404" in message
     assert "check the address" in message
@@ -155,7 +155,7 @@ def test_a_server_that_never_answers_times_out(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_web_page_is_refused_and_not_kept(site: Site) -> None:
-    """The address of a page that shows a file is easily mistaken for that of the file."""
+    """The address of a page that shows a file is easily confused with that of the file."""
     site.pages["/blob/my.txt"] = b"\n<!DOCTYPE html><html>..."
     for _ in range(2):
         assert "web page" in refusal(f"{site.url}/blob/my.txt")
@@ -246,7 +246,7 @@ def test_a_firewall_before_tinyshakespeare_counts_as_no_network(site: Site, at: 
     assert open_corpus(TextSpec("tinyshakespeare", fallback="sample")).name == "sample"
 
 
-def test_a_wrong_path_is_no_reason_for_the_fallback(here: Path) -> None:
+def test_a_wrong_path_does_not_use_the_fallback(here: Path) -> None:
     assert "is no file or folder" in refusal("nothing.txt", fallback="sample")
 
 
@@ -339,7 +339,7 @@ def test_a_hub_data_set_is_loaded_and_then_needs_no_network(hub: Hub) -> None:
     assert text_of("someone/tales") == "one\ntwo"
 
 
-def test_what_the_hub_does_not_know_is_a_user_error_and_no_reason_for_the_fallback(hub: Hub) -> None:
+def test_an_unknown_hub_data_set_is_a_user_error_without_fallback(hub: Hub) -> None:
     assert "someone/nothing" in refusal("someone/nothing", fallback="sample")
     assert "Should be one of ['train', 'validation']" in refusal("someone/tales#tain")
     assert "BuilderConfig 'english' not found" in refusal("someone/tales:english")

@@ -33,7 +33,7 @@ def test_samples_begin_and_end_with_a_document(run: Path) -> None:
     assert one.out.rstrip("\n") == whole.out.split("|")[0].rstrip("\n")
 
 
-def test_one_document_of_a_run_on_one_whole_text_is_refused(run: Path, tmp_path: Path) -> None:
+def test_one_document_is_refused_for_a_run_on_a_single_text(run: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n".join(NAMES * 5))
     config = write_config(tmp_path, trainer__max_steps=1)
     assert gptlit("fit", "--config", config, "--run_dir", "whole").code == 0
@@ -43,7 +43,7 @@ def test_one_document_of_a_run_on_one_whole_text_is_refused(run: Path, tmp_path:
 
 
 def test_a_run_resumes_with_its_documents_and_refuses_others(run: Path) -> None:
-    """The split belongs to the run: another would train on what was held out."""
+    """Another split would train on held-out documents."""
     answer = gptlit("fit", "--ckpt_path", "run", "--trainer.max_steps", 3)
     assert answer.code == 0, answer.err
     for flag, value in (("data.split", "tail"), ("data.separator", "\n"), ("seed_everything", 8)):

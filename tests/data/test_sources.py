@@ -1,4 +1,4 @@
-"""What can be named as a corpus: files, folders, globs, archives, folders of other projects; and the refusals."""
+"""What a corpus can be: files, folders, globs, archives, folders of other projects; and the refusals."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, so that a corpus can be named as a user types it."""
+    """An empty working folder, so that a corpus can be given as a relative name."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -170,7 +170,7 @@ def test_texts_and_tables_can_be_mixed(here: Path) -> None:
     assert text_of("[12].*") == "one\n\ntwo\n\nthree"
 
 
-def test_the_home_folder_is_known_by_its_sign(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded_to_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(here))
     monkeypatch.setenv("USERPROFILE", str(here))
     (here / "my.txt").write_text("at home")
@@ -341,6 +341,6 @@ def test_the_tokens_of_the_pieces_are_the_tokens_of_the_text(here: Path, monkeyp
 
 
 def test_a_text_without_any_blank_is_cut_when_it_is_very_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a genome on one line that must fit into memory."""
+    """Guards against reading a very long line, such as a genome, into memory at once."""
     monkeypatch.setattr("gptlit.data.corpus.text.LONGEST_WORD", 100)
     assert list(map(len, recut(["acgt" * 5] * 20, 20))) == [100] * 4

@@ -52,7 +52,7 @@ def test_a_value_that_is_not_text_is_named_in_every_format(here: Path, value: ob
 
 
 def test_unused_columns_may_hold_anything(here: Path) -> None:
-    """Guards against a read that fails, or changes the texts, for the sake of a column that nobody asked for."""
+    """Guards against a read that fails, or changes the texts, because of an unused column."""
     rows = [
         {"n": 1, "text": "one", "type": "a", "message": {"x": 1}},
         {"n": 0.5, "text": "two", "id": 1, "version": 1, "cwd": "/"},
@@ -155,7 +155,7 @@ def test_bytes_that_are_not_utf8_are_named_with_their_row(here: Path) -> None:
 
 
 def test_a_table_without_the_column_ends_after_a_thousand_rows() -> None:
-    """Guards against a terabyte that is read before the misspelt name is noticed."""
+    """Guards against reading a terabyte before a misspelt name is detected."""
     read = 0
 
     def rows() -> Iterator[bytes]:
@@ -225,7 +225,7 @@ def test_csv_as_programs_write_it_gives_the_right_column(content: str, texts: li
     ],
 )
 def test_quotes_of_tsv_are_characters_unless_they_enclose_fields(content: str, texts: list[str]) -> None:
-    """Guards against rows that vanish between two quotes."""
+    """Guards against rows lost between two quotes."""
     assert rows_of_csv(content, "\t") == texts
 
 

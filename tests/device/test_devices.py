@@ -1,4 +1,4 @@
-"""The same run on any number of devices; and when one process is told to stop, or fails, no other is left waiting."""
+"""The same run on any number of devices; when one process stops or fails, all processes end."""
 
 import csv
 import os
@@ -48,7 +48,7 @@ def difference(run: Path, other: Path, name: str) -> float:
 
 
 def assert_close(name: str, run: Path, one: Path, table: str = "Any number of devices") -> None:
-    """Losses agree within rounding; the validation loss counts exactly the same tokens."""
+    """Assert that losses agree up to rounding; the validation loss is over exactly the same tokens."""
     training, validation = difference(run, one, "train/loss"), difference(run, one, "val/loss")
     report(table, HEADER, name, f"{training:.1e}", f"{validation:.1e}", f"{rows(run)[-1]['val/loss']:.7f}")
     assert training < 1e-5
@@ -72,7 +72,7 @@ def two(one: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
     process = start("fit", "--config", one[0], "--run_dir", run, *TWO, start_new_session=True)
     err = finish(process)
     assert process.returncode == 0, err
-    assert err.count("run folder") == 2  # at the start and at the end: one process speaks
+    assert err.count("run folder") == 2  # messages at the start and at the end come from one process
     return run
 
 
@@ -81,26 +81,26 @@ def two(one: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize("parts", [2, 8])
 def test_accumulation_gives_the_same_losses(one: tuple[Path, Path], tmp_path: Path, parts: int) -> None:
-    """The batch of a step is the same, however it is split."""
+    """The batch of a step does not depend on how it is split."""
     flags = ["--trainer.accumulate_grad_batches", parts]
     assert gptlit("fit", "--config", one[0], "--run_dir", tmp_path / "run", *flags).code == 0
     assert_close(f"1 process, accumulation {parts}", tmp_path / "run", one[1])
 
 
 def test_two_processes_give_the_same_losses(one: tuple[Path, Path], two: Path) -> None:
-    """No batch twice, none left out, gradients averaged, validation tokens counted once each."""
+    """No batch twice, none left out, gradients averaged, each validation token counted once."""
     assert_close("2 processes (DDP)", two, one[1])
 
 
 def test_two_processes_leave_one_run_folder(two: Path) -> None:
-    """Guards against a second folder, and against event files of every process."""
+    """Guards against a second folder, and against event files of each process."""
     assert [path.name for path in two.parent.iterdir()] == ["run"]
     assert len(list(two.glob("events.*"))) == 1
     assert load(two / "last.ckpt")["global_step"] == STEPS
 
 
 def test_validating_in_two_processes_counts_every_token_once(one: tuple[Path, Path], tmp_path: Path) -> None:
-    """No padding and no duplicates, where the windows do not divide evenly; and the exchange is over before the end."""
+    """No padding and no duplicates when the windows do not divide evenly; collectives finish before the exit."""
     alone = gptlit("validate", "--ckpt_path", one[1])
     process = start_faulty(tmp_path, 0, "pass", "validate", "--ckpt_path", one[1], *TWO, stdout=subprocess.PIPE)
     out, err = process.communicate(timeout=PATIENCE)
@@ -112,7 +112,7 @@ def test_validating_in_two_processes_counts_every_token_once(one: tuple[Path, Pa
     assert ours == pytest.approx(theirs, rel=1e-6)
 
 
-# ---------------------------------------------------------------- stopped in the middle
+# ---------------------------------------------------------------- stopped during training
 
 
 def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> None:
@@ -149,8 +149,8 @@ def test_sigterm_to_the_first_process_stops_all_after_the_same_step(one: tuple[P
 
 
 @pytest.mark.slow
-def test_ctrl_c_reaches_all_processes_and_stops_them_together(one: tuple[Path, Path], tmp_path: Path) -> None:
-    """The terminal sends SIGINT to the whole group; exit code 130."""
+def test_ctrl_c_stops_all_processes_after_the_same_step(one: tuple[Path, Path], tmp_path: Path) -> None:
+    """The terminal sends SIGINT to the process group; exit code 130."""
     run = tmp_path / "run"
     process = start(
         "fit", "--config", one[0], "--run_dir", run, *TWO, "--trainer.max_steps", 100_000, start_new_session=True
@@ -161,13 +161,13 @@ def test_ctrl_c_reaches_all_processes_and_stops_them_together(one: tuple[Path, P
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert load(run / "last.ckpt")["global_step"] == rows(run)[-1]["step"]
-    report("Faults", FAULTS, "Ctrl-C with 2 processes", 130, way_on_of(err), "checkpoint whole")
+    report("Faults", FAULTS, "Ctrl-C with 2 processes", 130, way_on_of(err), "checkpoint intact")
 
 
 FAULTS = ("what happens", "exit code", "last line", "then")
 LEFT = "threads left"
-# A program whose processes run the command with a fault built in; it is started anew for the second process. It tells
-# of threads that still exchange tensors at the end: one that asks for Python when Python ends aborts the process.
+# A program whose processes run the command with an injected fault; the second process runs it again. It reports
+# threads that still exchange tensors at the end: one that calls Python during its shutdown aborts the process.
 FAULTY = """
 import sys
 from pathlib import Path
@@ -196,7 +196,7 @@ if __name__ == "__main__":
 
 
 def start_faulty(folder: Path, rank: int, fault: str, *arguments: Any, **options: Any) -> "subprocess.Popen[str]":
-    """Start two processes; one of them fails in its eighth step."""
+    """Start two processes; one of them fails in step 8."""
     program = folder / "faulty.py"
     text = FAULTY.replace("RANK", str(rank)).replace("FAULT", fault).replace("LEFT", LEFT)
     program.write_text(text, encoding="utf-8")
@@ -224,7 +224,7 @@ def test_a_non_finite_loss_on_one_process_stops_all(one: tuple[Path, Path], tmp_
 
 
 def running_in_session(leader: int) -> list[int]:
-    """Return the processes that the leader of a session left running."""
+    """Return the processes of a session that still run."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -235,8 +235,8 @@ def running_in_session(leader: int) -> list[int]:
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_an_exception_on_one_process_leaves_no_other_behind(one: tuple[Path, Path], tmp_path: Path, rank: int) -> None:
-    """Exit code and traceback report it, and the checkpoint is intact."""
+def test_an_exception_on_one_process_ends_the_others(one: tuple[Path, Path], tmp_path: Path, rank: int) -> None:
+    """With exit code and traceback; the checkpoint is intact."""
     run = tmp_path / "run"
     process = start_faulty(
         tmp_path, rank, "raise RuntimeError('built in')", "fit", "--config", one[0], "--run_dir", run, *TWO
@@ -253,8 +253,8 @@ def test_an_exception_on_one_process_leaves_no_other_behind(one: tuple[Path, Pat
     report("Faults", FAULTS, f"an exception in process {rank} of 2", process.returncode, "traceback", "resumed on 1")
 
 
-def test_killed_with_two_processes_and_resumed_with_two_it_ends_the_same(two: Path, one, tmp_path: Path) -> None:
-    """Bit-exactly, as long as the number of processes stays the same."""
+def test_a_run_of_two_processes_killed_and_resumed_ends_the_same(two: Path, one, tmp_path: Path) -> None:
+    """Bit-exactly, if the number of processes stays the same."""
     run = tmp_path / "run"
     process = start("fit", "--config", one[0], "--run_dir", run, *TWO, start_new_session=True)
     wait_for_step(process, run, 23)
@@ -277,7 +277,7 @@ def free_port() -> int:
 
 
 def torchrun(*arguments: Any) -> list[tuple[int, str]]:
-    """Run `gptlit ARGUMENTS` with two torchrun agents on the loopback address, as on two machines."""
+    """Run `gptlit ARGUMENTS` with two torchrun agents on the loopback address, as for two machines."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     port, nodes = free_port(), []
     for rank in range(2):
@@ -321,7 +321,7 @@ def fit_in_shards(config: Path, run: Path) -> Path:
 
 @pytest.mark.slow
 def test_sharded_training_clips_in_mixed_precision_too(tmp_path: Path) -> None:
-    """As `--config gpt2 --config fsdp` does; Lightning refuses to clip there, and the norm would not be known."""
+    """As `--config gpt2 --config fsdp` does; Lightning alone refuses to clip there, and the norm would be unknown."""
     mixed = {"model__optimizer__name": "adamw", "trainer__precision": "bf16-mixed", "trainer__gradient_clip_val": 0.1}
     config = write_config(tmp_path, **CONFIG | mixed | {"trainer__max_steps": 10})
     assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "one").code == 0
@@ -331,7 +331,7 @@ def test_sharded_training_clips_in_mixed_precision_too(tmp_path: Path) -> None:
 
 
 def test_clipping_by_value_goes_with_mixed_precision(tmp_path: Path) -> None:
-    """Guards against a fused AdamW, which Lightning does not clip by value there."""
+    """Guards against a fused AdamW, which Lightning does not clip by value in mixed precision."""
     mixed = {"model__optimizer__name": "adamw", "trainer__precision": "bf16-mixed", "trainer__max_steps": 2}
     config = write_config(tmp_path, **mixed, trainer__gradient_clip_algorithm="value")
     assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "run").code == 0
@@ -379,10 +379,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CUTS, "2 nodes of 1 process (torchrun, DDP)"])
-def test_the_base_recipe_gives_the_same_losses_however_it_is_split(base: Path, tmp_path: Path, name: str) -> None:
+def test_the_base_recipe_gives_the_same_losses_on_any_number_of_devices(base: Path, tmp_path: Path, name: str) -> None:
     """base.yaml (Muon) with other devices and length, and matmuls in full float32.
 
-    With its own products, which may round to bfloat16, losses differ by 1e-4 after these steps; with AdamW at base's
+    In its own precision, which may round to bfloat16, losses differ by 1e-4 after these steps; with AdamW at base's
     rate of 0.01, rounding alone grows to 4e-4; both on one process too.
     """
     run = tmp_path / "run"
@@ -415,7 +415,7 @@ def test_a_sharded_run_resumes(tmp_path: Path) -> None:
 
 
 def test_muon_refuses_shards_by_name(tmp_path: Path) -> None:
-    """It needs whole matrices; otherwise it would orthogonalise slices silently."""
+    """Muon needs whole matrices; it would silently orthogonalise slices."""
     config = write_config(tmp_path, **CONFIG)
     answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", "--trainer.devices", 2, *SHARDS)
     assert (answer.code, answer.err.count("\n")) == (2, 1)
@@ -437,7 +437,7 @@ class AsOnAGpu(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_deterministic_run_needs_nothing_that_a_gpu_refuses(tmp_path: Path, optimizer: str) -> None:
+def test_a_deterministic_run_uses_no_operation_that_a_gpu_refuses(tmp_path: Path, optimizer: str) -> None:
     """Guards against a run with samples, histograms and pictures that fails only on a GPU."""
     watching = {"sample_text__max_new_tokens": 8, "pictures__when": "validation"}
     deterministic = {"trainer__deterministic": True, "model__optimizer__name": optimizer}
@@ -449,7 +449,7 @@ def test_a_deterministic_run_needs_nothing_that_a_gpu_refuses(tmp_path: Path, op
 
 @pytest.mark.gpu
 def test_sharded_training_on_two_gpus_gives_the_same_losses(tmp_path: Path) -> None:
-    """The same as above, over NCCL."""
+    """As above, over NCCL."""
     if torch.cuda.device_count() < 2:
         pytest.skip("there are fewer than two GPUs")
     config = write_config(tmp_path, **CONFIG, model__optimizer__name="adamw", trainer__accelerator="gpu")
@@ -462,28 +462,28 @@ def test_sharded_training_on_two_gpus_gives_the_same_losses(tmp_path: Path) -> N
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True, "reduce-overhead"])
-def test_a_run_on_a_gpu_resumes_bit_for_bit(compiled: bool | str, tmp_path: Path) -> None:
+def test_a_run_on_a_gpu_resumes_bit_exactly(compiled: bool | str, tmp_path: Path) -> None:
     """With deterministic kernels, in separate processes."""
     if not torch.cuda.is_available():
         pytest.skip("there is no GPU")
     settings = {"trainer__accelerator": "gpu", "trainer__deterministic": True, "model__compile": compiled}
     config = write_config(tmp_path, **settings, model__schedule__shape="constant", sample_text__max_new_tokens=8)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    undisturbed, resumed = tmp_path / "undisturbed", tmp_path / "resumed"
     for command in (
-        ("fit", "--config", config, "--run_dir", whole),
-        ("fit", "--config", config, "--run_dir", cut, "--trainer.max_steps", 11),
-        ("fit", "--ckpt_path", cut, "--trainer.max_steps", 20),
+        ("fit", "--config", config, "--run_dir", undisturbed),
+        ("fit", "--config", config, "--run_dir", resumed, "--trainer.max_steps", 11),
+        ("fit", "--ckpt_path", resumed, "--trainer.max_steps", 20),
     ):
         process = start(*command, env={"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}, start_new_session=True)
         err = finish(process)
         assert process.returncode == 0, err
         assert ("compiled in" in err) == bool(compiled), err
-    assert largest_differences(whole / "last.ckpt", cut / "last.ckpt") == {}
-    assert digest(cut / "last.ckpt") == digest(whole / "last.ckpt")
+    assert largest_differences(undisturbed / "last.ckpt", resumed / "last.ckpt") == {}
+    assert digest(resumed / "last.ckpt") == digest(undisturbed / "last.ckpt")
 
 
 def largest_differences(path: Path, other: Path) -> dict[str, float]:
-    """Return by how much the tensors of two checkpoints differ, where they do."""
+    """Return the largest absolute difference of each tensor that differs between two checkpoints."""
     ours, theirs = (
         dict(tensors({k: load(file)[k] for k in ("state_dict", "optimizer_states")})) for file in (path, other)
     )

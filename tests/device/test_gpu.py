@@ -28,14 +28,14 @@ def validated(run: Path, *flags: object) -> float:
 
 
 def test_a_model_trained_on_a_gpu_has_the_same_loss_on_a_cpu(run: Path) -> None:
-    """Guards against a checkpoint that only the device that wrote it can read."""
+    """Guards against a checkpoint that loads only on the device that wrote it."""
     here = validated(run, "--trainer.accelerator", "gpu", "--trainer.precision", "bf16-mixed")
     there = validated(run, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
     assert here == pytest.approx(there, abs=0.01)
 
 
 def test_cpu_and_gpu_generate_the_same_text(run: Path) -> None:
-    """Up to the first rounding difference that changes a token; some characters at least."""
+    """Up to the first token that differs because of rounding; at least some characters."""
     texts = []
     for accelerator in ("cpu", "gpu"):
         answer = gptlit("predict", "--ckpt_path", run, "--trainer.accelerator", accelerator, "--max_new_tokens", 40)
@@ -46,13 +46,13 @@ def test_cpu_and_gpu_generate_the_same_text(run: Path) -> None:
 
 
 def test_weights_stay_float32_and_finite_under_bfloat16(run: Path) -> None:
-    """Only matmuls may lose precision, not the weights."""
+    """Only matmuls may use bfloat16, not the weights."""
     weights = load(run / "last.ckpt")["state_dict"]
     assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights.values() if w.is_floating_point())
 
 
 def test_a_compiled_run_learns_like_an_eager_one(tmp_path: Path) -> None:
-    """Compiled code may round differently, but no more than that. Without dropout: its masks differ."""
+    """Compiled code may only round differently. Without dropout, since its masks differ."""
     losses = []
     for compiled in (False, True):
         changes = {"model__gpt__dropout": 0.0, "trainer__max_steps": 40, "model__compile": compiled}
@@ -65,7 +65,7 @@ def test_a_compiled_run_learns_like_an_eager_one(tmp_path: Path) -> None:
 def test_training_does_not_synchronise_with_the_device(tmp_path: Path) -> None:
     """Guards against a hidden device-to-host copy in every step between two logs.
 
-    One wait is meant, for the loss of the step before the weights change; it goes through an event, not a copy.
+    One wait is intended, for the loss of the step before the weights change; it uses an event, not a copy.
     """
     changes = {"trainer__max_steps": 30, "trainer__log_every_n_steps": 30, "trainer__val_check_interval": 30}
     config = write_config(tmp_path, **ON_GPU, **changes, average__decay=0.9)

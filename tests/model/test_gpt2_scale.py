@@ -42,7 +42,7 @@ def test_the_config_is_the_published_model() -> None:
     assert CONFIG["data"]["batch_size"] * config.block_size == 491_520
 
 
-def test_it_steps_at_reduced_depth(here: Path) -> None:
+def test_it_trains_at_reduced_depth(here: Path) -> None:
     """The configuration file with the command: BPE, accumulation, bfloat16, clipping, a checkpoint at the end."""
     run = gptlit("fit", "--config", "gpt2", *REDUCED, "--trainer.accumulate_grad_batches", 4, "--data.batch_size", 8)
     assert run.code == 0, run.err
@@ -62,8 +62,8 @@ def metric(run: Path, name: str) -> list[str]:
     return [f"{row[0]},{row[column]}" for row in rows if row[column]]
 
 
-def test_fit_opens_with_the_size_of_a_step_and_of_the_model(here: Path) -> None:
-    """The numbers are those of this run, not the defaults."""
+def test_fit_prints_the_size_of_a_step_and_of_the_model(here: Path) -> None:
+    """With the numbers of this run, not the defaults."""
     run = gptlit("fit", "--config", "gpt2", *REDUCED, "--trainer.fast_dev_run", "true")
     lines = dict(re.findall(r"^(\w[\w ]*?)  +(.*)$", run.err, flags=re.MULTILINE))
     assert lines["step"] == "2 sequences × 40 accumulation × 64 tokens = 5,120 tokens per step"
@@ -74,7 +74,7 @@ def test_fit_opens_with_the_size_of_a_step_and_of_the_model(here: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_memory_that_is_told_is_the_memory_that_is_kept(optimizer: str) -> None:
+def test_the_printed_memory_is_the_memory_in_use(optimizer: str) -> None:
     """Counted in tensors after a real step: weights, gradients and optimizer state."""
     config = GPTConfig(vocab_size=30, block_size=16, n_layer=2, n_head=2, n_embd=32, bias=True)
     settings = OptimizerConfig(name=optimizer)  # type: ignore[arg-type]
@@ -89,8 +89,8 @@ def test_the_memory_that_is_told_is_the_memory_that_is_kept(optimizer: str) -> N
 
 
 @pytest.mark.parametrize(("count", "text"), [(999, "999 bytes"), (12_849_152, "12.8 MB"), (1.99e9, "2.0 GB")])
-def test_memory_is_told_in_readable_units(count: float, text: str) -> None:
-    """Powers of ten, as the units say."""
+def test_memory_is_printed_in_readable_units(count: float, text: str) -> None:
+    """Units are powers of ten."""
     assert in_bytes(count) == text
 
 
@@ -122,21 +122,21 @@ def gradients(config: GPTConfig, recompute: bool) -> tuple[dict[str, torch.Tenso
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_recomputed_activations_give_the_same_gradients(dialect: GPTConfig, dropout: float) -> None:
-    """In every dialect, with the same dropout masks in the recomputation, bit for bit."""
+    """In every dialect, with the same dropout masks in the recomputation, bit-exactly."""
     config = replace(dialect, dropout=dropout, attention_dropout=dropout, embedding_dropout=dropout)
     plain, recomputed = gradients(config, False)[0], gradients(config, True)[0]
     assert plain.keys() == recomputed.keys()
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
 
 
-def test_recomputing_keeps_less() -> None:
-    """Guards against a switch without effect: of six layers, only the input of each is saved."""
+def test_recomputation_saves_memory() -> None:
+    """Guards against a switch without effect: only the input of each of six layers is saved."""
     config = GPTConfig(vocab_size=30, block_size=64, n_layer=6, n_head=4, n_embd=64)
     assert gradients(config, True)[1] < gradients(config, False)[1] / 3
 
 
 def test_the_switch_reaches_the_blocks_from_the_command(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
-    """The checkpoint is like any other: the same losses, the same weights."""
+    """With the same losses and weights in the checkpoint."""
     calls: list[object] = []
     real = torch.utils.checkpoint.checkpoint
 

@@ -52,13 +52,13 @@ PUBLISHED_COUNTS = {
 
 @pytest.mark.parametrize(("fields", "count"), PUBLISHED_COUNTS.values(), ids=PUBLISHED_COUNTS)
 def test_parameter_counts_are_the_published_ones(fields: dict, count: int) -> None:
-    """Guards against a bias, a tie or a norm too many or too few."""
+    """Guards against a missing or an extra bias, tie or norm."""
     model = meta_model(GPTConfig(**fields))
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
 def test_the_set_of_switches_is_frozen() -> None:
-    """A new switch must buy something measured: change this test together with the measurement."""
+    """A new switch needs a measured benefit: change this test together with the measurement."""
     assert [field.name for field in dataclasses.fields(GPTConfig)] == [
         "vocab_size",
         "block_size",
@@ -151,7 +151,7 @@ def test_no_token_sees_the_future(dialect: GPTConfig) -> None:
 
 
 def test_every_parameter_receives_a_gradient(dialect: GPTConfig) -> None:
-    """Guards against a part that was built but is not in the way from ids to logits."""
+    """Guards against a module that the forward pass does not use."""
     model = random_gpt(dialect)
     ids = torch.randint(65, (4, dialect.block_size))
     F.cross_entropy(model(ids).flatten(0, 1), torch.randint(65, (4 * dialect.block_size,))).backward()
@@ -161,7 +161,7 @@ def test_every_parameter_receives_a_gradient(dialect: GPTConfig) -> None:
 
 @pytest.mark.parametrize("name", ["bigram", "positions", "residual", "nanogpt", "modern"])
 def test_the_first_loss_is_that_of_guessing(name: str) -> None:
-    """A fresh model knows nothing: its loss is ln(65). Guards against an init that starts with strong opinions."""
+    """The loss of a new model is ln(65). Guards against an init with confident predictions."""
     torch.manual_seed(0)
     config = GPTConfig(**DIALECTS[name])
     ids = torch.randint(65, (64, config.block_size + 1))
@@ -170,7 +170,7 @@ def test_the_first_loss_is_that_of_guessing(name: str) -> None:
 
 
 def test_init_follows_its_table() -> None:
-    """Guards against an output projection that is scaled in the wrong dialect."""
+    """Guards against an output projection with the scale of another architecture."""
     torch.manual_seed(0)
     wide = {"vocab_size": 65, "n_layer": 8, "n_embd": 256}
     projections = {
@@ -186,8 +186,8 @@ def test_init_follows_its_table() -> None:
 
 
 @pytest.mark.parametrize("pieces", [(16,), (1,) * 16, (5, 1, 1, 9), (3, 13)], ids=str)
-def test_reading_through_a_cache_equals_reading_at_once(dialect: GPTConfig, pieces: tuple[int, ...]) -> None:
-    """Guards against masks and positions that are off once the cache is not empty."""
+def test_a_cached_forward_pass_equals_a_full_one(dialect: GPTConfig, pieces: tuple[int, ...]) -> None:
+    """Guards against wrong masks and positions when the cache is not empty."""
     model = random_gpt(dialect)
     ids = torch.randint(65, (3, dialect.block_size))
     cache = KVCache(dialect, 3, dtype=torch.float64)
@@ -196,7 +196,7 @@ def test_reading_through_a_cache_equals_reading_at_once(dialect: GPTConfig, piec
 
 
 def fitting(pieces: tuple[int, ...], total: int) -> list[int]:
-    """The pieces, cut so that they add up to `total`."""
+    """Return the pieces, cut off at a sum of `total`."""
     kept: list[int] = []
     for piece in pieces:
         kept.append(min(piece, total - sum(kept)))
@@ -235,7 +235,7 @@ def test_each_group_of_channels_is_shifted_by_its_own_distance() -> None:
 
 
 def test_no_position_depends_on_later_tokens(dialect: GPTConfig) -> None:
-    """A model that sees the future has a very low loss and generates nonsense."""
+    """Guards against a very low loss of a model that sees the tokens to predict."""
     model = random_gpt(dialect)
     ids = torch.randint(65, (2, dialect.block_size))
     changed = ids.clone()
@@ -282,7 +282,7 @@ def test_an_impossible_architecture_is_refused_by_name(fields: dict, words: str)
 
 
 def test_dropout_zeroes_the_right_fraction_and_rescales() -> None:
-    """Dropout by random bytes, as on a CPU, must be dropout: a fraction p of zeros, the rest times 1 / (1 - p)."""
+    """Dropout by random bytes, as on a CPU: a fraction p of zeros, the rest times 1 / (1 - p)."""
     model = GPT(GPTConfig(vocab_size=65, dropout=0.25)).train()
     x = torch.ones(8, 64, 128)
     for random_bytes in (model.dropout_bytes(x)[0, 0], None):
@@ -304,7 +304,7 @@ def test_token_noise_replaces_the_right_fraction_of_tokens_in_training_only() ->
 
 
 def test_dropout_is_off_outside_training_and_follows_the_seed() -> None:
-    """Guards against sampling with dropout, and against masks that no seed reproduces."""
+    """Guards against sampling with dropout, and against masks that do not follow the seed."""
     config = GPTConfig(**DIALECTS["modern"] | {"dropout": 0.3, "init": "normal"})
     model = GPT(config)
     ids = torch.randint(65, (4, 16))
@@ -317,12 +317,12 @@ def test_dropout_is_off_outside_training_and_follows_the_seed() -> None:
     assert torch.equal(model.eval()(ids), model(ids))
 
 
-# ---------------------------------------------------------------- targets that do not count
+# ---------------------------------------------------------------- ignored targets
 
 
 @pytest.mark.parametrize("ignored", [-100, -1, -7])
-def test_negative_targets_do_not_count(ignored: int) -> None:
-    """Loss and gradients are those of the positions that count, bit for bit."""
+def test_negative_targets_are_ignored(ignored: int) -> None:
+    """Loss and gradients are those of the other positions, bit-exactly."""
     model = random_gpt(GPTConfig(**DIALECTS["nanogpt"]))
     ids = torch.randint(65, (3, 8), generator=torch.Generator().manual_seed(0))
     targets = ids.roll(-1, 1)
@@ -338,8 +338,8 @@ def test_negative_targets_do_not_count(ignored: int) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_a_batch_without_counted_targets_has_loss_zero_and_gradients_zero(reduction: str) -> None:
-    """The mean of no numbers would be NaN, and end the training."""
+def test_a_batch_with_all_targets_ignored_has_zero_loss_and_gradients(reduction: str) -> None:
+    """The mean of an empty set would be NaN, which stops training."""
     logits = torch.randn(2, 3, 5, requires_grad=True)
     loss = cross_entropy(logits, torch.full((2, 3), -1), reduction)  # type: ignore[arg-type]
     loss.backward()
@@ -348,7 +348,7 @@ def test_a_batch_without_counted_targets_has_loss_zero_and_gradients_zero(reduct
 
 
 def test_a_loss_that_is_nan_stays_nan() -> None:
-    """Guards against hiding a divergence behind the rule for ignored targets."""
+    """Guards against a rule for ignored targets that hides divergence."""
     assert cross_entropy(torch.full((1, 2, 5), torch.nan), torch.zeros(1, 2, dtype=torch.long)).isnan()
 
 

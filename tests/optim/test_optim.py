@@ -1,4 +1,4 @@
-"""Every parameter is treated once and as said, Muon and AdamW are what they claim, and the rate follows its formula."""
+"""Parameter groups, AdamW and Muon against independent implementations, and the learning-rate schedules."""
 
 import copy
 import io
@@ -58,7 +58,7 @@ def build(gpt: GPTConfig = SMALL, seed: int = 0) -> GPT:
 
 
 def give_gradients(model: nn.Module, step: int) -> None:
-    """The same gradients for every model of the same shapes at the same step."""
+    """Set gradients that depend only on the shapes and the step."""
     generator = torch.Generator().manual_seed(step)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
@@ -82,13 +82,13 @@ def assert_same(ours: nn.Module, theirs: nn.Module, atol: float = 0.0) -> None:
 class TestParameterGroups:
     @SETTINGS
     def test_every_parameter_is_in_exactly_one_group(self, dialect: GPTConfig, config: OptimizerConfig) -> None:
-        """A weight in no group never learns; one in two groups (a tied one, say) is changed twice a step."""
+        """A weight in no group is never updated; one in two groups (such as a tied one) is updated twice a step."""
         model = GPT(dialect)
         grouped = [id(p) for group in parameter_groups(model, config) for p in group["params"]]
         assert sorted(grouped) == sorted(id(p) for p in model.parameters())
 
     def test_adamw_decays_what_has_two_axes_as_nanogpt_does(self, dialect: GPTConfig) -> None:
-        """Sorting by module must come to nanoGPT's rule, which counts axes."""
+        """Grouping by module gives the same groups as nanoGPT's rule, which counts axes."""
         model = GPT(dialect)
         groups = by_role(parameter_groups(model, OptimizerConfig(name="adamw")))
         expected = [name for name, p in model.named_parameters() if p.dim() >= 2]
@@ -103,7 +103,7 @@ class TestParameterGroups:
         [(4, 128, 64, (18, 802_944), (9, 1_152)), (6, 384, 256, (26, 10_740_096), (13, 4_992))],
         ids=["cpu size", "gpu size"],
     )
-    def test_counts_are_those_that_nanogpt_prints(
+    def test_the_counts_are_those_that_nanogpt_prints(
         self, n_layer: int, n_embd: int, block_size: int, decayed: tuple[int, int], undecayed: tuple[int, int]
     ) -> None:
         gpt = replace(NANOGPT, vocab_size=65, n_layer=n_layer, n_embd=n_embd, block_size=block_size)
@@ -112,7 +112,7 @@ class TestParameterGroups:
         assert counts == {"decay": decayed, "no_decay": undecayed}
 
     def test_muon_takes_the_projections_inside_the_blocks_and_nothing_else(self) -> None:
-        """Muon on an embedding or on the head is known to hurt; a tied head is both."""
+        """Muon on embeddings or the head is known to hurt; a tied head is both."""
         groups = by_role(parameter_groups(GPT(LECTURE), OptimizerConfig()))
         inside = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
         assert groups["matrix"]["names"] == [f"transformer.h.{i}.{part}.weight" for i in (0, 1) for part in inside]
@@ -126,7 +126,7 @@ class TestParameterGroups:
         }
         assert set(splits.values()) == {1, 3}
 
-    def test_a_model_without_blocks_leaves_muon_nothing_and_still_trains(self) -> None:
+    def test_a_model_without_blocks_trains_with_adamw_alone(self) -> None:
         model = build(replace(SMALL, n_layer=0))
         optimizer = build_optimizer(model, OptimizerConfig(), fused=True)
         assert [group["role"] for group in optimizer.param_groups] == ["decay"]
@@ -135,7 +135,7 @@ class TestParameterGroups:
         assert all((a != b).any() for a, b in zip(model.parameters(), before.parameters(), strict=True))
 
     def test_decay_all_reaches_biases_and_norms_under_both_optimizers(self) -> None:
-        """The lecture uses torch's AdamW as it comes, which decays every parameter."""
+        """The lecture uses torch's AdamW with its defaults, which decay every parameter."""
         model = GPT(LECTURE)
         groups = parameter_groups(model, OptimizerConfig(name="adamw", decay="all", weight_decay=0.01))
         assert [(g["role"], g["weight_decay"], len(g["params"])) for g in groups] == [
@@ -150,22 +150,22 @@ class TestParameterGroups:
         assert "transformer.wte.weight" not in names
         assert "lm_head.weight" in names
 
-    def test_a_parameter_that_no_rule_knows_is_named(self) -> None:
-        """A new part of the model must not silently stay at its first value."""
+    def test_a_parameter_without_a_role_is_named(self) -> None:
+        """A new part of the model must not silently stay untrained."""
         model = GPT(SMALL)
         model.transformer["h"][1].attn.gain = nn.Parameter(torch.ones(2))
         with pytest.raises(RuntimeError, match=r"transformer\.h\.1\.attn\.gain \(no role\)"):
             parameter_groups(model, OptimizerConfig())
 
     def test_a_parameter_with_two_roles_is_named(self) -> None:
-        """A table that is also a matrix of a block would be stepped by Muon and by AdamW."""
+        """A table that is also a matrix of a block would be updated by Muon and by AdamW."""
         model = GPT(replace(SMALL, vocab_size=16))
         model.transformer["wte"].weight = model.transformer["h"][0].attn.c_proj.weight
         with pytest.raises(RuntimeError, match=r"transformer\.wte\.weight \(decay and matrix\)"):
             parameter_groups(model, OptimizerConfig())
 
     def test_sharded_matrices_are_refused_by_muon_with_the_flags_to_change(self) -> None:
-        """Newton-Schulz on a flat shard would be garbage that trains."""
+        """Newton-Schulz on a flat shard would give wrong updates without an error."""
         model = GPT(SMALL)
         weight = model.transformer["h"][0].mlp.c_fc.weight
         model.transformer["h"][0].mlp.c_fc.weight = nn.Parameter(weight.detach().flatten())
@@ -177,7 +177,7 @@ class TestParameterGroups:
 
 
 class TestAdamWHalf:
-    """What Muon leaves must be treated as `torch.optim.AdamW` treats it, bit for bit."""
+    """AdamW inside MuonAdamW equals `torch.optim.AdamW` bit-exactly."""
 
     @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
     def test_it_equals_torch_step_for_step(self, fused: bool) -> None:
@@ -187,13 +187,13 @@ class TestAdamWHalf:
         reference = torch.optim.AdamW(parameter_groups(theirs, config), fused=fused)
         for step in range(6):
             for group in (*mine.param_groups, *reference.param_groups):
-                group["lr"] = group["initial_lr"] * (1 + step) / 6  # as a schedule would
+                group["lr"] = group["initial_lr"] * (1 + step) / 6  # as a schedule does
             train(ours, mine, range(step, step + 1))
             train(theirs, reference, range(step, step + 1))
             assert_same(ours, theirs)
 
     @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-    def test_it_still_equals_torch_beside_muon_and_after_a_state_dict(self, fused: bool) -> None:
+    def test_it_equals_torch_next_to_muon_and_after_loading_a_state_dict(self, fused: bool) -> None:
         ours, theirs = build(LECTURE), build(LECTURE)
         mine = build_optimizer(ours, MUON, fused)
         rest = [group for group in parameter_groups(theirs, MUON) if group["role"] != "matrix"]
@@ -215,7 +215,7 @@ class TestAdamWHalf:
 
 
 def with_singular_values(rows: int, columns: int, values: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A matrix (1, rows, columns) with the given singular values, and its nearest orthonormal one, U·Vᵀ."""
+    """Return a matrix (1, rows, columns) with the given singular values, and the nearest orthonormal one, U·Vᵀ."""
     generator = torch.Generator().manual_seed(seed)
     U, _, Vt = torch.linalg.svd(
         torch.randn(rows, columns, generator=generator, dtype=torch.float64), full_matrices=False
@@ -232,7 +232,7 @@ class TestNewtonSchulz:
     @SHAPES
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
     def test_singular_values_land_near_one(self, rows: int, columns: int, dtype: torch.dtype) -> None:
-        """[0.68, 1.21] is the range of the quintic after five steps, from 1/500 of the norm on."""
+        """[0.68, 1.21] is the range of the quintic after five steps, for values above 1/500 of the norm."""
         values = torch.logspace(0, -1.8, min(rows, columns), dtype=torch.float64)
         matrix, _ = with_singular_values(rows, columns, values)
         result = newton_schulz(matrix.to(dtype)).double()
@@ -242,8 +242,8 @@ class TestNewtonSchulz:
         assert landed.max() < 1.21 + slack
 
     @SHAPES
-    def test_singular_vectors_stay(self, rows: int, columns: int) -> None:
-        """An update along other directions than the gradient's would still look orthonormal."""
+    def test_singular_vectors_are_kept(self, rows: int, columns: int) -> None:
+        """An update along other directions than the gradient's could also be orthonormal."""
         values = torch.logspace(0, -1.5, min(rows, columns), dtype=torch.float64)
         matrix, nearest = with_singular_values(rows, columns, values)
         result = newton_schulz(matrix)
@@ -258,8 +258,8 @@ class TestNewtonSchulz:
         assert torch.nn.functional.cosine_similarity(result.flatten(), nearest.flatten(), dim=0) > 0.95
 
     @SHAPES
-    def test_a_batch_equals_its_matrices_one_by_one(self, rows: int, columns: int) -> None:
-        """A norm taken over the whole batch, or mixed-up slots, would couple matrices."""
+    def test_a_batch_equals_its_matrices_alone(self, rows: int, columns: int) -> None:
+        """A norm over the whole batch, or wrong indices, would couple matrices."""
         stack = torch.randn(5, rows, columns) * torch.tensor([1.0, 1e-3, 10.0, 1.0, 0.5])[:, None, None]
         together = newton_schulz(stack)
         for i in range(5):
@@ -272,14 +272,14 @@ class TestNewtonSchulz:
 
     @pytest.mark.parametrize(("rows", "columns"), [(64, 64), (64, 256), (256, 64)])
     def test_float32_is_as_good_as_float64_on_matrices_of_low_rank(self, rows: int, columns: int) -> None:
-        """Gradients are nearly of low rank; working on X·Xᵀ must not blow up what lies under float32's noise."""
+        """Gradients are nearly of low rank; working on X·Xᵀ must not amplify float32's rounding errors."""
         generator = torch.Generator().manual_seed(3)
         narrow = torch.randn(2, rows, 3, generator=generator, dtype=torch.float64)
         stack = narrow @ torch.randn(2, 3, columns, generator=generator, dtype=torch.float64)
         torch.testing.assert_close(newton_schulz(stack.float()).double(), newton_schulz(stack), rtol=0, atol=1e-3)
 
-    def test_zeros_stay_zeros_and_the_input_stays_as_it_was(self) -> None:
-        """Output projections get zero gradients to their neighbours at first: 0 / 0 would poison the weights."""
+    def test_zeros_stay_zeros_and_the_input_is_not_modified(self) -> None:
+        """Zero-initialised output projections cause zero gradients at first: 0 / 0 would make weights NaN."""
         for shape in ((2, 8, 8), (2, 8, 32), (2, 32, 8)):
             assert newton_schulz(torch.zeros(shape)).abs().max() == 0
             stack = torch.randn(shape)
@@ -298,8 +298,8 @@ def matrix_group(params: list[nn.Parameter], splits: list[int] | None = None, **
 
 
 class TestMuonHalf:
-    def test_it_equals_torch_s_muon_up_to_its_bfloat16(self) -> None:
-        """Momentum, Nesterov, scale and decay by an implementation that is not ours, over several steps."""
+    def test_it_equals_torch_muon_up_to_bfloat16(self) -> None:
+        """Momentum, Nesterov, scale and decay against torch's implementation, over several steps."""
         shapes = [(32, 32), (64, 16), (16, 64), (32, 32), (24, 16)]
         torch.manual_seed(0)
         ours = nn.ParameterList(torch.randn(shape) for shape in shapes)
@@ -312,8 +312,8 @@ class TestMuonHalf:
             for a, b, first in zip(ours, theirs, start, strict=True):
                 assert (a - b).norm() < 0.02 * (b - first).norm()
 
-    def test_it_equals_a_slow_version_written_out_matrix_by_matrix(self) -> None:
-        """Batching by shape, cutting c_attn into three, and working on the Gram matrix must change nothing."""
+    def test_it_equals_a_naive_version_without_batching(self) -> None:
+        """Batching by shape, splitting c_attn into three, and iterating on the Gram matrix must change nothing."""
         gpt = replace(LECTURE, n_layer=3)
         ours, theirs = build(gpt).double(), build(gpt).double()
         config = replace(MUON, muon_momentum=0.9)
@@ -347,7 +347,7 @@ class TestMuonHalf:
         for name, p in matrices.items():
             torch.testing.assert_close(found[name], p, rtol=0, atol=1e-10)
 
-    def test_parameters_without_a_gradient_are_left_alone_and_get_no_state(self) -> None:
+    def test_parameters_without_a_gradient_do_not_change_and_get_no_state(self) -> None:
         model = build(LECTURE)
         optimizer = build_optimizer(model, MUON, fused=True)
         before = copy.deepcopy(model)
@@ -388,8 +388,8 @@ def both_optimizers(test: Callable[..., None]) -> Callable[..., None]:
 class TestOneOptimizer:
     @both_optimizers
     @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-    def test_a_run_cut_in_two_by_a_checkpoint_is_the_same_run(self, config: OptimizerConfig, fused: bool) -> None:
-        """Lost momentum or a lost step counter shows as a jump after every resume."""
+    def test_training_is_equal_after_saving_and_loading(self, config: OptimizerConfig, fused: bool) -> None:
+        """Guards against momentum or step counters that are not saved."""
         whole = build(LECTURE)
         optimizer = build_optimizer(whole, config, fused)
         train(whole, optimizer, range(3))
@@ -414,8 +414,8 @@ class TestOneOptimizer:
         assert saved["no_decay"]["names"][0] == "transformer.h.0.ln_1.weight"
 
     @both_optimizers
-    def test_the_settings_of_a_resumed_run_are_those_it_was_started_with(self, config: OptimizerConfig) -> None:
-        """Torch by itself brings back the saved ones: a flag given at resume would be ignored without a word."""
+    def test_loading_a_state_dict_keeps_the_current_settings(self, config: OptimizerConfig) -> None:
+        """By default torch restores the saved ones: a flag given when resuming would be ignored silently."""
         model = build(LECTURE)
         optimizer = build_optimizer(model, config, fused=True)
         train(model, optimizer, range(1))
@@ -431,7 +431,7 @@ class TestOneOptimizer:
 
     @pytest.mark.parametrize("changed", [{"name": "adamw"}, {"decay": "all"}], ids=str)
     def test_state_of_other_groups_is_refused_with_the_flags_to_change(self, changed: dict[str, Any]) -> None:
-        """Moments matched by position alone would go to the wrong tensors where shapes happen to agree."""
+        """Moments matched by position alone would go to wrong tensors of the same shape."""
         model = build(LECTURE)
         optimizer = build_optimizer(model, MUON, fused=False)
         train(model, optimizer, range(1))
@@ -440,7 +440,7 @@ class TestOneOptimizer:
             other.load_state_dict(optimizer.state_dict())
 
     def test_rate_zero_changes_nothing(self) -> None:
-        """Decay that does not scale with the rate would go on shrinking the weights at the end of a schedule."""
+        """Weight decay must scale with the rate, or weights would still shrink at the end of a schedule."""
         model = build(LECTURE)
         before = copy.deepcopy(model)
         optimizer = build_optimizer(model, MUON, fused=True)
@@ -450,7 +450,7 @@ class TestOneOptimizer:
         assert_same(model, before)
 
     @both_optimizers
-    def test_without_gradient_a_step_is_the_decay_alone(self, config: OptimizerConfig) -> None:
+    def test_without_gradient_a_step_is_weight_decay_alone(self, config: OptimizerConfig) -> None:
         model = build(LECTURE)
         before = copy.deepcopy(model)
         optimizer = build_optimizer(model, config, fused=False)
@@ -463,8 +463,8 @@ class TestOneOptimizer:
                 torch.testing.assert_close(parameter, old[name] * (1 - group["lr"] * group["weight_decay"]))
 
     @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-    def test_a_gradient_scaler_changes_nothing_and_skips_a_step_with_infinities(self, fused: bool) -> None:
-        """Under 16-mixed the scaler must unscale for both halves, or Muon's decay and AdamW's moments go astray."""
+    def test_a_gradient_scaler_changes_nothing_and_skips_a_step_with_infinite_gradients(self, fused: bool) -> None:
+        """Under 16-mixed the scaler must unscale the gradients of Muon and of AdamW."""
         scaled, plain = build(LECTURE), build(LECTURE)
         ours, reference = build_optimizer(scaled, MUON, fused), build_optimizer(plain, MUON, fused)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -483,7 +483,7 @@ class TestOneOptimizer:
 
     @both_optimizers
     def test_a_closure_is_run_with_gradients_and_its_loss_returned(self, config: OptimizerConfig) -> None:
-        """Lightning hands the whole training step to the optimizer as a closure."""
+        """Lightning passes the training step to the optimizer as a closure."""
         model = build()
         optimizer = build_optimizer(model, config, fused=True)
         ids = torch.arange(8)[None]
@@ -498,7 +498,7 @@ class TestOneOptimizer:
         assert losses[-1] < losses[0]
 
     @both_optimizers
-    def test_a_tiny_text_is_learned_by_heart(self, config: OptimizerConfig) -> None:
+    def test_a_tiny_text_is_memorised(self, config: OptimizerConfig) -> None:
         model = build()
         optimizer = build_optimizer(model, replace(config, lr=0.01), fused=True)
         ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -510,7 +510,7 @@ class TestOneOptimizer:
         assert loss.item() < 0.1
 
     def test_weights_may_be_bfloat16(self) -> None:
-        """As under Lightning's bf16-true, where moments follow the weights and the products do not."""
+        """As under Lightning's bf16-true, where moments have the dtype of the weights and matmuls do not."""
         model = build(LECTURE).to(torch.bfloat16)
         before = copy.deepcopy(model)
         optimizer = build_optimizer(model, MUON, fused=True)
@@ -520,7 +520,7 @@ class TestOneOptimizer:
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-    def test_a_gpu_follows_the_cpu_up_to_bfloat16(self) -> None:
+    def test_a_gpu_equals_the_cpu_up_to_bfloat16(self) -> None:
         on_cpu, on_gpu = build(LECTURE), build(LECTURE).cuda()
         start = copy.deepcopy(on_cpu)
         train(on_cpu, build_optimizer(on_cpu, MUON, fused=True), range(3))
@@ -535,7 +535,7 @@ class TestOneOptimizer:
 
 
 def nanogpt_rate(it: int, warmup_iters: int, lr_decay_iters: int, learning_rate: float, min_lr: float) -> float:
-    """The published schedule, from its description: line up, half a cosine down, then flat."""
+    """The published schedule from its description: linear warm-up, cosine decay, then constant."""
     if it < warmup_iters:
         return learning_rate / (warmup_iters + 1) * (it + 1)
     if it > lr_decay_iters:
@@ -576,12 +576,12 @@ class TestSchedule:
     def test_the_factor_is_above_zero_before_the_end_and_never_above_one(
         self, schedule: ScheduleConfig, max_steps: int
     ) -> None:
-        """A first step at rate 0 is a wasted step; a factor above 1 is a rate that nobody set."""
+        """A first step at rate 0 is wasted; a factor above 1 would exceed the peak rate."""
         for step in range(max_steps):
             assert 0 < learning_rate_factor(step, max_steps, schedule) <= 1
 
     @given(schedule=SHAPED, max_steps=st.integers(1, 200))
-    def test_it_climbs_then_never_climbs_again(self, schedule: ScheduleConfig, max_steps: int) -> None:
+    def test_it_does_not_rise_after_the_warm_up(self, schedule: ScheduleConfig, max_steps: int) -> None:
         factors = [learning_rate_factor(step, max_steps, schedule) for step in range(max_steps + 20)]
         peak = min(schedule.warmup_steps, len(factors) - 1)
         assert factors[: peak + 1] == sorted(factors[: peak + 1])
@@ -598,7 +598,7 @@ class TestSchedule:
 
     @given(schedule=SHAPED)
     def test_it_has_no_jumps(self, schedule: ScheduleConfig) -> None:
-        """A jump in the rate shows as a spike in the loss; each piece must meet the next."""
+        """A jump in the rate causes a spike in the loss; adjacent pieces must have equal values."""
         schedule = replace(schedule, warmup_steps=10 * schedule.warmup_steps + 500, decay_fraction=0.5)
         factors = [learning_rate_factor(step, 4000, schedule) for step in range(4010)]
         assert max(abs(b - a) for a, b in pairwise(factors)) < 0.003
@@ -655,7 +655,7 @@ class TestSettings:
             ScheduleConfig(**{flag: value})
 
     def test_betas_may_come_as_a_list_of_any_numbers(self) -> None:
-        """YAML has no tuples, and 0 in YAML is an int, which torch's AdamW refuses beside a float."""
+        """YAML has no tuples, and 0 in YAML is an int, which torch's AdamW refuses next to a float."""
         config = OptimizerConfig(name="adamw", betas=[0, 0.99])  # type: ignore[arg-type]
         assert config.betas == (0.0, 0.99)
         assert hash(config) == hash(replace(config))
@@ -663,9 +663,11 @@ class TestSettings:
 
 
 @pytest.mark.parametrize("shape", [(256, 64), (64, 256)], ids=str)
-def test_newton_schulz_survives_products_that_round(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `matmul_precision: medium` a float32 product may round to bfloat16, which an iteration on squared singular
-    values does not survive: it once trained the MLPs with noise.
+def test_newton_schulz_is_stable_when_matmuls_round_to_bfloat16(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `matmul_precision: medium` a float32 matmul may round to bfloat16, which an iteration on squared singular
+    values does not tolerate: its updates of the MLPs were noise.
     """
     generator = torch.Generator().manual_seed(0)
     U, _, V = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
@@ -686,7 +688,7 @@ def test_newton_schulz_survives_products_that_round(shape: tuple[int, int], monk
     monkeypatch.setattr(torch, "baddbmm", rounded("baddbmm"))
     error = (newton_schulz(gradients[None]) - exact).norm() / exact.norm()
     assert error < 0.2
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")  # the way that must not be taken
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")  # the code path that must not be used
     assert (newton_schulz(gradients[None]) - exact).norm() / exact.norm() > 2 * error
 
 
@@ -698,10 +700,10 @@ def test_newton_schulz_survives_products_that_round(shape: tuple[int, int], monk
         ("highest", True, torch.float32),
     ],
 )
-def test_newton_schulz_rounds_to_bfloat16_only_where_asked_to_and_fast(
+def test_newton_schulz_uses_bfloat16_only_where_allowed_and_fast(
     monkeypatch: pytest.MonkeyPatch, precision: str, hardware: bool, dtype: torch.dtype
 ) -> None:
-    """Guards against a run in full float32 that is not, and against products that are ten times slower."""
+    """Guards against rounding in a run in full float32, and against matmuls that are ten times slower."""
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
     monkeypatch.setattr("gptlit.optim.muon.cpu_multiplies_bfloat16", lambda: hardware)
     assert product_dtype(torch.zeros(1, 2, 2)) == dtype
