@@ -257,7 +257,7 @@ def test_a_run_folder_that_becomes_read_only(tmp_path: Path, undisturbed: Path) 
         assert "not permitted" in answer.err or "denied" in answer.err
         again = gptlit("fit", "--ckpt_path", run)
         assert again.code == 2
-        assert "the run folder cannot be written to" in again.err
+        assert f"{run}: cannot be written to" in again.err
     finally:
         locks[0].__exit__(None, None, None)
     assert_resumes("the run folder loses its write permission", answer, run, undisturbed)
