@@ -6,22 +6,27 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from gptlit.training.lightning_internals import validate_initial_weights
 from gptlit.training.metrics import ESTIMATES, evaluation_metrics, publish
 
 
-class TokenSums:
-    """Running sums of loss, tokens, characters and bytes, for means that are exact over all tokens.
+class TokenSums(Metric):
+    """Sums over all counted tokens of all processes: loss, tokens, characters and UTF-8 bytes.
 
-    The sums are float64 (float32 on MPS, which has no float64) and are no buffers: casting the module to bfloat16 or
-    float16 must not cast them.
+    The sums are float64 (float32 on MPS, which has no float64). An instance must not be an attribute of a module:
+    casting the module to bfloat16 or float16 would cast the sums.
     """
 
-    def __init__(self) -> None:
-        self._sums: Tensor | None = None  # (4,): loss, tokens, characters, bytes
+    full_state_update = False
+    sums: Tensor  # (4,): loss, tokens, characters, bytes
 
-    def add(self, losses: Tensor, counted: Tensor, sizes: Tensor | None = None) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, counted: Tensor, sizes: Tensor | None = None) -> None:
         """Add one batch.
 
         Args:
@@ -29,29 +34,20 @@ class TokenSums:
             counted: (N,) bool.
             sizes: (2, N) characters and UTF-8 bytes per token; None counts none.
         """
-        wide = torch.float32 if losses.device.type == "mps" else torch.float64
-        none = losses.new_zeros(2, dtype=wide)
-        lengths = none if sizes is None else (sizes * counted).sum(1, dtype=wide)
-        batch = torch.stack([losses.sum(dtype=wide), counted.sum(dtype=wide), *lengths])
-        self._sums = batch if self._sums is None else self._sums + batch
+        wide = self.sums.dtype
+        lengths = losses.new_zeros(2, dtype=wide) if sizes is None else (sizes * counted).sum(1, dtype=wide)
+        self.sums = self.sums + torch.stack([losses.sum(dtype=wide), counted.sum(dtype=wide), *lengths])
 
-    def means(self, strategy: pl.strategies.Strategy) -> tuple[float, float, float] | None:
-        """Return mean loss, characters and bytes per token over all processes, and reset.
+    def compute(self) -> Tensor:
+        """Return means per token, (3,): loss in nats, characters, bytes."""
+        loss, tokens, characters, size = self.sums.unbind()
+        return torch.stack([loss, characters, size]) / tokens.clamp(min=1)
 
-        Returns:
-            None when nothing was added.
-        """
-        if self._sums is None:
-            return None
-        sums = strategy.reduce(self._sums, reduce_op="sum")
-        self._sums = None
-        assert isinstance(sums, Tensor)
-        loss, tokens, characters, size = sums.tolist()
-        return loss / max(tokens, 1), characters / max(tokens, 1), size / max(tokens, 1)
-
-    def reset(self) -> None:
-        """Forget what was added."""
-        self._sums = None
+    def move_to(self, device: torch.device) -> None:
+        """Move the sums to a device."""
+        if device.type == "mps":
+            self.set_dtype(torch.float32)
+        self.to(device)
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -59,10 +55,12 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: (B, T, V).
-        targets: (B, T).
+        targets: (B, T), negative where a token is ignored.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten(), reduction="none")
+    flat = targets.flatten()
+    losses = F.cross_entropy(logits.flatten(0, 1).to(wide), flat.clamp(min=0), reduction="none")
+    return losses.masked_fill(flat < 0, 0.0)
 
 
 class Evaluation:
@@ -71,10 +69,11 @@ class Evaluation:
     def __init__(self) -> None:
         self._sums = [TokenSums() for _ in range(1 + len(ESTIMATES))]  # per loader
 
-    def reset(self) -> None:
-        """Forget an interrupted validation."""
+    def start(self, device: torch.device) -> None:
+        """Forget an interrupted validation, and move the sums to the device of the batches."""
         for sums in self._sums:
             sums.reset()
+            sums.move_to(device)
 
     def add(self, logits: Tensor, targets: Tensor, sizes_per_token: Tensor, loader: int) -> None:
         """Add one batch.
@@ -87,11 +86,11 @@ class Evaluation:
         """
         flat = targets.flatten()
         sizes = None if loader else sizes_per_token[:, flat.clamp(min=0)]
-        self._sums[loader].add(token_losses(logits, targets), flat >= 0, sizes)
+        self._sums[loader].update(token_losses(logits, targets), flat >= 0, sizes)
 
-    def finish(self, part: str, trainer: pl.Trainer) -> dict[str, float]:
-        """Return the metrics, exact over all tokens of all processes, and reset."""
-        windows, *estimates = (sums.means(trainer.strategy) for sums in self._sums)
+    def finish(self, part: str) -> dict[str, float]:
+        """Return the metrics, exact over all tokens of all processes."""
+        windows, *estimates = (sums.compute().tolist() if sums.update_called else None for sums in self._sums)
         metrics = {} if windows is None else evaluation_metrics(part, *windows)
         return metrics | {name: found[0] for name, found in zip(ESTIMATES, estimates, strict=True) if found}
 
@@ -121,7 +120,7 @@ class EvaluatesTokens(pl.LightningModule):
         self._evaluation.add(self(inputs), targets, self.sizes_per_token, dataloader_idx)
 
     def on_validation_epoch_start(self) -> None:
-        self._evaluation.reset()
+        self._evaluation.start(self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Publish `val/…` and the loss estimates.
@@ -129,7 +128,7 @@ class EvaluatesTokens(pl.LightningModule):
         Raises:
             FloatingPointError: when `val/loss` is not finite.
         """
-        metrics = self._evaluation.finish("val", self.trainer)
+        metrics = self._evaluation.finish("val")
         if self.trainer.sanity_checking and not self._validating_initial_weights:
             return
         if self.trainer.state.fn != "fit":
@@ -144,9 +143,12 @@ class EvaluatesTokens(pl.LightningModule):
         """Do the same as `validation_step`."""
         self.validation_step(batch, batch_idx, dataloader_idx)
 
+    def on_test_epoch_start(self) -> None:
+        self._evaluation.start(self.device)
+
     def on_test_epoch_end(self) -> None:
         """Return `test/loss`, `test/bpc`, `test/bpb` and `test/perplexity`."""
-        self._return(self._evaluation.finish("test", self.trainer))
+        self._return(self._evaluation.finish("test"))
 
     def _return(self, metrics: dict[str, float]) -> None:
         """Hand metrics to `Trainer.validate` or `Trainer.test`, in float64 whatever the precision."""

@@ -266,14 +266,22 @@ def test_validation_is_exact_in_every_precision(precision: Any, megabytes: int, 
 
 def test_sums_count_beyond_the_integers_of_float32() -> None:
     """float32 stops at 2**24 = 16,777,216: one more changes nothing there."""
-    sums, strategy = TokenSums(), pl.strategies.SingleDeviceStrategy()
-    sums.add(torch.zeros(20_000_000), torch.ones(20_000_000, dtype=torch.bool))
+    sums = TokenSums()
+    sums.update(torch.zeros(20_000_000), torch.ones(20_000_000, dtype=torch.bool))
     for _ in range(1000):
-        sums.add(torch.ones(1), torch.ones(1, dtype=torch.bool))
-    found = sums.means(strategy)
-    assert found is not None
-    assert found[0] == 1000 / 20_001_000
-    assert sums.means(strategy) is None
+        sums.update(torch.ones(1), torch.ones(1, dtype=torch.bool))
+    assert sums.compute()[0].item() == 1000 / 20_001_000
+    sums.reset()
+    sums.update(torch.ones(2), torch.tensor([True, False]))
+    assert sums.sums.tolist() == [2.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("ignored", [-1, -100])
+def test_every_negative_target_is_ignored(ignored: int) -> None:
+    logits = torch.randn(1, 3, 5)
+    losses = token_losses(logits, torch.tensor([[2, ignored, 4]]))
+    assert losses[1] == 0
+    assert losses[0].item() == pytest.approx(-logits[0, 0].log_softmax(0)[2].item())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
