@@ -6,6 +6,10 @@ import pytest
 import torch
 import yaml
 from command import At, extra_callbacks, gptlit, load, write_config
+from lightning.pytorch.loggers import MLFlowLogger
+
+from gptlit.cli.fit.trainer_settings import check_loggers
+from gptlit.errors import UserError
 
 EARLY = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
 
@@ -126,6 +130,18 @@ def test_rows_that_a_logger_deletes_are_announced(tmp_path: Path) -> None:
     assert gptlit("fit", "--config", config, "--run_dir", run, f"--trainer.logger={logger}").code == 0
     with pytest.warns(UserWarning, match="exists and is not empty"):
         gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 4, f"--trainer.logger={logger}")
+
+
+def test_a_store_that_mlflow_refuses_names_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recent versions of MLflow refuse the default store, a folder of files, when it is opened."""
+
+    def refuse(self: MLFlowLogger) -> None:
+        raise RuntimeError("the file store is in maintenance mode")
+
+    monkeypatch.setattr(MLFlowLogger, "experiment", property(refuse))
+    with pytest.raises(UserError, match=r"set its tracking_uri, such as sqlite:///mlflow\.db") as raised:
+        check_loggers([MLFlowLogger.__new__(MLFlowLogger)])
+    assert raised.value.setting == "trainer.logger"
 
 
 def test_why_a_callback_stopped_the_run_is_said(tmp_path: Path) -> None:
