@@ -1,4 +1,4 @@
-"""User errors: mistakes in a flag, a file or a configuration, which the command reports in one line (exit code 2)."""
+"""User errors: an invalid flag, file or configuration, which the command reports in one line (exit code 2)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

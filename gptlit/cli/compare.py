@@ -17,7 +17,7 @@ from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import meta_model
 
 TRAIN, VAL = "tab:blue", "tab:orange"
-SMOOTHED_FROM = 100  # points of a training curve from which on its mean is drawn as well
+SMOOTHED_FROM = 100  # points of a training curve from which on its mean is plotted too
 POINTS_OF_A_MEAN = 21  # centred, so that the mean neither lags nor hides a rise
 
 

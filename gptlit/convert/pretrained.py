@@ -107,7 +107,7 @@ def fit_to(pretrained: Pretrained, **wanted: Any) -> Pretrained:
 
 
 def from_torch_file(path: Path) -> Pretrained:
-    """Return the model of a checkpoint of gptlit or of nanoGPT, told apart by their keys."""
+    """Return the model of a checkpoint of gptlit or of nanoGPT, distinguished by its keys."""
     refuse_file(path)
     content = read_torch_file(path, setting=SETTING)
     try:

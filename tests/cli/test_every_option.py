@@ -341,7 +341,7 @@ def test_a_logger_works_or_is_refused(fit: Callable[..., Ran], tmp_path: Path, n
 
 @pytest.mark.parametrize("name", PROFILERS)
 def test_a_profiler_works_or_is_refused(fit: Callable[..., Ran], tmp_path: Path, name: str) -> None:
-    """Its report lies where it is told to."""
+    """The report is written to the given path."""
     named = PROFILERS[name]
     arguments = (
         {} if name in ("Profiler", "PassThroughProfiler", "XLAProfiler") else {"dirpath": "RUN", "filename": "own"}

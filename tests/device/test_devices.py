@@ -419,7 +419,7 @@ def test_muon_refuses_shards_by_name(tmp_path: Path) -> None:
     config = write_config(tmp_path, **CONFIG)
     answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", "--trainer.devices", 2, *SHARDS)
     assert (answer.code, answer.err.count("\n")) == (2, 1)
-    assert answer.err.startswith("gptlit: model.optimizer.name is muon, which needs whole matrices")
+    assert answer.err.startswith("gptlit: --model.optimizer.name is muon, which needs whole matrices")
     assert not (tmp_path / "run").exists()
 
 

@@ -63,7 +63,7 @@ class Page:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until all is read and drawn."""
+        """Wait until the page has loaded and rendered."""
         self.wait(READ_ALL)
         self.driver.execute_async_script("const done = arguments[0]; requestAnimationFrame(() => setTimeout(done));")
 
@@ -190,7 +190,7 @@ def test_what_is_shown_are_the_models_numbers(page: Page, one: tuple[Path, Run])
 
 
 def test_sliders_reshape_the_bars(page: Page, one: tuple[Path, Run]) -> None:
-    """The probability that is drawn from, with the model's own in brackets."""
+    """The probability used for sampling, with the model's own in brackets."""
     path, _ = one
     page.open(path)
     page.set("top-k", 3)

@@ -69,7 +69,7 @@ def small(symbols: str = SYMBOLS, **settings: Any) -> Run:
 
 
 def test_the_page_needs_no_network_and_its_policy_allows_its_own_script_alone() -> None:
-    """No address in it is loaded, and the browser is told to load none."""
+    """The page loads no address, and its policy forbids the browser to load any."""
     document = Document(page({"one": small()}))
     loading = [(tag, found) for tag, found in document.attributes if {"src", "href", "action"} & found.keys()]
     assert loading == []

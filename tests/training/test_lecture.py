@@ -25,7 +25,7 @@ ROAD = ["1_bigram", "1b_positions", "2_head", "3_heads", "4_feedforward", "5_res
 
 
 def architecture(name: str) -> GPTConfig:
-    """The GPT of a rung, over the 65 symbols of Tiny Shakespeare."""
+    """Return the GPT of a rung, with the 65 characters of Tiny Shakespeare."""
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     return GPTConfig(vocab_size=65, **settings["model"]["gpt"])
 

@@ -1,4 +1,4 @@
-"""LitGPT: exact metrics, a step that equals plain PyTorch, and checkpoints that need nothing beside them."""
+"""LitGPT: exact metrics, a step that equals plain PyTorch, and self-contained checkpoints."""
 
 import math
 from pathlib import Path
@@ -169,7 +169,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(corpus: Path, 
 
 
 def test_a_fit_with_an_average_leaves_it_in_the_model(corpus: Path, tmp_path: Path) -> None:
-    """Guards against text drawn, in Python, from other weights than those that were validated."""
+    """Guards against sampling, from Python, from other weights than the validated ones."""
 
     class Validated(pl.Callback):
         def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -183,7 +183,7 @@ def test_a_fit_with_an_average_leaves_it_in_the_model(corpus: Path, tmp_path: Pa
 
 
 def test_the_average_is_what_its_formula_says(corpus: Path, tmp_path: Path) -> None:
-    """Guards against an average that is behind by a step, or begins at 0."""
+    """Guards against an average that lags by a step or starts at 0."""
 
     class Formula(pl.Callback):
         average: list[torch.Tensor]

@@ -346,7 +346,7 @@ def test_a_monitored_training_loss_is_the_one_of_the_step(corpus: Path) -> None:
 def test_an_unknown_metric_is_refused_before_the_first_step(
     tmp_path: Path, callback: str, name: str, instead: str
 ) -> None:
-    """With the name that was meant; nothing is left behind."""
+    """With the name that was meant; no file is left."""
     flags = ("--trainer.callbacks", callback, "--trainer.callbacks.monitor", name)
     answer = gptlit("fit", "--config", write_config(tmp_path), "--run_dir", tmp_path / "run", *flags)
     assert (answer.code, answer.out) == (2, "")

@@ -147,7 +147,7 @@ def make_trainer(
 
 
 def settings_of_ours(plan: Plan, config: Mapping[str, Any], run_dir: Path | None) -> dict[str, Any]:
-    """What the Trainer must be told beyond the user's settings."""
+    """Return the arguments of the Trainer that are not settings of the user."""
     settings: dict[str, Any] = {
         "use_distributed_sampler": False,  # the batches know their rank
         "plugins": [*as_list(config["plugins"]), AtomicCheckpointIO(plan.start)],

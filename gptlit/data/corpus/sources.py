@@ -192,7 +192,7 @@ def _reads_in_folder(name: str) -> bool:
 
 
 def _has_column(path: Path, column: str) -> bool:
-    """Return whether a table has the column: other errors are told when it is read."""
+    """Return whether a table has the column. Other errors are raised when it is read."""
     try:
         next(units_of(path, column, path.name), None)
     except UserError as error:
