@@ -71,7 +71,7 @@ def test_validate_gives_the_loss_that_the_fit_reported(run: Path) -> None:
     rows = (run / "checkpoints" / "small" / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("val/loss")
     losses = [float(cells[column]) for row in rows[1:] if (cells := row.split(","))[column]]
-    assert len(losses) == 3
+    assert len(losses) == 4  # the initial weights too
     assert float(printed["val/loss"]) == pytest.approx(min(losses), abs=1e-5)
     assert float(printed["val/bpc"]) == pytest.approx(min(losses) / 0.693147, rel=1e-4)
 
