@@ -205,6 +205,6 @@ def test_every_config_file_is_valid(path: Path, tmp_path: Path, monkeypatch: pyt
     complete = "max_steps" in yaml.safe_load(path.read_text()).get("trainer", {}) and "at_scale" not in path.name
     base = [] if complete else ["--config", str(packaged_configs() / "base.yaml")]
     plan = parse_fit([*base, "--config", str(path)])
-    instantiate(plan)
-    assert plan.settings["model"]["gpt"]["block_size"] == plan.settings["data"]["block_size"]
+    objects = instantiate(plan)
+    assert objects.data.block_size == plan.settings["model"]["gpt"]["block_size"]
     assert plan.settings["trainer"]["max_steps"] > 0
