@@ -471,7 +471,7 @@ def test_a_checkpoint_cannot_choose_the_code_that_runs(copy: Path, tmp_path: Pat
     with mock.patch.object(sys, "path", [str(tmp_path), *sys.path]):
         answer = gptlit("fit", "--ckpt_path", copy)
     assert answer.code == 0
-    assert "trainer.callbacks of the checkpoint is left out" in answer.err
+    assert "of the checkpoint is left out: it may name code" in answer.err
     assert not proof.exists()
 
 

@@ -161,14 +161,6 @@ def test_an_unknown_tokenizer_is_refused_with_the_choices(text: Path) -> None:
         encode_text(TextSpec(str(text)), None, "bep", 300)
 
 
-def test_a_missing_library_is_named_with_what_installs_it(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error holds the command that installs it."""
-    monkeypatch.setattr("importlib.metadata.distributions", lambda **_: iter(()))
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match=r"pip install 'gptlit\[hf\]'"):
-        bpe_data(text)
-
-
 def test_too_small_a_vocabulary_is_refused_and_nothing_is_kept(text: Path, cache: Path) -> None:
     """A byte-level BPE has a token for each byte."""
     with pytest.raises(UserError, match="vocab_size is 100: it must be 256 or more"):
