@@ -117,7 +117,7 @@ def test_the_report_leaves_the_metrics_as_they_are_and_its_first_row_is_the_loss
     [
         (("--report_stride", "17"), "--report_stride is 17: it must be at most block_size (16), or 0 for half of it"),
         (("--report_stride", "-1"), "--report_stride is -1: it must be at most block_size (16), or 0 for half of it"),
-        (("--trainer.devices", "2"), "trainer.devices is 2: it must be 1 for --report full"),
+        (("--trainer.devices", "2"), "--trainer.devices is 2: it must be 1 for --report full"),
     ],
 )
 def test_a_report_that_cannot_be_made_is_refused_in_one_line(run: Path, flags: tuple[str, str], line: str) -> None:
