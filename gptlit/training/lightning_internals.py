@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Timer, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from torch import Tensor
 
@@ -143,6 +143,16 @@ def use_trained_weights(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None
             "weights: make a step without the average on one device first, or choose ddp"
         )
     checkpoint["state_dict"] = checkpoint["current_model_state"]
+
+
+def forget_elapsed_time(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Remove the time that a Timer has counted from a checkpoint, in place: a time limit belongs to one start.
+
+    With the time of the last start restored, `Trainer(max_time=…)` would make no step.
+    """
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, Timer):
+            checkpoint.get("callbacks", {}).pop(callback.state_key, None)
 
 
 def set_progress_to_step_boundary(checkpoint: dict[str, Any], accumulate: int) -> None:

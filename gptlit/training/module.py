@@ -26,6 +26,7 @@ from gptlit.training.initial_weights import InitialWeights
 from gptlit.training.lightning_internals import (
     averaged_state,
     datamodule_of,
+    forget_elapsed_time,
     set_metrics,
     set_progress_to_step_boundary,
     trainer_of,
@@ -298,10 +299,14 @@ class LitGPT(EvaluatesTokens):
             checkpoint["state_dict"] = averaged_state(self.trainer) or checkpoint["state_dict"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Set Lightning's loops to the boundary after the last whole step, whatever moment the file was written at."""
+        """Set Lightning's loops to the boundary after the last whole step, whatever moment the file was written at.
+
+        A time limit counts from this start.
+        """
         trainer = trainer_of(self)
         if trainer is not None and trainer.state.fn == "fit":
             use_trained_weights(trainer, checkpoint)
+            forget_elapsed_time(trainer, checkpoint)
         set_progress_to_step_boundary(checkpoint, 1 if trainer is None else trainer.accumulate_grad_batches)
 
     # ---------------------------------------------------------------- generating text

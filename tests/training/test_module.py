@@ -210,6 +210,20 @@ def test_shards_are_not_filled_with_an_average() -> None:
         module.on_load_checkpoint({"current_model_state": {}})
 
 
+def test_a_time_limit_counts_from_each_start(corpus: Path, tmp_path: Path) -> None:
+    """Lightning restores the time that its Timer has counted: with the limit used up, no step would be made."""
+    module, trainer = trained(corpus, tmp_path, max_steps=2, max_time={"hours": 1})
+    path = tmp_path / "limit.ckpt"
+    trainer.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"] = 7200.0  # two hours
+    torch.save(checkpoint, path)
+    again = quiet_trainer(tmp_path, max_steps=5, max_time={"hours": 1})
+    fresh = LitGPT(module.gpt, module.optimizer_config, module.schedule)
+    again.fit(fresh, datamodule=trainer.datamodule, ckpt_path=path)
+    assert again.global_step == 5
+
+
 def test_predict_step_generates_what_generate_does(corpus: Path, tmp_path: Path) -> None:
     """The command, the samples of a fit and Python give the same text."""
     from gptlit import generate

@@ -156,9 +156,7 @@ def not_given_again(left_out: Mapping[str, str], settings: Mapping[str, Any]) ->
 
 
 def prepare_to_resume(start: ResumePoint) -> None:
-    """Check that a checkpoint holds the state of a run; forget the time that a Timer has counted.
-
-    A time limit belongs to one start: with the time of the last one restored, no step would be left.
+    """Check that a checkpoint holds the state of a run.
 
     Raises:
         UserError: when it holds weights only.
@@ -169,7 +167,6 @@ def prepare_to_resume(start: ResumePoint) -> None:
             f"--model.init_from {shlex.quote(str(start.path))}",
             "--ckpt_path",
         )
-    start.checkpoint.get("callbacks", {}).pop("Timer", None)
 
 
 def changes_since(start: ResumePoint, settings: Mapping[str, Any], parser: FitParser) -> dict[str, tuple[Any, Any]]:
