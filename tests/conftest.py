@@ -109,6 +109,15 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Restore the environment: a process that inherits Lightning's `NODE_RANK` waits for others for ever."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
 def torch_settings() -> Iterator[None]:
     """Restore torch's process-wide settings, which Lightning changes and leaves: tests run in any order."""
     precision, threads, dtype = torch.get_float32_matmul_precision(), torch.get_num_threads(), torch.get_default_dtype()

@@ -1,6 +1,5 @@
 """Tokenizers are lossless for any text, fast paths equal the plain ones, and vocabularies survive their JSON."""
 
-import builtins
 import json
 import subprocess
 import sys
@@ -408,22 +407,6 @@ def test_a_file_that_is_not_a_tokenizer_is_refused_by_name(tmp_path: Path, conte
 def test_a_foreign_json_is_refused(foreign: str) -> None:
     with pytest.raises(UserError):
         from_json(foreign)
-
-
-def test_without_the_tokenizers_library_characters_work_and_bpe_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: object) -> object:
-        if name.split(".")[0] == "tokenizers":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    assert CharTokenizer("ab").encode("ba") == [1, 0]
-    with pytest.raises(UserError, match=r"pip install 'gptlit\[hf\]'"):
-        BPETokenizer.train([VERSE], 300)
 
 
 def test_importing_the_tokenizers_loads_neither_torch_nor_numpy_nor_the_library() -> None:
