@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gptlit.errors import UserError
+from gptlit.model import fused
 from gptlit.model.config import GPTConfig
 from gptlit.model.initialize import initialize
 from gptlit.model.kv_cache import KVCache
@@ -28,7 +29,7 @@ class RMSNorm(nn.Module):
     """RMS normalisation without weights: x / √(mean(x²) + ε) over the last axis (arXiv:1910.07467)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x)
+        return fused.RMSNormFunction.apply(x, RMS_NORM_EPS) if self.training and fused.pays(x) else rms_norm(x)
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -97,6 +98,12 @@ class CausalSelfAttention(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         B, T, C = x.shape
+        if self.training and cache is None and not self.dropout and fused.pays(x):
+            eps = RMS_NORM_EPS if self.qk_norm else None
+            tables = None if rotation is None else fused.tables(*rotation, self.n_head)
+            qkv = self.c_attn(x)
+            bias = fused.causal_bias(T, torch.promote_types(qkv.dtype, torch.float32))
+            return self.c_proj(fused.CausalAttentionFunction.apply(qkv, bias, self.n_head, tables, eps))
         q, k, v = self.project(x, rotation)
         if cache is not None:
             k, v = cache.extend(layer, k, v)  # (B, H, length + T, D)
@@ -116,9 +123,13 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(config.mlp_ratio * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        if self.token_shift:
+        fuse = self.training and cache is None and fused.pays(x)
+        if self.token_shift and fuse and self.token_shift < x.size(1):
+            x = fused.ShiftFunction.apply(x, self.token_shift, self.shifted_channels)
+        elif self.token_shift:
             x = shift_tokens(x, self.token_shift, self.shifted_channels, cache, layer)
-        x = activate(self.c_fc(x), self.activation)  # (B, T, mlp_ratio · C)
+        x = self.c_fc(x)  # (B, T, mlp_ratio · C)
+        x = fused.SquaredReLUFunction.apply(x) if self.activation == "relu2" and fuse else activate(x, self.activation)
         return self.c_proj(x)  # (B, T, C)
 
 
@@ -175,9 +186,13 @@ class Block(nn.Module):
         return x
 
     def join(self, x: Tensor, branch: Tensor, random_bytes: Tensor | None, half: int) -> Tensor:
+        if self.training and self.dropout and random_bytes is not None and self.residual and fused.pays(x):
+            return fused.DropAddFunction.apply(x, branch, random_bytes[half], round(256 * self.dropout))
         if self.training and self.dropout:
             branch = drop(branch, self.dropout, None if random_bytes is None else random_bytes[half])
-        return x + branch if self.residual else branch
+        if not self.residual:
+            return branch
+        return x + branch.to(x.dtype)  # on a CPU an addition of two types takes ten times as long as the conversion
 
 
 class GPT(nn.Module):
@@ -263,7 +278,8 @@ class GPT(nn.Module):
         if self.config.norm == "rmsnorm":
             x = rms_norm(x)
             # Under autocast the residual stream has its type too: half the memory traffic.
-            x = x.to(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else x
+            if x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type):
+                x = x.to(torch.get_autocast_dtype(x.device.type))
         x = self.transformer["drop"](x)
         rotation = self.rotation(positions, x.dtype)
         random_bytes = self.dropout_bytes(x)

@@ -22,6 +22,9 @@ class MuonAdamW(torch.optim.Optimizer):
     nearest matrix with orthonormal rows or columns, and steps by lr · √max(1, rows / columns) along it, the scale of
     that implementation ("original" in `torch.optim.Muon`). AdamW is torch's function.
 
+    With an `interval` of k, a matrix moves in every k-th step only, k times as far; its momentum takes every gradient.
+    Successive directions share most of their momentum, and orthogonalising is up to a third of a step's work.
+
     Args:
         groups: as `parameter_groups` returns them.
         fused: whether AdamW runs as one kernel. This is safe under a gradient scaler, which unscales the gradients and
@@ -37,7 +40,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; a ValueError if it lacks a setting of its role."""
         settings = {"role", "lr", "weight_decay"}
-        settings |= {"momentum", "splits"} if param_group.get("role") == "matrix" else {"betas", "eps"}
+        settings |= {"momentum", "splits", "interval"} if param_group.get("role") == "matrix" else {"betas", "eps"}
         if missing := settings - param_group.keys():
             raise ValueError(f"a parameter group lacks {', '.join(sorted(missing))}")
         super().add_param_group(param_group)
@@ -90,28 +93,37 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
     def _step_muon(self, group: dict[str, Any]) -> None:
+        found = [(p, splits) for p, splits in zip(group["params"], group["splits"], strict=True) if p.grad is not None]
+        if not found:
+            return
+        for p, _ in found:
+            state = self.state[p]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(p)
+            state.setdefault("step", torch.zeros((), dtype=torch.float32)).add_(1)
+        momenta = [self.state[p]["momentum"] for p, _ in found]
+        torch._foreach_lerp_(momenta, [p.grad for p, _ in found], 1 - group["momentum"])
+        interval = group["interval"]
+        if int(self.state[found[0][0]]["step"]) % interval:
+            return  # the momentum goes on; the next update covers this step
         # Matrices of one shape are one batch of Newton-Schulz: a few large matmuls instead of many small ones.
         batches: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
-        for p, splits in zip(group["params"], group["splits"], strict=True):
-            if p.grad is None:
-                continue
-            if not self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
-            parts = zip(*(tensor.chunk(splits) for tensor in (p, p.grad, self.state[p]["momentum"])), strict=True)
+        for (p, splits), momentum in zip(found, momenta, strict=True):
+            parts = zip(*(tensor.chunk(splits) for tensor in (p, p.grad, momentum)), strict=True)
             for part in parts:
                 batches[part[0].shape, p.dtype, p.device].append(part)
         for batch in batches.values():
-            params, grads, momenta = (list(tensors) for tensors in zip(*batch, strict=True))
-            torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+            params, grads, parts_of_momenta = (list(tensors) for tensors in zip(*batch, strict=True))
             stack = torch.empty((len(params), *params[0].shape), dtype=params[0].dtype, device=params[0].device)
             slots = list(stack.unbind())
             torch._foreach_copy_(slots, grads)
-            torch._foreach_lerp_(slots, momenta, group["momentum"])  # Nesterov: look one step of momentum ahead
+            # Nesterov: look one step of momentum ahead
+            torch._foreach_lerp_(slots, parts_of_momenta, group["momentum"])
             update = newton_schulz(stack.to(product_dtype(stack))).to(stack.dtype)  # (K, rows, columns)
             rows, columns = params[0].shape
-            rate = group["lr"] * math.sqrt(max(1, rows / columns))
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, update.unbind(), alpha=-rate)
+            rate = interval * group["lr"]
+            torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
+            torch._foreach_add_(params, update.unbind(), alpha=-rate * math.sqrt(max(1, rows / columns)))
 
 
 def product_dtype(matrices: Tensor) -> torch.dtype:

@@ -293,7 +293,7 @@ class TestNewtonSchulz:
 
 
 def matrix_group(params: list[nn.Parameter], splits: list[int] | None = None, **settings: Any) -> dict[str, Any]:
-    defaults = {"role": "matrix", "lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+    defaults = {"role": "matrix", "lr": 0.02, "momentum": 0.95, "weight_decay": 0.1, "interval": 1}
     return {**defaults, **settings, "params": params, "splits": splits or [1] * len(params)}
 
 
@@ -347,6 +347,49 @@ class TestMuonHalf:
         for name, p in matrices.items():
             torch.testing.assert_close(found[name], p, rtol=0, atol=1e-10)
 
+    def test_with_an_interval_every_second_step_moves_twice_as_far_along_the_momentum_of_both(self) -> None:
+        torch.manual_seed(0)
+        ours = nn.ParameterList(torch.randn(shape, dtype=torch.float64) for shape in [(8, 8), (16, 4)])
+        alone = copy.deepcopy(ours)
+        optimizer = MuonAdamW([matrix_group(list(ours), interval=2, momentum=0.9)])
+        for step in range(4):
+            before = copy.deepcopy(ours)
+            train(ours, optimizer, range(step, step + 1))
+            moved = [not torch.equal(a, b) for a, b in zip(ours, before, strict=True)]
+            assert moved == [step % 2 == 1] * 2
+            if step == 1:  # a plain step at twice the rate, from the momentum of the first gradient
+                plain = MuonAdamW([matrix_group(list(alone), lr=0.04, momentum=0.9)])
+                give_gradients(alone, 0)
+                for p in alone:
+                    plain.state[p]["momentum"] = 0.1 * p.grad
+                train(alone, plain, range(1, 2))
+                for a, b in zip(ours, alone, strict=True):
+                    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+    def test_a_run_resumed_between_two_updates_makes_the_next_one_in_time(self) -> None:
+        model = build(LECTURE)
+        config = replace(MUON, muon_interval=3)
+        optimizer = build_optimizer(model, config, fused=False)
+        train(model, optimizer, range(2))
+        resumed = copy.deepcopy(model)
+        again = build_optimizer(resumed, config, fused=False)
+        again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for network, steps in ((model, optimizer), (resumed, again)):
+            train(network, steps, range(2, 6))
+        for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_a_state_without_the_count_of_steps_loads(self) -> None:
+        model = build(LECTURE)
+        optimizer = build_optimizer(model, MUON, fused=False)
+        train(model, optimizer, range(2))
+        saved = copy.deepcopy(optimizer.state_dict())
+        for index in next(group for group in saved["param_groups"] if group["role"] == "matrix")["params"]:
+            del saved["state"][index]["step"]
+        again = build_optimizer(model, MUON, fused=False)
+        again.load_state_dict(saved)
+        train(model, again, range(2, 3))
+
     def test_parameters_without_a_gradient_do_not_change_and_get_no_state(self) -> None:
         model = build(LECTURE)
         optimizer = build_optimizer(model, MUON, fused=True)
@@ -365,7 +408,7 @@ class TestMuonHalf:
         assert not any(optimizer.state.get(model.get_parameter(name)) for name in idle)
 
     def test_a_group_without_its_settings_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="lacks momentum, splits"):
+        with pytest.raises(ValueError, match="lacks interval, momentum, splits"):
             MuonAdamW([{"role": "matrix", "params": [nn.Parameter(torch.ones(2, 2))], "lr": 0.1, "weight_decay": 0.0}])
         with pytest.raises(ValueError, match="lacks role"):
             MuonAdamW(
