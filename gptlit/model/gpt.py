@@ -190,9 +190,7 @@ class Block(nn.Module):
             return fused.DropAddFunction.apply(x, branch, random_bytes[half], round(256 * self.dropout))
         if self.training and self.dropout:
             branch = drop(branch, self.dropout, None if random_bytes is None else random_bytes[half])
-        if not self.residual:
-            return branch
-        return x + branch.to(x.dtype)  # on a CPU an addition of two types takes ten times as long as the conversion
+        return x + branch if self.residual else branch
 
 
 class GPT(nn.Module):
