@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "gptlit"
 PACKAGES = sorted({path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")})
 LEVELS = [
     {"errors", "version"},
-    {"device", "model", "optim", "tokenizer"},
+    {"device"},
+    {"model", "optim", "tokenizer"},
     {"checkpoint"},
     {"convert", "data", "generation"},
     {"play", "training"},

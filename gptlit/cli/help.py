@@ -40,6 +40,8 @@ TRAINER = {  # where gptlit does not do, or does more than, what Lightning's own
     "max_steps": "Optimizer steps of the whole run; for a resumed run, those it has made are counted. Must be given.",
     "max_time": "Stop after this time, as DD:HH:MM:SS; counted from this start.",
     "min_epochs": "Refused: a run is one epoch.",
+    "precision": "One of Lightning's precisions, or auto: bf16-mixed on a GPU or CPU with instructions for bfloat16 "
+    "matrix multiplications, else 32-true; a run keeps what auto chose at its start. null is 32-true.",
     "val_check_interval": "Optimizer steps between validations, or a fraction of the run below 1.",
 }
 

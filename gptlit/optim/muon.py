@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from gptlit.device.cpu import cpu_multiplies_bfloat16
+
 # Coefficients, number of iterations and epsilon of Keller Jordan's Muon and of torch.optim.Muon.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -137,11 +139,6 @@ def product_dtype(matrices: Tensor) -> torch.dtype:
     if matrices.device.type == "cpu" and matrices.dtype == torch.float32 and not products_are_exact(matrices):
         return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
     return torch.promote_types(matrices.dtype, torch.float32)
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Return whether this CPU has instructions for bfloat16 matmuls (AVX512_BF16 or AMX)."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
 
 
 def newton_schulz(stack: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:

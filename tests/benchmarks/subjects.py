@@ -14,6 +14,7 @@ import yaml
 from torch import Tensor
 
 from gptlit import GPT, GPTConfig, LitGPT, OptimizerConfig, RandomChunks, ScheduleConfig, TextDataModule
+from gptlit.cli.fit.precision import fastest_precision
 from gptlit.cli.settings import packaged_configs
 from gptlit.optim import build_optimizer
 from gptlit.training.compiling import Mode, compile_training
@@ -23,9 +24,11 @@ Compiled = Literal["no", "parts", "whole"]
 
 
 def read_config(name: str, gpt: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a packaged configuration; `gpt` overrides settings of the model."""
+    """Return a packaged configuration; `gpt` overrides settings of the model. Precision auto is resolved."""
     config: dict[str, Any] = yaml.safe_load((packaged_configs() / f"{name}.yaml").read_text(encoding="utf-8"))
     config["model"]["gpt"] |= gpt or {}
+    if config["trainer"].get("precision") == "auto":
+        config["trainer"]["precision"] = fastest_precision({"accelerator": "auto"})
     return config
 
 

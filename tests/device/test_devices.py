@@ -358,7 +358,7 @@ BASE = (
     "never",
 )
 BASE += ("--trainer.max_steps", STEPS, "--trainer.val_check_interval", 10, "--trainer.log_every_n_steps", 1)
-BASE += ("--model.matmul_precision", "highest")
+BASE += ("--model.matmul_precision", "highest", "--trainer.precision", "32-true")
 CUTS = {
     "1 process, accumulation 2": ("--trainer.accumulate_grad_batches", 2),
     "2 processes (DDP)": TWO,

@@ -18,6 +18,7 @@ from gptlit.cli.fit.fallback import shorten_run
 from gptlit.cli.fit.messages import Ending, closing_rows, ending_of, opening_rows, rate_note, resume_lines
 from gptlit.cli.fit.parts import RunParts
 from gptlit.cli.fit.plan import Plan, parse_evaluation, parse_fit
+from gptlit.cli.fit.precision import slow_precision
 from gptlit.cli.fit.resume import readable
 from gptlit.cli.fit.trainer_settings import check_trainer_settings
 from gptlit.cli.messages import say, table
@@ -48,6 +49,8 @@ def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> N
     Raises:
         UserError: when the settings do not fit, or leave nothing to evaluate on.
     """
+    if line := slow_precision(plan.settings["trainer"]):
+        say_once(line, style="yellow")
     objects = instantiate(plan)
     prepare(plan, objects.model, objects.data)
     trainer, _ = make_trainer(plan, objects, None, extra_callbacks, quiet=False)
@@ -175,11 +178,13 @@ class Fit:
     def say_start(self) -> None:
         """The opening lines."""
         plan = self.plan
-        rows = opening_rows(self.model, self.data, self.trainer, plan.config_files, self.run_dir)
+        rows = opening_rows(self.model, self.data, self.trainer, plan, self.run_dir)
         if process_rank() == 0:
             table(f"gptlit {__version__}", rows)
         for warning in edited_copies(plan.config_files):
             say_once(warning, style="yellow")
+        if line := slow_precision(plan.settings["trainer"]):
+            say_once(line, style="yellow")
         if plan.start is not None:
             say_once(f"resuming from step {plan.start.steps:,} of {plan.start.path}")
             if self.run_dir is not None and self.run_dir.resolve() != plan.start.path.parent.resolve():

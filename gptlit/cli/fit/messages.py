@@ -16,6 +16,7 @@ from gptlit.callbacks.checkpoints import RunCheckpoints
 from gptlit.callbacks.metrics import MetricsLogger
 from gptlit.callbacks.tensorboard import ADDRESS, tensorboard_command
 from gptlit.checkpoint.files import find_resume_point
+from gptlit.cli.fit.plan import Plan
 from gptlit.cli.messages import duration
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError
@@ -32,17 +33,20 @@ OVERFITTED = 1.05  # last validation loss over the best one, from which on the c
 Rows = list[tuple[str, str]]
 
 
-def opening_rows(
-    module: LitGPT, data: TextDataModule, trainer: pl.Trainer, configs: Sequence[Path], run_dir: Path | None
-) -> Rows:
-    """Return what a run reads and writes, and the size of its model, as names and values of at most 80 columns."""
+def opening_rows(module: LitGPT, data: TextDataModule, trainer: pl.Trainer, plan: Plan, run_dir: Path | None) -> Rows:
+    """Return what a run reads and writes, the size of its model and what was chosen for this machine.
+
+    Names and values take at most 80 columns.
+    """
     assert data.tokenizer is not None
     assert data.corpus is not None
     characters = data.corpus.train_characters + data.corpus.val_characters
-    rows = [("config", str(path)) for path in configs]
+    rows = [("config", str(path)) for path in plan.config_files]
     rows += [("text", f"{data.corpus.source}: {characters:,} characters, {data.tokenizer.vocab_size} tokens")]
     rows += [("model", model_size(module, data.tokenizer, trainer)), ("step", step_size(data, trainer))]
     rows.append(("length", f"{trainer.max_steps:,} steps"))
+    if plan.precision_chosen:
+        rows.append(("precision", f"{plan.settings['trainer']['precision']} (auto)"))
     if run_dir is not None:
         rows += [("run folder", str(run_dir)), *tensorboard_rows(trainer, run_dir)]
     return rows

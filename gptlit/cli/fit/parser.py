@@ -11,8 +11,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from gptlit.callbacks.averaging import AverageWeights
 from gptlit.callbacks.pictures import Pictures
 from gptlit.callbacks.samples import SampleText
+from gptlit.cli.fit.precision import PRECISION
 from gptlit.cli.fit.trainer_settings import options_left_out
-from gptlit.cli.help import help_text
+from gptlit.cli.help import TRAINER, help_text
 from gptlit.cli.parser import TextsAsTyped
 from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
@@ -46,8 +47,9 @@ def make_parser(verb: str) -> FitParser:
         instantiate=False,
         fail_untyped=False,
         sub_configs=True,
-        skip=options_left_out(verb),
+        skip={*options_left_out(verb), "precision"},
     )
+    parser.add_argument("--trainer.precision", type=PRECISION, default=None, help=TRAINER["precision"])
     parser.add_lightning_class_args(LitGPT, "model")
     parser.add_lightning_class_args(TextDataModule, "data")
     parser.link_arguments("model.gpt.block_size", "data.block_size")

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 from gptlit.checkpoint.files import ResumePoint, find_checkpoint, find_resume_point, read_checkpoint
 from gptlit.cli.fit.parser import FitParser, make_parser
+from gptlit.cli.fit.precision import fastest_precision
 from gptlit.cli.fit.resume import (
     OF_ONE_START,
     is_finished,
@@ -54,6 +55,8 @@ class Plan:
     """Whether `--data.corpus` was given as a flag."""
     max_steps_given: bool = False
     """Whether `--trainer.max_steps` was given as a flag."""
+    precision_chosen: bool = False
+    """Whether `trainer.precision` was auto; the settings hold what it means on this machine."""
     finished: bool = False
     """Whether the run of the checkpoint has nothing left to do."""
 
@@ -118,6 +121,9 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
     config = parse(parser, [*layers, *flags])
     if start is None and config.ckpt_path:
         raise UserError("ckpt_path stands in a configuration: give it as --ckpt_path")
+    precision_chosen = config.trainer.precision == "auto"
+    if precision_chosen:
+        config.trainer.precision = fastest_precision(vars(config.trainer))
     settings = json.loads(parser.dump(config, skip_unset=False, format="json"))
     left_out = not_given_again(left_out, settings)
     changes: dict[str, tuple[Any, Any]] = {}
@@ -143,6 +149,7 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         left_out=left_out,
         corpus_given=option(flags, "--data.corpus") is not None,
         max_steps_given=option(flags, "--trainer.max_steps") is not None,
+        precision_chosen=precision_chosen,
         finished=finished,
     )
 

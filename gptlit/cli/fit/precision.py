@@ -1,0 +1,58 @@
+"""`--trainer.precision auto`, and a warning where a precision is slow."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+
+from gptlit.device.cpu import cpu_multiplies_bfloat16
+
+PRECISION: Any = Literal["auto"] | inspect.signature(pl.Trainer).parameters["precision"].annotation
+BFLOAT16_ON_A_CPU = ("bf16-mixed", "bf16-true", "bf16", "16-mixed", "16", 16)  # Lightning takes 16 for bf16 there
+NO_BFLOAT16 = ("AVX2", "DEFAULT")  # kernels of ATen that use no bfloat16 instructions, by ATEN_CPU_CAPABILITY
+
+
+def fastest_precision(trainer: Mapping[str, Any]) -> str:
+    """Return what `auto` means on this machine.
+
+    Args:
+        trainer: settings of the Trainer; `accelerator` is used.
+    """
+    device = device_type(trainer["accelerator"])
+    if device == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device == "cpu" and cpu_multiplies_bfloat16() and cpu_kernels() not in NO_BFLOAT16
+    return "bf16-mixed" if fast else "32-true"
+
+
+def slow_precision(trainer: Mapping[str, Any]) -> str | None:
+    """Return a line that says that the precision is slow on this machine, and which one is not; else None."""
+    precision = trainer["precision"]
+    if precision not in BFLOAT16_ON_A_CPU or device_type(trainer["accelerator"]) != "cpu" or cpu_multiplies_bfloat16():
+        return None
+    return (
+        f"trainer.precision {precision} is several times slower on this CPU, which has no instructions for bfloat16: "
+        "--trainer.precision 32-true"
+    )
+
+
+def device_type(accelerator: Any) -> str:
+    """Return `cpu`, `cuda` or `other`: what the Trainer will use for its setting `accelerator`.
+
+    Args:
+        accelerator: a name, or a class with its arguments.
+    """
+    name = str(accelerator).lower()
+    if "cpu" in name:
+        return "cpu"
+    if any(kind in name for kind in ("auto", "gpu", "cuda")) and torch.cuda.is_available():
+        return "cuda"
+    return "cpu" if name == "auto" and not torch.backends.mps.is_available() else "other"
+
+
+def cpu_kernels() -> str:
+    """Return the instruction set that ATen's kernels use: `AVX512`, `AVX2`, `DEFAULT`, …."""
+    return torch.backends.cpu.get_cpu_capability()
