@@ -5,11 +5,12 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from gptlit.checkpoint.run_dir import RunDir, process_rank, started_by_first_process
 from gptlit.cli.compare import write_curves
@@ -20,6 +21,7 @@ from gptlit.cli.fit.parts import RunParts
 from gptlit.cli.fit.plan import Plan, parse_evaluation, parse_fit
 from gptlit.cli.fit.precision import slow_precision
 from gptlit.cli.fit.resume import readable
+from gptlit.cli.fit.threads import Threads, choose_threads
 from gptlit.cli.fit.trainer_settings import check_trainer_settings
 from gptlit.cli.messages import say, table
 from gptlit.cli.report import check_report, report_on
@@ -105,8 +107,12 @@ def run_fit(plan: Plan, extra_callbacks: Sequence[pl.Callback] = (), quiet: bool
         close(folder, keep=False)
         raise
     assert parts is not None
-    fit = Fit(plan, objects.model, objects.data, trainer, parts, folder, quiet)
-    exit_code = fit.run()
+    threads_before = torch.get_num_threads()
+    try:
+        fit = Fit(plan, objects.model, objects.data, trainer, parts, folder, quiet)
+        exit_code = fit.run()
+    finally:
+        torch.set_num_threads(threads_before)
     if fit.ending is None or fit.ending.collective:
         leave_process_group()
     return exit_code
@@ -123,6 +129,7 @@ class Fit:
     parts: RunParts
     folder: RunDir | None
     quiet: bool
+    threads: Threads = field(default_factory=Threads)
     ending: Ending | None = None
     """What ended training early."""
 
@@ -136,6 +143,8 @@ class Fit:
         path = None if self.plan.start is None else self.plan.start.path
         signals = self.parts.signals
         try:
+            self.threads = choose_threads(self.plan, self.model, self.data, self.trainer)
+            self.parts.threads.number = self.threads.number
             if not self.quiet:
                 self.say_start()
             self.trainer.fit(self.model, datamodule=self.data, ckpt_path=path)
@@ -178,7 +187,7 @@ class Fit:
     def say_start(self) -> None:
         """The opening lines."""
         plan = self.plan
-        rows = opening_rows(self.model, self.data, self.trainer, plan, self.run_dir)
+        rows = opening_rows(self.model, self.data, self.trainer, plan, self.threads, self.run_dir)
         if process_rank() == 0:
             table(f"gptlit {__version__}", rows)
         for warning in edited_copies(plan.config_files):

@@ -17,6 +17,7 @@ from gptlit.callbacks.metrics import MetricsLogger
 from gptlit.callbacks.tensorboard import ADDRESS, tensorboard_command
 from gptlit.checkpoint.files import find_resume_point
 from gptlit.cli.fit.plan import Plan
+from gptlit.cli.fit.threads import Threads
 from gptlit.cli.messages import duration
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError
@@ -33,7 +34,9 @@ OVERFITTED = 1.05  # last validation loss over the best one, from which on the c
 Rows = list[tuple[str, str]]
 
 
-def opening_rows(module: LitGPT, data: TextDataModule, trainer: pl.Trainer, plan: Plan, run_dir: Path | None) -> Rows:
+def opening_rows(
+    module: LitGPT, data: TextDataModule, trainer: pl.Trainer, plan: Plan, threads: Threads, run_dir: Path | None
+) -> Rows:
     """Return what a run reads and writes, the size of its model and what was chosen for this machine.
 
     Names and values take at most 80 columns.
@@ -47,6 +50,8 @@ def opening_rows(module: LitGPT, data: TextDataModule, trainer: pl.Trainer, plan
     rows.append(("length", f"{trainer.max_steps:,} steps"))
     if plan.precision_chosen:
         rows.append(("precision", f"{plan.settings['trainer']['precision']} (auto)"))
+    if threads.number is not None:
+        rows.append(("threads", str(threads)))
     if run_dir is not None:
         rows += [("run folder", str(run_dir)), *tensorboard_rows(trainer, run_dir)]
     return rows

@@ -60,6 +60,7 @@ def make_parser(verb: str) -> FitParser:
         parser.add_argument(
             "--save_every_n_steps", type=int, default=100, help="Optimizer steps between writes of last.ckpt."
         )
+        parser.add_argument("--threads", type=int | None, default=None, help=THREADS)
         parser.add_argument("--fallback_epochs", type=float, default=5.0, help=FALLBACK_EPOCHS)
         parser.add_class_arguments(SampleText, "sample_text", skip={"run_dir"}, instantiate=False)
         parser.add_class_arguments(AverageWeights, "average", instantiate=False)
@@ -96,6 +97,10 @@ REPORT = (
     "window and nanoGPT's estimate over random batches, in nats per token and in bits per character and byte."
 )
 STRIDE = "Predictions that each sliding window of the report counts; 0 takes half of block_size."
+THREADS = (
+    "CPU threads. null, in a new run on a CPU, measures at the start whether one or all are faster; OMP_NUM_THREADS is "
+    "obeyed. A resumed run uses the number of its start, since another one may round differently."
+)
 FALLBACK_EPOCHS = (
     "Passes over the text if data.fallback replaces the corpus: shortens trainer.max_steps, unless that is given as a "
     "flag. 0 does not shorten."

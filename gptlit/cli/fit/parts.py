@@ -16,6 +16,7 @@ from gptlit.callbacks.pictures import Pictures
 from gptlit.callbacks.samples import SampleText
 from gptlit.callbacks.signals import StopBetweenSteps
 from gptlit.callbacks.tensorboard import EventFiles, TensorBoardPages
+from gptlit.callbacks.threads import UseThreads
 from gptlit.checkpoint.atomic import atomic_write_text
 
 
@@ -36,6 +37,7 @@ class RunParts:
 
     curves: MetricsLogger
     signals: StopBetweenSteps
+    threads: UseThreads
     checkpoints: RunCheckpoints | None
     callbacks: list[pl.Callback]
     logger: Any
@@ -62,9 +64,9 @@ def run_parts(
         steps_done: optimizer steps of the checkpoint that the run resumes from.
         quiet: no progress bar and no sampled text on the terminal.
     """
-    curves, signals = MetricsLogger(), StopBetweenSteps()
+    curves, signals, threads = MetricsLogger(), StopBetweenSteps(), UseThreads(options["threads"])
     checkpoints: RunCheckpoints | None = None
-    callbacks: list[pl.Callback] = [ValidateAtEnd(), curves, signals, TensorBoardPages()]
+    callbacks: list[pl.Callback] = [threads, ValidateAtEnd(), curves, signals, TensorBoardPages()]
     logger: Any = False
     own_bar = any(isinstance(callback, ProgressBar) for callback in as_list(trainer["callbacks"]))
     if trainer["enable_progress_bar"] is not False and not quiet and not own_bar:
@@ -80,7 +82,7 @@ def run_parts(
             logger = [EventFiles(run_dir, steps_done), MetricsFile(run_dir, steps_done)]
     if options["average"]["decay"]:  # after those that use the average; Lightning calls checkpoint callbacks last
         callbacks.append(AverageWeights(options["average"]["decay"]))
-    return RunParts(curves, signals, checkpoints, [*callbacks, *as_list(trainer["callbacks"])], logger)
+    return RunParts(curves, signals, threads, checkpoints, [*callbacks, *as_list(trainer["callbacks"])], logger)
 
 
 def sample_text(options: Any, run_dir: Path, quiet: bool) -> SampleText:

@@ -55,6 +55,8 @@ class Plan:
     """Whether `--data.corpus` was given as a flag."""
     max_steps_given: bool = False
     """Whether `--trainer.max_steps` was given as a flag."""
+    threads_given: bool = False
+    """Whether `--threads` was given as a flag."""
     precision_chosen: bool = False
     """Whether `trainer.precision` was auto; the settings hold what it means on this machine."""
     finished: bool = False
@@ -149,6 +151,7 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         left_out=left_out,
         corpus_given=option(flags, "--data.corpus") is not None,
         max_steps_given=option(flags, "--trainer.max_steps") is not None,
+        threads_given=option(flags, "--threads") is not None,
         precision_chosen=precision_chosen,
         finished=finished,
     )

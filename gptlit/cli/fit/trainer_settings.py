@@ -73,6 +73,8 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
     seed = settings["seed_everything"]
     require(-(2**63) <= seed < 2**64, "seed_everything", seed, "a number of at most 64 bits")
     require(settings["save_every_n_steps"] >= 1, "save_every_n_steps", settings["save_every_n_steps"], "1 or more")
+    threads = settings["threads"]
+    require(threads is None or threads >= 1, "threads", threads, "1 or more, or null")
     decay = settings["average"]["decay"]
     require(0 <= decay < 1, "average.decay", decay, "0 (off) or more, and less than 1")
     tokens = settings["sample_text"]["max_new_tokens"]
