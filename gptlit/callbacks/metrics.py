@@ -34,7 +34,7 @@ class MetricsLogger(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the training time so far, for the closing table of a resumed run."""
-        return {"training_seconds": self._seconds(), "steps_timed": self.steps_timed}
+        return {"training_seconds": self.seconds, "steps_timed": self.steps_timed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.training_seconds, self.steps_timed = state_dict["training_seconds"], state_dict["steps_timed"]
@@ -54,7 +54,7 @@ class MetricsLogger(pl.Callback):
     def stop_clock(self) -> bool:
         """Stop the clock; return whether it was running."""
         ran = self._started_at is not None
-        self.training_seconds, self._started_at = self._seconds(), None
+        self.training_seconds, self._started_at = self.seconds, None
         return ran
 
     def on_train_batch_start(
@@ -88,7 +88,7 @@ class MetricsLogger(pl.Callback):
 
     def _speed(self, datamodule: Any) -> dict[str, float]:
         """Return milliseconds per step and characters per second since the last log."""
-        seconds = self._seconds()
+        seconds = self.seconds
         steps_before, seconds_before = self._window
         self._window = (self.steps_timed, seconds)
         step_seconds = max(seconds - seconds_before, 1e-9) / (self.steps_timed - steps_before)
@@ -98,7 +98,9 @@ class MetricsLogger(pl.Callback):
             "perf/characters_per_second": characters / step_seconds,
         }
 
-    def _seconds(self) -> float:
+    @property
+    def seconds(self) -> float:
+        """Training time until now."""
         return self.training_seconds + (0.0 if self._started_at is None else time.perf_counter() - self._started_at)
 
 

@@ -15,6 +15,7 @@ from gptlit.callbacks.metrics import MetricsFile, MetricsLogger
 from gptlit.callbacks.pictures import Pictures
 from gptlit.callbacks.samples import SampleText
 from gptlit.callbacks.signals import StopBetweenSteps
+from gptlit.callbacks.slowdown import SlowdownNotice
 from gptlit.callbacks.tensorboard import EventFiles, TensorBoardPages
 from gptlit.callbacks.threads import UseThreads
 from gptlit.checkpoint.atomic import atomic_write_text
@@ -77,6 +78,8 @@ def run_parts(
         if trainer["enable_checkpointing"] is not False:
             checkpoints = RunCheckpoints(run_dir, options["save_every_n_steps"])
             callbacks.append(checkpoints)
+            if not quiet:
+                callbacks.append(SlowdownNotice(curves, run_dir))
         logger = trainer["logger"]
         if logger in (None, True):  # TensorBoard and CSV, in the run folder itself
             logger = [EventFiles(run_dir, steps_done), MetricsFile(run_dir, steps_done)]
