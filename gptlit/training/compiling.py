@@ -13,31 +13,22 @@ from gptlit.errors import reason_of
 from gptlit.model.gpt import GPT, Block, next_token_loss
 from gptlit.training.lightning_internals import datamodule_of
 
-# Two cores with AVX-512: the first compilation took 13 s there and takes 30 s and more on slower machines; one
-# thread saved 1.2 s per teraflop of `base` and 0.7 s per teraflop of `laptop`.
-COMPILE_SECONDS = 30.0
-SAVED_PER_TERAFLOP = 0.7
 STEPS_ON_A_GPU = 500  # not measured
 
 Mode = Literal["default", "reduce-overhead"]
 
 
-def compiling_pays(network: GPT, tokens: int, steps: int, device: torch.device) -> bool:
+def compiling_pays(steps: int, device: torch.device) -> bool:
     """Return whether a run saves more time by compiling than compiling takes.
 
-    Depends on the settings and the number of threads only, never on a measured time: a resumed run must decide as it
-    did before, since a compiled step rounds differently.
+    Depends on the settings only, never on a measured time: a resumed run must decide as it did before, since a compiled
+    step rounds differently. On a CPU an eager step takes as long as a compiled one (`gptlit.model.fused`).
 
     Args:
-        network: the model.
-        tokens: tokens of an optimizer step on this device.
         steps: optimizer steps of the whole run.
         device: device of the run.
     """
-    if device.type != "cpu":
-        return steps >= STEPS_ON_A_GPU
-    teraflops = flops_per_token(network) * tokens * steps / 1e12
-    return teraflops * SAVED_PER_TERAFLOP / torch.get_num_threads() > COMPILE_SECONDS
+    return device.type != "cpu" and steps >= STEPS_ON_A_GPU
 
 
 def flops_per_token(network: GPT) -> float:
@@ -69,7 +60,7 @@ def compile_network(trainer: pl.Trainer, network: GPT, setting: bool | str) -> s
         return None
     data, device = datamodule_of(trainer), trainer.strategy.root_device
     rows = data.batch_size // trainer.world_size
-    if setting == "auto" and not compiling_pays(network, rows * data.block_size, trainer.max_steps, device):
+    if setting == "auto" and not compiling_pays(trainer.max_steps, device):
         return None
     inputs, targets = blank_batch(rows // trainer.accumulate_grad_batches, data.block_size, device)
 

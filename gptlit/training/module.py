@@ -63,7 +63,7 @@ class LitGPT(EvaluatesTokens):
             `token_noise` are used. The optimizer starts without state.
         seed: seed of initial weights and dropout; the command takes it from `seed_everything`.
         compile: compile blocks, head and loss with torch.compile while training; where that fails, a line says why and
-            training runs eagerly. `auto` compiles where the run is long enough
+            training runs eagerly. `auto` compiles long runs on a GPU
             (`gptlit.training.compiling.compiling_pays`). `reduce-overhead` is torch.compile's mode of that name (CUDA
             graphs), meant for small models on a GPU; not measured.
         checkpoint_activations: store only the input of each block and recompute the rest in the backward pass: a third
