@@ -45,7 +45,17 @@ class MuonAdamW(torch.optim.Optimizer):
         settings |= {"momentum", "splits", "interval"} if param_group.get("role") == "matrix" else {"betas", "eps"}
         if missing := settings - param_group.keys():
             raise ValueError(f"a parameter group lacks {', '.join(sorted(missing))}")
+        if param_group["role"] == "matrix":
+            # Muon's counter stays on the CPU, where reading it makes nothing wait; torch moves those of fused groups.
+            param_group = {**param_group, "fused": False}
         super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, of an older version too."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            if group["role"] == "matrix":
+                group.setdefault("interval", 1)
 
     @overload
     def step(self, closure: None = None) -> None: ...

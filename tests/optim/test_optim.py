@@ -390,6 +390,26 @@ class TestMuonHalf:
         again.load_state_dict(saved)
         train(model, again, range(2, 3))
 
+    def test_the_state_of_an_optimizer_without_an_interval_loads_without_build_optimizer(self) -> None:
+        network = nn.ParameterList([torch.ones(4, 4)])
+        optimizer = MuonAdamW([matrix_group(list(network))])
+        train(network, optimizer, range(1))
+        saved = copy.deepcopy(optimizer.state_dict())
+        del saved["param_groups"][0]["interval"]
+        again = MuonAdamW([matrix_group(list(network))])
+        again.load_state_dict(saved)
+        before = copy.deepcopy(network)
+        train(network, again, range(1, 2))
+        assert not torch.equal(network[0], before[0])
+
+    def test_the_count_of_steps_stays_on_the_cpu_where_reading_it_makes_nothing_wait(self) -> None:
+        """Torch moves the counters of fused groups to the device of the weights when it loads them."""
+        weights = nn.Parameter(torch.ones(4, 4, device="meta"))
+        optimizer = MuonAdamW([matrix_group([weights])], fused=True)
+        state = {"momentum": torch.zeros(4, 4, device="meta"), "step": torch.tensor(2.0)}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: state}})
+        assert optimizer.state[weights]["step"].device.type == "cpu"
+
     def test_parameters_without_a_gradient_do_not_change_and_get_no_state(self) -> None:
         model = build(LECTURE)
         optimizer = build_optimizer(model, MUON, fused=True)
