@@ -161,6 +161,7 @@ FIT --trainer.log_every_n_steps 0                             | trainer.log_ever
 FIT --trainer.gradient_clip_val -1                            | trainer.gradient_clip_val
 FIT --save_every_n_steps 0                                    | save_every_n_steps is 0
 FIT --threads 0                                               | --threads is 0
+FIT --threads 1025                                            | --threads is 1025: it must be 1 to 1,024, or null
 FIT --average.decay 1                                         | average.decay is 1.0: it must be 0 (off) or more
 FIT --model.gpt.token_noise -0.1                              | model.gpt.token_noise is -0.1
 FIT --sample_text.max_new_tokens -1                           | sample_text.max_new_tokens

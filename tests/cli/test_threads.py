@@ -93,7 +93,7 @@ def test_nothing_is_measured_where_the_environment_says_it(
 def test_fewer_than_one_thread_is_refused(tmp_path: Path, number: int) -> None:
     answer = gptlit("fit", "--config", write_config(tmp_path), f"--threads={number}")
     assert answer.code == 2
-    assert answer.err == f"gptlit: --threads is {number}: it must be 1 or more, or null\n"
+    assert answer.err == f"gptlit: --threads is {number}: it must be 1 to 1,024, or null\n"
 
 
 def choice(

@@ -14,6 +14,7 @@ from gptlit.data import share_of_batch
 from gptlit.errors import UserError, require, settings_under
 from gptlit.training.lightning_internals import starts_processes_by_fork
 
+MOST_THREADS = 1024  # more than any machine has cores; where the system refuses that many, torch ends the process
 ONE_EPOCH = "a run is one epoch of trainer.max_steps optimizer steps"
 REFUSED_OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
     # option: values that change nothing, and what to say about any other
@@ -74,7 +75,8 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
     require(-(2**63) <= seed < 2**64, "seed_everything", seed, "a number of at most 64 bits")
     require(settings["save_every_n_steps"] >= 1, "save_every_n_steps", settings["save_every_n_steps"], "1 or more")
     threads = settings["threads"]
-    require(threads is None or threads >= 1, "threads", threads, "1 or more, or null")
+    allowed = threads is None or 1 <= threads <= MOST_THREADS
+    require(allowed, "threads", threads, f"1 to {MOST_THREADS:,}, or null")
     decay = settings["average"]["decay"]
     require(0 <= decay < 1, "average.decay", decay, "0 (off) or more, and less than 1")
     tokens = settings["sample_text"]["max_new_tokens"]
