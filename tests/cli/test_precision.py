@@ -58,6 +58,17 @@ def test_a_run_keeps_what_auto_meant_at_its_start(
     assert stored(run) == other
 
 
+def test_auto_leaves_the_precision_to_a_plugin(tmp_path: Path, bfloat16: Callable[[bool], None]) -> None:
+    config, run = write_config(tmp_path, trainer__max_steps=1, trainer__precision="auto"), tmp_path / "run"
+    bfloat16(True)
+    plugin = "lightning.pytorch.plugins.precision.DoublePrecision"
+    answer = gptlit("fit", "--config", config, "--run_dir", run, "--trainer.plugins", plugin)
+    assert answer.code == 0, answer.err
+    assert "(auto)" not in answer.err
+    assert stored(run) is None
+    assert {x.dtype for x in load(run / "last.ckpt")["state_dict"].values()} == {torch.float64}
+
+
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_an_evaluation_takes_auto(tmp_path: Path, bfloat16: Callable[[bool], None], verb: str) -> None:
     """The loss is that of the precision that it means."""

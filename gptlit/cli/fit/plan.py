@@ -126,6 +126,7 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
     precision_chosen = config.trainer.precision == "auto"
     if precision_chosen:
         config.trainer.precision = fastest_precision(vars(config.trainer))
+        precision_chosen = config.trainer.precision is not None
     settings = json.loads(parser.dump(config, skip_unset=False, format="json"))
     left_out = not_given_again(left_out, settings)
     changes: dict[str, tuple[Any, Any]] = {}

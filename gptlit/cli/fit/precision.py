@@ -2,10 +2,12 @@
 
 import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.precision import Precision
 
 from gptlit.device.cpu import cpu_multiplies_bfloat16
 
@@ -14,18 +16,28 @@ BFLOAT16_ON_A_CPU = ("bf16-mixed", "bf16-true", "bf16", "16-mixed", "16", 16)  #
 NO_BFLOAT16 = ("AVX2", "DEFAULT")  # kernels of ATen that use no bfloat16 instructions, by ATEN_CPU_CAPABILITY
 
 
-def fastest_precision(trainer: Mapping[str, Any]) -> str:
-    """Return what `auto` means on this machine.
+def fastest_precision(trainer: Mapping[str, Any]) -> str | None:
+    """Return what `auto` means on this machine; None where one of the plugins is a precision.
 
     Args:
-        trainer: settings of the Trainer; `accelerator` is used.
+        trainer: settings of the Trainer; `accelerator` and `plugins` are used.
     """
+    plugins = trainer.get("plugins")
+    if any(is_precision(plugin) for plugin in (plugins if isinstance(plugins, list) else [plugins])):
+        return None
     device = device_type(trainer["accelerator"])
     if device == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = device == "cpu" and cpu_multiplies_bfloat16() and cpu_kernels() not in NO_BFLOAT16
     return "bf16-mixed" if fast else "32-true"
+
+
+def is_precision(plugin: Any) -> bool:
+    """Return whether a plugin of the Trainer, a class with its arguments, is a precision."""
+    module, _, name = str(getattr(plugin, "class_path", "")).rpartition(".")
+    kind = getattr(import_module(module), name, None) if module else None
+    return isinstance(kind, type) and issubclass(kind, Precision)
 
 
 def slow_precision(trainer: Mapping[str, Any]) -> str | None:
