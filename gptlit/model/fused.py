@@ -2,7 +2,8 @@
 
 PyTorch records an operation for every line of a formula and for every line of its derivative. At the sizes that a CPU
 trains, each of them reads and writes memory for longer than it computes. Here a formula and its derivative are two
-short lists of operations on few tensors. Elementwise work is in float32 even where matrix products are in bfloat16:
+short lists of operations on few tensors. A derivative of a derivative needs the plain formulas, those of evaluation
+mode. Elementwise work is in float32 even where matrix products are in bfloat16:
 CPUs convert between the two faster than PyTorch computes in bfloat16. `tests/model/test_fused.py` compares each part
 with the plain formula.
 """
@@ -18,8 +19,13 @@ Context = Any  # of torch.autograd.Function, whose saved attributes have no type
 
 
 def pays(x: Tensor) -> bool:
-    """Whether these functions serve x: on a CPU, with gradients, and not in torch.compile, which fuses by itself."""
-    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether these functions serve x: on a CPU and with gradients.
+
+    Not in torch.compile, which fuses by itself, nor in torch.func, which takes derivatives of its own.
+    """
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return not torch._C._are_functorch_transforms_active()  # noqa: SLF001  # it has no public name
 
 
 def tables(cos: Tensor, sin: Tensor, n_head: int) -> tuple[Tensor, Tensor]:

@@ -19,17 +19,21 @@ from gptlit.model.config import GPTConfig
 from gptlit.model.initialize import initialize
 from gptlit.model.kv_cache import KVCache
 from gptlit.model.loss import cross_entropy
-from gptlit.model.noise import drop, with_noise
+from gptlit.model.noise import drop, dropout_threshold, with_noise
 from gptlit.model.rope import rope_angles, rotate
 
 RMS_NORM_EPS = 1e-6
+# Above so many positions, attention that keeps its weights (T, T) takes as long as torch's kernel, which does not keep
+# them, or longer: 384 channels in float32, one thread of a CPU with AVX-512, 2026-11-29.
+LONGEST_WITH_WEIGHTS = 256
 
 
 class RMSNorm(nn.Module):
     """RMS normalisation without weights: x / √(mean(x²) + ε) over the last axis (arXiv:1910.07467)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return fused.RMSNormFunction.apply(x, RMS_NORM_EPS) if self.training and fused.pays(x) else rms_norm(x)
+        wide = x.dtype in (torch.float32, torch.float64)  # in float16 the square of a norm may be infinite
+        return fused.RMSNormFunction.apply(x, RMS_NORM_EPS) if wide and self.training and fused.pays(x) else rms_norm(x)
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -81,8 +85,12 @@ class CausalSelfAttention(nn.Module):
 
     def project(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values (B, H, T, D) of x (B, T, C)."""
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, D) ×3
+        return self.split(self.c_attn(x), rotation)
+
+    def split(self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values (B, H, T, D), rotated and normalised, of `qkv` (B, T, 3·H·D)."""
+        B, T, width = qkv.shape
+        q, k, v = qkv.view(B, T, 3, self.n_head, width // 3 // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, D) ×3
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         if self.qk_norm:
@@ -98,13 +106,14 @@ class CausalSelfAttention(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         B, T, C = x.shape
-        if self.training and cache is None and not self.dropout and fused.pays(x):
+        qkv = self.c_attn(x)  # (B, T, 3·C)
+        fuse = self.training and cache is None and not self.dropout and fused.pays(x)
+        if fuse and (T <= LONGEST_WITH_WEIGHTS or plain_attention_is_faster(qkv)):
             eps = RMS_NORM_EPS if self.qk_norm else None
             tables = None if rotation is None else fused.tables(*rotation, self.n_head)
-            qkv = self.c_attn(x)
             bias = fused.causal_bias(T, torch.promote_types(qkv.dtype, torch.float32))
             return self.c_proj(fused.CausalAttentionFunction.apply(qkv, bias, self.n_head, tables, eps))
-        q, k, v = self.project(x, rotation)
+        q, k, v = self.split(qkv, rotation)
         if cache is not None:
             k, v = cache.extend(layer, k, v)  # (B, H, length + T, D)
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
@@ -187,7 +196,7 @@ class Block(nn.Module):
 
     def join(self, x: Tensor, branch: Tensor, random_bytes: Tensor | None, half: int) -> Tensor:
         if self.training and self.dropout and random_bytes is not None and self.residual and fused.pays(x):
-            return fused.DropAddFunction.apply(x, branch, random_bytes[half], round(256 * self.dropout))
+            return fused.DropAddFunction.apply(x, branch, random_bytes[half], dropout_threshold(self.dropout))
         if self.training and self.dropout:
             branch = drop(branch, self.dropout, None if random_bytes is None else random_bytes[half])
         return x + branch if self.residual else branch

@@ -15,5 +15,10 @@ def drop(x: Tensor, probability: float, random_bytes: Tensor | None) -> Tensor:
     """Dropout (Srivastava et al. 2014) by random bytes of the shape of x; torch's own dropout if there are none."""
     if random_bytes is None:
         return F.dropout(x, probability)
-    threshold = round(256 * probability)
+    threshold = dropout_threshold(probability)
     return x * (random_bytes >= threshold).to(x.dtype) * (256 / (256 - threshold))
+
+
+def dropout_threshold(probability: float) -> int:
+    """Return the smallest random byte that keeps a number; at least one of 256 is kept."""
+    return min(255, round(256 * probability))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gptlit.model import fused
 from gptlit.model.config import GPTConfig
-from gptlit.model.gpt import GPT
+from gptlit.model.gpt import GPT, RMSNorm
 
 SMALL = {"vocab_size": 11, "block_size": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}
 CASES: dict[str, dict[str, Any]] = {
@@ -111,12 +111,58 @@ def test_the_functions_are_left_where_they_do_not_serve(monkeypatch: pytest.Monk
         network(ids)
 
 
+def test_derivatives_of_torch_func_equal_those_of_autograd() -> None:
+    network = random_gpt(GPTConfig(**SMALL)).train()
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    weights = {name: p.detach() for name, p in network.named_parameters()}
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(network, weights, (ids,), {"targets": ids})
+
+    found = torch.func.grad(loss)(weights)
+    network(ids, targets=ids).backward()
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(found[name], p.grad)
+
+
+def test_attention_over_many_positions_keeps_its_weights_only_where_the_plain_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In full float32 torch's kernel stores no (T, T); a model of 1,024 positions took twice the memory."""
+    network = random_gpt(GPTConfig(**{**SMALL, "block_size": 300})).float().train()
+
+    def largest_saved(T: int) -> int:
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: [sizes.append(x.numel()), x][1], lambda x: x):
+            network(torch.zeros(1, T, dtype=torch.int64))
+        return max(sizes)
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
+    assert largest_saved(256) == 2 * 256 * 256
+    assert largest_saved(300) < 300 * 300
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert largest_saved(300) == 2 * 300 * 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_norm_of_large_half_precision_activations_is_the_plain_one(dtype: torch.dtype) -> None:
+    x = torch.full((2, 768), 3000, dtype=dtype, requires_grad=True)
+    torch.testing.assert_close(RMSNorm().train()(x), torch.ones(2, 768, dtype=dtype))
+
+
 def test_dropout_keeps_the_expected_share_and_mean() -> None:
     x, branch = torch.zeros(64, 64), torch.ones(64, 64, dtype=torch.bfloat16)
     random_bytes = torch.arange(256, dtype=torch.uint8).repeat(16).view(64, 64)
     y = fused.DropAddFunction.apply(x, branch, random_bytes, 64)
     assert y.count_nonzero() == 64 * 64 * 3 // 4
     torch.testing.assert_close(y.mean(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_the_highest_dropout_keeps_one_byte_of_256(fuse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "pays", lambda x: fuse)
+    loss, _ = loss_and_gradients(random_gpt(GPTConfig(**SMALL, dropout=0.999)), 12)
+    assert loss.isfinite()
 
 
 def test_squared_relu_at_the_kink() -> None:
