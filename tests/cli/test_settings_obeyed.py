@@ -23,6 +23,14 @@ def resume_command(err: str) -> list[str]:
     return err.strip().splitlines()[-1].partition("gptlit ")[2].split()
 
 
+def test_an_interval_of_muon_that_ends_after_the_run_is_announced(tmp_path: Path) -> None:
+    config = write_config(tmp_path, trainer__max_steps=2, model__optimizer__name="muon")
+    command = ("fit", "--config", config, "--model.optimizer.muon_interval")
+    line = "the matrices never change: model.optimizer.muon_interval is 3, more than trainer.max_steps (2)"
+    assert line in gptlit(*command, 3, "--run_dir", tmp_path / "never").err.replace("\n", " ")
+    assert "never change" not in gptlit(*command, 2, "--run_dir", tmp_path / "once").err
+
+
 # ---------------------------------------------------------------- time
 
 

@@ -16,7 +16,15 @@ from gptlit.checkpoint.run_dir import RunDir, process_rank, started_by_first_pro
 from gptlit.cli.compare import write_curves
 from gptlit.cli.fit.build import instantiate, make_trainer, open_run_dir, prepare
 from gptlit.cli.fit.fallback import shorten_run
-from gptlit.cli.fit.messages import Ending, closing_rows, ending_of, opening_rows, rate_note, resume_lines
+from gptlit.cli.fit.messages import (
+    Ending,
+    closing_rows,
+    ending_of,
+    interval_note,
+    opening_rows,
+    rate_note,
+    resume_lines,
+)
 from gptlit.cli.fit.parts import RunParts
 from gptlit.cli.fit.plan import Plan, parse_evaluation, parse_fit
 from gptlit.cli.fit.precision import slow_precision
@@ -192,7 +200,13 @@ class Fit:
             table(f"gptlit {__version__}", rows)
         for warning in edited_copies(plan.config_files):
             say_once(warning, style="yellow")
-        if line := slow_precision(plan.settings["trainer"]):
+        given = plan.settings["threads"]
+        notes = [
+            slow_precision(plan.settings["trainer"]),
+            interval_note(self.model.optimizer_config, self.trainer.max_steps),
+            None if given == self.threads.number or given is None else f"changed: threads {given} -> None",
+        ]
+        for line in filter(None, notes):
             say_once(line, style="yellow")
         if plan.start is not None:
             say_once(f"resuming from step {plan.start.steps:,} of {plan.start.path}")

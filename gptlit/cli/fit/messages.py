@@ -114,6 +114,17 @@ def rate_note(module: LitGPT, steps: int, changes: Mapping[str, tuple[Any, Any]]
     )
 
 
+def interval_note(optimizer: OptimizerConfig, steps: int) -> str | None:
+    """Return a line if a run of so many steps ends before Muon's first update; else None."""
+    interval = optimizer.muon_interval
+    if optimizer.name != "muon" or interval <= steps:
+        return None
+    return (
+        f"the matrices never change: model.optimizer.muon_interval is {interval:,}, more than trainer.max_steps "
+        f"({steps:,})"
+    )
+
+
 # ---------------------------------------------------------------- the end
 
 
