@@ -142,9 +142,8 @@ def load(path: Path) -> dict[str, Any]:
 
 REPORT: dict[str, list[tuple[str, ...]]] = {}
 # With several workers of pytest-xdist each writes a file of its own: FILE.gw0, FILE.gw1, …
-REPORT_FILE = os.environ.get("GPTLIT_REPORT") and Path(
-    os.environ["GPTLIT_REPORT"] + "." * ("PYTEST_XDIST_WORKER" in os.environ) + os.environ.get("PYTEST_XDIST_WORKER", "")
-).resolve()
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+REPORT_FILE = os.environ.get("GPTLIT_REPORT") and Path(f"{os.environ['GPTLIT_REPORT']}.{WORKER}".rstrip(".")).resolve()
 
 
 def report(table: str, header: tuple[str, ...], *cells: object) -> None:
