@@ -28,7 +28,8 @@ def test_a_test_starts_in_an_empty_folder_with_default_handlers(tmp_path: Path) 
 def test_the_suite_runs_where_the_shell_ignores_signals() -> None:
     """Guards against results that differ under nohup and in background jobs."""
     command = f"trap '' HUP INT TERM USR1; exec {sys.executable} -m pytest -q -p no:cacheprovider {__file__} -k {PROBE}"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    own = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # of this suite
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, env=own)
     assert done.returncode == 0, done.stdout
 
 
