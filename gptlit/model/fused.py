@@ -2,10 +2,9 @@
 
 PyTorch records an operation for every line of a formula and for every line of its derivative. At the sizes that a CPU
 trains, each of them reads and writes memory for longer than it computes. Here a formula and its derivative are two
-short lists of operations on few tensors. A derivative of a derivative needs the plain formulas, those of evaluation
-mode. Elementwise work is in float32 even where matrix products are in bfloat16:
-CPUs convert between the two faster than PyTorch computes in bfloat16. `tests/model/test_fused.py` compares each part
-with the plain formula.
+short lists of operations on few tensors. Second derivatives need the plain formulas, which evaluation mode uses.
+Elementwise work is in float32 even where matrix multiplications are in bfloat16: converting takes less time than
+computing in bfloat16. `tests/model/test_fused.py` compares each part with the plain formula.
 """
 
 from typing import Any
@@ -31,9 +30,8 @@ def pays(x: Tensor) -> bool:
 def tables(cos: Tensor, sin: Tensor, n_head: int) -> tuple[Tensor, Tensor]:
     """Return RoPE's tables for all channels of queries and keys, (T, 2H, D), from those of a half (T, D / 2)."""
     shape = (cos.size(0), 2 * n_head, 2 * cos.size(1))
-    whole = (torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1))
-    first, second = (table[:, None].expand(shape).contiguous() for table in whole)
-    return first, second
+    all_cos, all_sin = torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)  # (T, D)
+    return all_cos[:, None].expand(shape).contiguous(), all_sin[:, None].expand(shape).contiguous()
 
 
 def causal_bias(T: int, dtype: torch.dtype) -> Tensor:

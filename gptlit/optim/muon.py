@@ -117,7 +117,7 @@ class MuonAdamW(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, [p.grad for p, _ in found], 1 - group["momentum"])
         interval = group["interval"]
         if int(self.state[found[0][0]]["step"]) % interval:
-            return  # the momentum goes on; the next update covers this step
+            return  # the next update contains this gradient through the momentum
         # Matrices of one shape are one batch of Newton-Schulz: a few large matmuls instead of many small ones.
         batches: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
         for (p, splits), momentum in zip(found, momenta, strict=True):

@@ -17,7 +17,7 @@ from gptlit.training.module import LitGPT
 ROUNDS = 5
 ENOUGH_SECONDS = 1.0
 CLEARLY_FASTER = 0.9  # one thread is chosen if its step takes less than this share of the time with all threads
-LEAST_TERAFLOPS = 1.0  # of a run that is worth a measurement: ten seconds on two cores (Zen 4, 2026-11-29)
+LEAST_TERAFLOPS = 1.0  # of a run that is worth a measurement: some 250 steps of `base`
 LARGEST_STEP = 2e10  # floating point operations of a measured step; larger batches are cut to fewer rows
 
 
