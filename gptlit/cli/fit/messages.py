@@ -121,7 +121,7 @@ def interval_note(optimizer: OptimizerConfig, steps: int) -> str | None:
         return None
     return (
         f"the matrices never change: model.optimizer.muon_interval is {interval:,}, more than trainer.max_steps "
-        f"({steps:,})"
+        f"({steps:,}): set a smaller interval"
     )
 
 
