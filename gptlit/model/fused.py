@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 softmax_backward = torch.ops.aten._softmax_backward_data  # noqa: SLF001  # it has no public name
+# Rows of scores that are computed together: fewer waste less on keys that are masked, and make more matmuls.
+ROWS = 128
 Context = Any  # of torch.autograd.Function, whose saved attributes have no types
 
 
@@ -25,13 +27,6 @@ def pays(x: Tensor) -> bool:
     if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     return not torch._C._are_functorch_transforms_active()  # noqa: SLF001  # it has no public name
-
-
-def tables(cos: Tensor, sin: Tensor, n_head: int) -> tuple[Tensor, Tensor]:
-    """Return RoPE's tables for all channels of queries and keys, (T, 2H, D), from those of a half (T, D / 2)."""
-    shape = (cos.size(0), 2 * n_head, 2 * cos.size(1))
-    all_cos, all_sin = torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)  # (T, D)
-    return all_cos[:, None].expand(shape).contiguous(), all_sin[:, None].expand(shape).contiguous()
 
 
 def causal_bias(T: int, dtype: torch.dtype) -> Tensor:
@@ -70,67 +65,91 @@ def _through_norm(grad: Tensor, y: Tensor) -> Tensor:
 class CausalAttentionFunction(torch.autograd.Function):
     """Queries, keys and values (B, T, 3·H·D) -> heads side by side (B, T, H·D), with RoPE and QK-norm.
 
-    A rotation does not change a norm, so queries and keys are rotated first and normalised after it, both at once.
+    Queries and keys are rotated and normalised together; the queries' factor also has the 1 / √D of the scores. Rows of
+    `ROWS` positions leave out the keys that all of them must not read.
+    Tensors of other element types are copied without a change of layout, which takes half as long as both at once.
     """
 
     @staticmethod
     def forward(
-        ctx: Context, qkv: Tensor, bias: Tensor, n_head: int, rotation: tuple[Tensor, Tensor] | None, eps: float | None
+        ctx: Context, qkv: Tensor, n_head: int, rotation: tuple[Tensor, Tensor] | None, eps: float | None
     ) -> Tensor:
         B, T, width = qkv.shape
-        C = width // 3
-        D = C // n_head
-        qk = qkv[..., : 2 * C].to(bias.dtype).view(B, T, 2 * n_head, D)
+        D = width // 3 // n_head
+        heads = qkv.view(B, T, 3, n_head, D).permute(2, 0, 3, 1, 4).contiguous()  # (3, B, H, T, D)
+        qk = heads[:2].to(_wide(qkv))  # itself if it is wide
         if rotation is not None:
-            cos, sin = rotation
-            qk = torch.addcmul(qk * cos, swap_halves(qk), sin)
-        r = None
-        if eps is not None:
-            r = _inverse_rms(qk, eps)
-            qk = qk * r
-        heads = qkv.new_empty(3, B, n_head, T, D)
-        heads[:2].copy_(qk.view(B, T, 2, n_head, D).permute(2, 0, 3, 1, 4))
-        heads[2].copy_(qkv[..., 2 * C :].view(B, T, n_head, D).transpose(1, 2))
+            rotate_(qk, *rotation)
+        factor = None if eps is None else _inverse_rms(qk, eps)
+        if factor is None:
+            qk[0].mul_(D**-0.5)
+        else:
+            factor[0].mul_(D**-0.5)
+            qk.mul_(factor)
+        heads[:2].copy_(qk)
         q, k, v = heads.view(3, B * n_head, T, D)
-        weights = torch.baddbmm(bias.to(q.dtype), q, k.mT, alpha=D**-0.5).softmax(-1)  # (B·H, T, T)
-        y = torch.bmm(weights, v).view(B, n_head, T, D).transpose(1, 2).reshape(B, T, C)
-        ctx.rotation = rotation
-        ctx.save_for_backward(heads, weights, *(() if r is None else (qk, r)))
-        return y
+        bias = causal_bias(min(T, ROWS), q.dtype)
+        weights, parts = [], []
+        for start, end in _rows(T):
+            scores = torch.bmm(q[:, start:end], k[:, :end].mT)
+            scores[..., start:].add_(bias[: end - start, : end - start])
+            weights.append(scores.softmax(-1))  # (B·H, end − start, end)
+            parts.append(torch.bmm(weights[-1], v[:, :end]))
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # (B·H, T, D)
+        ctx.rotation, ctx.count = rotation, len(weights)
+        ctx.save_for_backward(heads, *weights, *(() if factor is None else (factor,)))
+        return y.view(B, n_head, T, D).transpose(1, 2).reshape(B, T, n_head * D)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        heads, weights, *normalised = ctx.saved_tensors
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        heads, *saved = ctx.saved_tensors
+        weights, factor = saved[: ctx.count], saved[ctx.count :]
         _, B, H, T, D = heads.shape
-        C = H * D
         q, k, v = heads.view(3, B * H, T, D)
         grads = torch.empty_like(heads)  # of q, k and v
         dq, dk, dv = grads.view(3, B * H, T, D)
         dy = grad.view(B, T, H, D).transpose(1, 2).reshape(B * H, T, D)
-        through = softmax_backward(torch.bmm(dy, v.mT), weights, -1, weights.dtype)
-        torch.bmm(through, k, out=dq)
-        torch.bmm(through.mT, q, out=dk)
-        torch.bmm(weights.mT, dy, out=dv)
-        dqk = torch.empty((B, T, 2 * H, D), dtype=torch.promote_types(heads.dtype, torch.float32))
-        dqk.view(B, T, 2, H, D).copy_(grads[:2].permute(1, 3, 0, 2, 4))
-        dqk.mul_(D**-0.5)
-        if normalised:
-            qk, r = normalised
-            dqk = _through_norm(dqk, qk).mul_(r)
+        for (start, end), part in reversed(list(zip(_rows(T), weights, strict=True))):
+            dy_part = dy[:, start:end]
+            through = softmax_backward(torch.bmm(dy_part, v[:, :end].mT), part, -1, part.dtype)
+            dq[:, start:end] = torch.bmm(through, k[:, :end])
+            if end == T:  # the last rows read all keys
+                torch.bmm(through.mT, q[:, start:end], out=dk)
+                torch.bmm(part.mT, dy_part, out=dv)
+            else:
+                dk[:, :end].baddbmm_(through.mT, q[:, start:end])
+                dv[:, :end].baddbmm_(part.mT, dy_part)
+        dqk = grads[:2].to(_wide(heads))
+        if factor:
+            # y = x · f, f = s / rms(x): dx = f · (g − y · mean(g · y) / s²), where s² is 1 / D for queries, 1 for keys
+            normalised = heads[:2].to(dqk.dtype)
+            share = (dqk * normalised).sum(-1, keepdim=True)
+            share[1].mul_(1 / D)
+            dqk.addcmul_(normalised, share, value=-1).mul_(factor[0])
+        else:
+            dqk[0].mul_(D**-0.5)
         if ctx.rotation is not None:
             cos, sin = ctx.rotation
-            dqk = torch.addcmul(dqk * cos, swap_halves(dqk), sin, value=-1)
-        dqkv = heads.new_empty(B, T, 3 * C)
-        dqkv[..., : 2 * C].copy_(dqk.view(B, T, 2 * C))
-        dqkv[..., 2 * C :].view(B, T, H, D).copy_(grads[2].transpose(1, 2))
-        return dqkv, None, None, None, None
+            rotate_(dqk, cos, -sin)
+        grads[:2].copy_(dqk)
+        return grads.permute(1, 3, 0, 2, 4).reshape(B, T, 3 * H * D), None, None, None
 
 
-def swap_halves(x: Tensor) -> Tensor:
-    """Exchange the halves of the last axis; same shape."""
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _rows(T: int) -> list[tuple[int, int]]:
+    return [(start, min(start + ROWS, T)) for start in range(0, T, ROWS)]
+
+
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate x (…, T, D) in place, where `cos` and `sin` are RoPE's tables (T, D / 2)."""
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((second, first), dim=-1)
+    crossed = first * -sin
+    first.mul_(cos).addcmul_(second, sin)
+    second.mul_(cos).add_(crossed)
 
 
 class SquaredReLUFunction(torch.autograd.Function):

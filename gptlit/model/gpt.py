@@ -110,9 +110,7 @@ class CausalSelfAttention(nn.Module):
         fuse = self.training and cache is None and not self.dropout and fused.pays(x)
         if fuse and (T <= LONGEST_WITH_WEIGHTS or plain_attention_is_faster(qkv)):
             eps = RMS_NORM_EPS if self.qk_norm else None
-            tables = None if rotation is None else fused.tables(*rotation, self.n_head)
-            bias = fused.causal_bias(T, torch.promote_types(qkv.dtype, torch.float32))
-            return self.c_proj(fused.CausalAttentionFunction.apply(qkv, bias, self.n_head, tables, eps))
+            return self.c_proj(fused.CausalAttentionFunction.apply(qkv, self.n_head, rotation, eps))
         q, k, v = self.split(qkv, rotation)
         if cache is not None:
             k, v = cache.extend(layer, k, v)  # (B, H, length + T, D)

@@ -46,9 +46,11 @@ def loss_and_gradients(network: GPT, T: int) -> tuple[Tensor, list[Tensor]]:
     return loss.detach(), list(torch.autograd.grad(loss, list(network.parameters())))
 
 
+@pytest.mark.parametrize("rows", [fused.ROWS, 5])
 @pytest.mark.parametrize("T", [1, 2, 12])
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_equals_the_plain_one(case: str, T: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_equals_the_plain_one(case: str, T: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "ROWS", rows)
     network = random_gpt(GPTConfig(**{**SMALL, **CASES[case]}))
     loss, gradients = loss_and_gradients(network, T)
     plainly(monkeypatch)
@@ -129,19 +131,26 @@ def test_attention_over_many_positions_keeps_its_weights_only_where_the_plain_on
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In full float32 torch's kernel stores no (T, T); a model of 1,024 positions took twice the memory."""
-    network = random_gpt(GPTConfig(**{**SMALL, "block_size": 300})).float().train()
+    network = random_gpt(GPTConfig(**{**SMALL, "block_size": 300, "n_layer": 1})).float().train()
 
-    def largest_saved(T: int) -> int:
+    def saved_weights(T: int) -> int:
+        """Return the number of attention weights, (B·H, rows, keys), that the backward pass keeps."""
         sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: [sizes.append(x.numel()), x][1], lambda x: x):
+
+        def count(x: Tensor) -> Tensor:
+            sizes.append(x.numel() if x.dim() == 3 and x.size(0) == SMALL["n_head"] else 0)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
             network(torch.zeros(1, T, dtype=torch.int64))
-        return max(sizes)
+        return sum(sizes)
 
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
-    assert largest_saved(256) == 2 * 256 * 256
-    assert largest_saved(300) < 300 * 300
+    monkeypatch.setattr(fused, "ROWS", 100)
+    assert saved_weights(256) == 2 * (100 * 100 + 100 * 200 + 56 * 256)
+    assert saved_weights(300) == 0
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    assert largest_saved(300) == 2 * 300 * 300
+    assert saved_weights(300) == 2 * (100 * 100 + 100 * 200 + 100 * 300)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
