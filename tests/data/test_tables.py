@@ -154,6 +154,15 @@ def test_bytes_that_are_not_utf8_are_named_with_their_row(here: Path) -> None:
     assert "'text' of a.parquet is not UTF-8 in row 2" in refusal("a.parquet")
 
 
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.binary(), pyarrow.string_view()])
+def test_values_of_a_column_are_cleaned_row_by_row(here: Path, kind: pyarrow.DataType) -> None:
+    """Line ends of any system, rows without text, and a column that is cut into batches."""
+    rows = ["one\r\ntwo", None, "", "three\rfour", "naïve \ufffd", *map(str, range(3000))]
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array(rows).cast(kind)}), "a.parquet")
+    expected = ["one\ntwo", "three\nfour", "naïve \ufffd", *map(str, range(3000))]
+    assert text_of("a.parquet", separator="|") == "|".join(expected)
+
+
 def test_a_table_without_the_column_ends_after_a_thousand_rows() -> None:
     """Guards against reading a terabyte before a misspelt name is detected."""
     read = 0

@@ -75,7 +75,8 @@ def texts(tables: "Iterable[pyarrow.RecordBatch | pyarrow.Table]", column: str, 
     """
     row = 0
     for table in tables:
-        check_column(table.schema, column, where)
+        if not row:
+            check_column(table.schema, column, where)
         for value in table.column(column).to_pylist():
             row += 1
             if isinstance(value, bytes):
@@ -83,5 +84,7 @@ def texts(tables: "Iterable[pyarrow.RecordBatch | pyarrow.Table]", column: str, 
                     value = value.decode()
                 except UnicodeDecodeError as error:
                     raise UserError(f"{column!r} of {where} is not UTF-8 in row {row:,}: {error.reason}") from error
-            if text := text_of(value, column, where, f"row {row:,}"):
-                yield text
+            if not isinstance(value, str) or "\r" in value:
+                value = text_of(value, column, where, f"row {row:,}")
+            if value:
+                yield value

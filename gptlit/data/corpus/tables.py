@@ -7,6 +7,7 @@ only the text column is looked at, and always as text.
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ HEAD_ROWS = 1000  # rows of a CSV file that are read before its form is settled
 LONGEST_FIELD = 2**27  # characters
 LINES_OF_A_FIELD = 100  # lines of TSV after which a quote that is not closed is taken for a character
 DELIMITERS = ",;\t|"
+NOT_BLANK = re.compile(r"[^ \t\n\r]")  # between JSON values
 NUMBER = "0123456789.eE+-"  # characters with which a number may continue after the end of a piece
 
 
@@ -104,10 +106,10 @@ class JsonBuffer:
     def peek(self) -> str:
         """Return the next character that is not blank, or an empty text at the end."""
         while True:
-            while self._text[self.at : self.at + 1] in tuple(" \t\n\r"):
-                self.at += 1
-            if self.at < len(self._text) or self._ended:
-                return self._text[self.at : self.at + 1]
+            found = NOT_BLANK.search(self._text, self.at)
+            self.at = found.start() if found else len(self._text)
+            if found or self._ended:
+                return found[0] if found else ""
             self._more()
 
     def value(self) -> Any:
