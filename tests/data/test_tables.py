@@ -244,6 +244,60 @@ def test_a_long_quoted_field_at_the_end_of_the_first_rows_is_still_quoted() -> N
 
 
 @pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ("text\rone\rtwo\r", ["one", "two"]),
+        ('n,text\r1,"one\ntwo"\r2,three', ["one\ntwo", "three"]),
+        ("text\none\rtwo\nthree\n", ["one\ntwo", "three"]),
+        ('text\r\none\rtwo\r\n"three\r\nfour\rfive"\r\n', ["one\ntwo", "three\nfour\nfive"]),
+        ("text,n\none\rtwo,1\nthree\r,2\n", ["one\ntwo", "three\n"]),
+        ("text\rone\ntwo\rthree\r", ["one\ntwo", "three"]),
+        ("text\r\r\none\r\r\n\r\r\ntwo\r\r\n", ["one", "two"]),
+        ("\r\n\ntext\rone\r\rtwo", ["one", "two"]),
+        ('n,"the\rlong\nname",text\r1,2,one\r', ["one"]),
+        ("text", []),
+    ],
+    ids=[
+        "old Mac",
+        "old Mac, quoted line feed",
+        "pandas, carriage return in one column",
+        "Windows, carriage return",
+        "carriage return between columns",
+        "line feed in one column",
+        "Windows, twice",
+        "blank lines",
+        "header of three lines",
+        "header only",
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
+def test_the_line_end_of_the_header_ends_the_rows(content: str, texts: list[str], size: int) -> None:
+    """However the file is cut; line ends of another kind belong to the field, as its writer meant."""
+    chunks = [content[i : i + size].encode() for i in range(0, len(content), size)]
+    assert list(csv_rows(chunks, "text", "a.csv", ",")) == texts
+
+
+@settings(deadline=None)
+@given(
+    texts=st.lists(st.text('ab,"\n\r', min_size=1).filter(str.strip), min_size=1, max_size=5),
+    end=st.sampled_from(["\n", "\r", "\r\n"]),
+)
+def test_fields_with_carriage_returns_are_read_back(texts: list[str], end: str) -> None:
+    """Of any row end; in the texts every line end becomes a line feed."""
+    import csv
+    import io
+
+    stream = io.StringIO(newline="")
+    csv.writer(stream, lineterminator=end, quoting=csv.QUOTE_ALL).writerows([("n", "text"), *enumerate(texts)])
+    assert rows_of_csv(stream.getvalue()) == [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
+
+
+def test_names_of_columns_stand_on_one_line(here: Path) -> None:
+    (here / "a.csv").write_bytes(b'"the\nlong\rname",b\n1,2\n')
+    assert refusal("a.csv").endswith("is not a column of a.csv, which has the long name, b")
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         ("text\nhello, world\n", "2 fields in the row that ends in line 2, and 1 in its header"),

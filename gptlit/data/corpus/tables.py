@@ -19,7 +19,10 @@ from gptlit.errors import UserError
 HEAD_ROWS = 1000  # rows of a CSV file that are read before its form is settled
 LONGEST_FIELD = 2**27  # characters
 LINES_OF_A_FIELD = 100  # lines of TSV after which a quote that is not closed is taken for a character
+LINES_OF_A_HEADER = 20
 DELIMITERS = ",;\t|"
+HEADER = re.compile(r'(?:[^"\r\n]++|"[^"]*+")*+(\r\r\n|\r\n|\r|\n)')  # the first row of CSV, and its line end
+OTHER_LINE_END = "\0"  # in a field; `decode` refuses files that hold it
 NOT_BLANK = re.compile(r"[^ \t\n\r]")  # between JSON values
 NUMBER = "0123456789.eE+-"  # characters with which a number may continue after the end of a piece
 
@@ -161,7 +164,8 @@ def csv_rows(chunks: Iterable[bytes], column: str, where: str, delimiter: str) -
     """Yield the texts of a column of CSV or TSV with a header; rows without text are left out.
 
     Recognised: another delimiter, where the one expected does not give the column; row numbers without a header, as R
-    writes them; a comma at the end of every row; TSV in which quotes are ordinary characters.
+    writes them; a comma at the end of every row; TSV in which quotes are ordinary characters; the line ends of Windows
+    and of old Macs.
 
     Args:
         chunks: bytes of the file.
@@ -173,18 +177,16 @@ def csv_rows(chunks: Iterable[bytes], column: str, where: str, delimiter: str) -
         UserError: no such column, a row with more or fewer fields than the header, or unbalanced quotes.
     """
     csv.field_size_limit(LONGEST_FIELD)
-    lines = itertools.dropwhile(str.isspace, lines_of(decode(chunks, where)))
-    first = next(lines, "")
+    lines = itertools.dropwhile(str.isspace, lines_of(table_text(decode(chunks, where, line_ends=False))))
+    first = list(itertools.islice(lines, LINES_OF_A_HEADER))
     for other in (delimiter, *DELIMITERS):
-        header = next(csv.reader([first], delimiter=other), [])
+        header, length = header_of(first, other)
         if column in header:
             delimiter = other
             break
     else:
-        raise no_such_column(column, where, next(csv.reader([first], delimiter=delimiter), []))
-    while header and not header[-1]:
-        header.pop()
-    rows = rows_of(lines, delimiter, where)
+        raise no_such_column(column, where, header_of(first, delimiter)[0])
+    rows = rows_of(itertools.chain(first[length:], lines), delimiter, where, length)
     head = list(itertools.islice(rows, HEAD_ROWS))
     numbers = [row[0] for _, row in head if len(row) == len(header) + 1]
     names = bool(head) and numbers == [str(number + 1) for number in range(len(head))]
@@ -196,11 +198,54 @@ def csv_rows(chunks: Iterable[bytes], column: str, where: str, delimiter: str) -
                 "texts that hold the delimiter or line ends in quotes"
             )
         if row[at]:
-            yield row[at]
+            yield row[at].replace(OTHER_LINE_END, "\n")
 
 
-def rows_of(lines: Iterable[str], delimiter: str, where: str) -> Iterator[tuple[int, list[str]]]:
+def table_text(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the text of a table in which `\\n` ends the rows, and OTHER_LINE_END is a line end of another kind.
+
+    The line end after the header ends all rows. Programs write the other kind without quotes (pandas a carriage return,
+    for instance), since it belongs to a field.
+    """
+    held, end = "", ""
+    for piece in itertools.chain(pieces, (None,)):
+        text = held + (piece or "")
+        if not end:
+            text = text.lstrip("\r\n")
+            found = HEADER.match(text)
+            settled = found and found.end() < len(text)  # no part of a longer line end
+            if piece is not None and not settled and len(text) < READ_BYTES:
+                held = text
+                continue
+            end = found[1] if found else "\n"
+        cut = len(text) if piece is None else len(text.rstrip("\r"))
+        text, held = text[:cut], text[cut:]
+        if end == "\r\r\n":  # `\r\n` that went through a text file of Windows
+            text = text.replace(end, "\n")
+        if end == "\r":
+            text = text.replace("\r\n", "\r").replace("\n", OTHER_LINE_END).replace("\r", "\n")
+        elif "\r" in text:
+            text = text.replace("\r\n", "\n").replace("\r", OTHER_LINE_END)
+        yield text
+
+
+def header_of(lines: list[str], delimiter: str) -> tuple[list[str], int]:
+    """Return the names in a header, without empty ones at its end, and the number of its lines."""
+    reader = csv.reader(lines, delimiter=delimiter)
+    names = [name.replace(OTHER_LINE_END, "\n") for name in next(reader, [])]
+    while names and not names[-1]:
+        names.pop()
+    return names, reader.line_num
+
+
+def rows_of(lines: Iterable[str], delimiter: str, where: str, header: int = 1) -> Iterator[tuple[int, list[str]]]:
     """Yield number of the last line and fields of each row after the header; blank lines are left out.
+
+    Args:
+        lines: after the header.
+        delimiter: between fields.
+        where: name of the file, for errors.
+        header: lines of it.
 
     Raises:
         UserError: a quoted field does not end where a field ends.
@@ -218,10 +263,11 @@ def rows_of(lines: Iterable[str], delimiter: str, where: str) -> Iterator[tuple[
     try:
         for row in reader:
             if row:
-                yield reader.line_num + 1, row
+                yield reader.line_num + header, row
     except csv.Error as error:
         raise UserError(
-            f"{where} is not CSV: {error} in line {reader.line_num + 1:,}: write a quote inside a quoted text twice"
+            f"{where} is not CSV: {error} in line {header + reader.line_num:,}: write a quote inside a quoted text "
+            "twice"
         ) from error
 
 

@@ -44,14 +44,19 @@ MAGIC = (  # offset, first bytes, what the file is, what helps
 )
 
 
-def decode(chunks: Iterable[bytes], where: str) -> Iterator[str]:
+def decode(chunks: Iterable[bytes], where: str, line_ends: bool = True) -> Iterator[str]:
     """Decode UTF-8 in pieces: without byte order mark, every line end a `\\n`.
+
+    Args:
+        chunks: bytes of the file.
+        where: name of the file, for errors.
+        line_ends: whether `\\r\\n` and `\\r` become `\\n`.
 
     Raises:
         UserError: with the offset of the first byte that is not UTF-8, for a NUL character, and for files that are
             known to be something else.
     """
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=line_ends)
     seen, head = 0, b""
     for chunk in itertools.chain(chunks, (None,)):
         last, chunk = chunk is None, chunk or b""

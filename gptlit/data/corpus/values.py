@@ -8,7 +8,7 @@ from gptlit.data.corpus.text import clean
 from gptlit.errors import UserError
 
 SPEAKER, CONTENT = ("role", "from"), ("content", "value")  # keys of a message: OpenAI's, ShareGPT's
-SHOWN = 60  # characters of a value in a message
+SHOWN = 60  # characters of a value, or of the name of a column, in a message
 COLUMN_ROWS = 1000  # rows without the column after which it is taken for missing
 
 
@@ -32,8 +32,7 @@ def text_of(value: Any, column: str, where: str, row: str) -> str:
         return ""
     lines = conversation(value) if isinstance(value, Sequence) else None
     if lines is None:
-        shown = json.dumps(value, ensure_ascii=False, default=str)
-        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+        shown = shortened(json.dumps(value, ensure_ascii=False, default=str))
         raise UserError(
             f"{column!r} holds {shown} in {row} of {where}, which is not text: write it in quotes, take the row out, "
             "or name another column",
@@ -64,6 +63,11 @@ def conversation(value: Sequence[Any]) -> list[str] | None:
 
 def no_such_column(column: str, where: str, columns: Iterable[str]) -> UserError:
     """Return the error for a table without the column that the user named."""
-    names = list(columns)
+    names = [shortened(" ".join(name.split())) for name in columns]
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return UserError(f"{column!r} is not a column of {where}, which has {', '.join(names[:12])}{more}", "text_column")
+
+
+def shortened(text: str) -> str:
+    """Return the beginning of a text, for a message."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
