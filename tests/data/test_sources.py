@@ -73,18 +73,46 @@ def test_a_file_read_in_chunks_is_the_file_read_at_once(text: str, size: int) ->
 
 def test_a_byte_that_is_not_utf8_is_named_with_its_offset(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "latin.txt").write_bytes(b"\xef\xbb\xbfcaf\xc3\xa9 caf\xe9 au lait")
-    expected = "corpus latin.txt is not UTF-8: byte 0xE9 at offset 12; convert it, e.g. iconv -f LATIN1 -t UTF-8"
+    expected = "corpus latin.txt is not UTF-8: byte 0xE9 at offset 12; convert it, e.g. iconv -f CP1252 -t UTF-8"
     assert refusal("latin.txt") == expected
     for size in range(1, 8):  # the offset is that of the file, not of the chunk
         monkeypatch.setattr("gptlit.data.corpus.streams.READ_BYTES", size)
-        assert refusal("latin.txt") == expected
+        assert refusal("latin.txt").startswith(expected.partition(";")[0])
     (here / "cut.txt").write_bytes("caf\u00e9".encode()[:-1])
     assert "offset 3" in refusal("cut.txt")
 
 
-def test_utf16_is_recognised(here: Path) -> None:
-    (here / "note.txt").write_bytes("hello".encode("utf-16"))
-    assert "iconv -f UTF-16" in refusal("note.txt")
+def test_utf16_and_utf32_are_recognised(here: Path) -> None:
+    for encoding in ("utf-16", "utf-32"):
+        (here / "note.txt").write_bytes("hello".encode(encoding))
+        assert f"iconv -f {encoding.upper()} " in refusal("note.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ("He said “no” and didn’t go.\n".encode("cp1252") * 9, "iconv -f CP1252 -t"),
+        ("Müßiggänger für später.\n".encode() * 99 + b"caf\xe9", "the rest is UTF-8: leave such bytes out"),
+        (b"\xe9" + "Müßiggänger für später.\n".encode() * 99, "the rest is UTF-8: leave such bytes out"),
+        (("日本語" * 9).encode()[:-1], "the rest is UTF-8: leave such bytes out"),
+        ("床前明月光，疑是地上霜。\n".encode("gbk"), "from its encoding (GB18030,"),
+        ("Мой дядя самых честных правил\n".encode("koi8-r"), "from its encoding (GB18030,"),
+        ("これはテキストです。\n".encode("shift-jis"), "from its encoding (GB18030,"),
+    ],
+    ids=["Windows", "late damage", "early damage", "cut", "Chinese", "Russian", "Japanese"],
+)
+def test_advice_on_encodings_does_not_spoil_the_text(here: Path, content: bytes, advice: str) -> None:
+    """Latin-1 has no quotes, and reading UTF-8 with one bad byte as Latin-1 spoils every other character."""
+    (here / "a.txt").write_bytes(content)
+    message = refusal("a.txt")
+    assert message.startswith("corpus a.txt is not UTF-8: byte 0x")
+    assert advice in message
+
+
+def test_nul_bytes_in_a_text_are_named(here: Path) -> None:
+    """As in logs of a machine that lost its power."""
+    (here / "a.log").write_bytes(b"2024-01-01 started\n" * 50 + bytes(16) + b"2024-01-02 started\n")
+    assert refusal("a.log").startswith("corpus a.log holds NUL bytes: take them out, e.g. with tr -d '\\000'")
 
 
 @pytest.mark.parametrize("content", ["", " \n\n ", "\ufeff"])
