@@ -1,5 +1,6 @@
 """What a corpus can be: files, folders, globs, archives, folders of other projects; and the refusals."""
 
+import json
 import os
 import pickle
 import tarfile
@@ -165,7 +166,47 @@ def test_a_folder_says_what_it_left_out(here: Path) -> None:
     (here / "docs" / "d.txt").unlink()
     message = refusal("docs")
     assert message.startswith("corpus the folder docs has no text in it or below, but 2 .md, 1 .png")
-    assert "docs/**/*.md" in message
+    assert message.endswith("e.csv (without a column 'text'): give a glob, e.g. 'docs/**/*.md'")
+    for name in ("a.md", "b.md"):
+        (here / "docs" / name).rename(here / "docs" / name.replace(".md", ".tex"))
+    for name in ("d.png", "e.png", "x.pdf", "y.pdf", "z.pdf"):
+        (here / "docs" / name).touch()
+    assert refusal("docs").endswith("give a glob, e.g. 'docs/**/*.tex'"), "the texts, not the pictures"
+
+
+def test_a_folder_of_tables_without_the_column_is_answered_with_their_columns(here: Path) -> None:
+    (here / "chats").mkdir()
+    (here / "chats" / "a.json").write_text('{"name": "x", "messages": []}')
+    assert refusal("chats") == "text_column 'text' is not a column of chats/a.json, which has name, messages"
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar"])
+def test_tables_without_the_column_are_left_out_of_an_archive(here: Path, ending: str) -> None:
+    """As in an export of Slack, with a list of its users next to the messages."""
+    files = {"users.json": [{"name": "ann"}], "general/1.json": [{"text": "Hi"}], "general/2.json": [{"text": "Bye"}]}
+    contents = {name: json.dumps(rows).encode() for name, rows in files.items()}
+
+    def write(name: str) -> None:
+        if ending == ".zip":
+            with zipfile.ZipFile(name, "w") as archive:
+                for member, content in contents.items():
+                    archive.writestr(member, content)
+            return
+        with tarfile.open(name, "w") as archive:
+            for member, content in contents.items():
+                entry = tarfile.TarInfo(member)
+                entry.size = len(content)
+                archive.addfile(entry, BytesIO(content))
+
+    write(f"a{ending}")
+    assert text_of(f"a{ending}") == "Hi\nBye"
+    (notice,) = open_corpus(TextSpec(f"a{ending}")).notices
+    assert notice == f"a{ending}: left out users.json (without a column 'text')"
+    assert text_of(f"a{ending}", text_column="name") == "ann"
+    for name in ("general/1.json", "general/2.json"):
+        del contents[name]
+    write(f"b{ending}")
+    assert refusal(f"b{ending}") == f"text_column 'text' is not a column of users.json in b{ending}, which has name"
 
 
 def test_a_glob_is_sorted_by_name(here: Path) -> None:
