@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from corpora import own_cache, refusal, text_of
@@ -87,7 +88,7 @@ def test_rows_without_text_are_left_out(here: Path) -> None:
     [
         ('{"text": "a"}\n{"text": \n', "Expecting value at column 9 of line 2"),
         ('{"text": "a"} {"text": "b"}\n', "more than one value at column 14 of line 1"),
-        ('"a"\n', 'holds "a" in line 1'),
+        ('"a"\n7\n', "holds 7 in line 2, not a text or an object with a column 'text'"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )
@@ -190,6 +191,64 @@ def test_conversations_become_lines(here: Path) -> None:
     assert text_of("a.jsonl", text_column="messages") == expected
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": rows[1]}]), "a.parquet")
     assert text_of("a.parquet", text_column="messages") == "human: Why?"
+
+
+def test_a_chat_of_telegram_is_a_conversation(here: Path) -> None:
+    """Texts of several parts, messages of the service, and photographs without a text."""
+    messages = [
+        {"id": 1, "type": "message", "from": "Ann", "text": "Hi"},
+        {"id": 2, "type": "message", "from": "Bob", "text": ["see ", {"type": "link", "text": "http://x"}, "!"]},
+        {"id": 3, "type": "service", "actor": "Bob", "text": ""},
+        {"id": 4, "type": "message", "from": "Bob", "photo": "a.jpg", "text": ""},
+    ]
+    (here / "result.json").write_text(json.dumps({"name": "Ann", "messages": messages}))
+    assert text_of("result.json", text_column="messages") == "Ann: Hi\nBob: see http://x!"
+    assert text_of("result.json", text_column="messages.text") == "Hi\nsee http://x!"
+    assert refusal("result.json").endswith("result.json, which has name, messages")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"from": "Ann", "body": "Hi"}],
+        [{"text": "Hi"}, {"from": "Ann", "text": "Hello"}],
+        [{"role": "user", "text": 7}],
+    ],
+)
+def test_messages_of_another_form_are_refused_and_never_lost(here: Path, messages: list[object]) -> None:
+    (here / "a.jsonl").write_text(json.dumps({"messages": messages}))
+    message = refusal("a.jsonl", text_column="messages")
+    assert message.startswith("text_column 'messages' holds [{")
+    assert "which is not text: name one of messages." in message
+
+
+def test_a_column_can_be_inside_of_others(here: Path) -> None:
+    rows = [
+        {"id": 1, "data": {"text": "one", "lang": "en"}, "parts": [{"p": "a"}, {"p": None}, {"p": "b"}]},
+        {"id": 2, "data": {"text": "two\r\nlines", "lang": "en"}, "parts": []},
+        {"id": 3, "data": None, "parts": None},
+        {"id": 4, "data": {"text": "", "lang": None}, "parts": [{"p": "c"}]},
+    ]
+    (here / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "a.parquet")
+    with pyarrow.ipc.new_file("a.arrow", pyarrow.Table.from_pylist(rows).schema) as writer:
+        writer.write_table(pyarrow.Table.from_pylist(rows))
+    for name in ("a.jsonl", "a.parquet", "a.arrow"):
+        assert text_of(name, text_column="data.text") == "one\n\ntwo\nlines"
+        assert text_of(name, text_column="parts.p") == "a\nb\n\nc"
+        assert "is not a column of" in refusal(name, text_column="data.txt")
+        assert "which has id, data.text, data.lang, parts" in refusal(name)
+    assert refusal("a.jsonl", text_column="data").endswith("not text: name one of data.text, data.lang")
+    assert "holds struct<" in refusal("a.parquet", text_column="data")
+    assert refusal("a.parquet", text_column="id.x").endswith("which has id, data.text, data.lang, parts")
+    (here / "b.jsonl").write_text('{"data.text": "dot", "data": {"text": "inside"}}')
+    assert text_of("b.jsonl", text_column="data.text") == "dot"
+
+
+def test_json_strings_are_texts(here: Path) -> None:
+    (here / "a.json").write_text(json.dumps(["one", "", "two"]))
+    (here / "a.jsonl").write_text('"one"\n"two"\n')
+    assert text_of("a.json") == text_of("a.jsonl") == "one\ntwo"
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from gptlit.data.corpus.streams import READ_BYTES
 from gptlit.data.corpus.text import decode, lines_of
-from gptlit.data.corpus.values import COLUMN_ROWS, no_such_column, text_of
+from gptlit.data.corpus.values import COLUMN_ROWS, keys_of, no_such_column, shortened, text_in
 from gptlit.errors import UserError
 
 HEAD_ROWS = 1000  # rows of a CSV file that are read before its form is settled
@@ -28,11 +28,13 @@ NUMBER = "0123456789.eE+-"  # characters with which a number may continue after 
 
 
 def json_rows(chunks: Iterable[bytes], column: str, where: str, per_line: bool) -> Iterator[str]:
-    """Yield the texts of a column of JSON objects; rows without text are left out.
+    """Yield the texts of a column of JSON objects, or texts that stand in the place of objects.
+
+    Rows without text are left out.
 
     Args:
         chunks: bytes of the file.
-        column: key of the text.
+        column: key of the text, or keys inside each other, `data.text`.
         where: name of the file, for errors.
         per_line: JSON Lines; otherwise one array of objects, or objects one after another.
 
@@ -43,14 +45,18 @@ def json_rows(chunks: Iterable[bytes], column: str, where: str, per_line: bool) 
     found = False
     rows = json_lines(chunks, where) if per_line else json_values(chunks, where)
     for count, (place, row) in enumerate(rows):
+        if isinstance(row, str):
+            row = {column: row}
         if not isinstance(row, dict):
-            raise UserError(f"{where} holds {json.dumps(row)[:60]} in {place}, not an object with a column {column!r}")
-        if column in row:
+            shown = shortened(json.dumps(row))
+            raise UserError(f"{where} holds {shown} in {place}, not a text or an object with a column {column!r}")
+        text = text_in(row, column, where, place)
+        if text is not None:
             found = True
-            if text := text_of(row[column], column, where, place):
+            if text:
                 yield text
         elif not found:
-            seen.update(dict.fromkeys(row))
+            seen.update(dict.fromkeys(keys_of(row, "")))
             if count + 1 == COLUMN_ROWS:
                 raise no_such_column(column, where, seen)
     if not found and seen:
