@@ -141,7 +141,8 @@ def test_an_unknown_column_is_answered_with_those_that_exist(here: Path, name: s
     else:
         (here / name).write_text("\n".join(map(json.dumps, rows)))
     expected = f"text_column 'body' is not a column of {name}, which has n, text, title"
-    assert refusal(name, text_column="body") == expected
+    by_number = "; if that is no header, name a column by its number: 1" if name == "a.csv" else ""
+    assert refusal(name, text_column="body") == expected + by_number
     assert text_of(name, text_column="title").startswith("I")
 
 
@@ -241,6 +242,9 @@ def test_a_column_can_be_inside_of_others(here: Path) -> None:
     assert refusal("a.jsonl", text_column="data").endswith("not text: name one of data.text, data.lang")
     assert "holds struct<" in refusal("a.parquet", text_column="data")
     assert refusal("a.parquet", text_column="id.x").endswith("which has id, data.text, data.lang, parts")
+    deep = '{"a": ' * 500 + "1" + "}" * 500
+    (here / "deep.jsonl").write_text(deep)
+    assert refusal("deep.jsonl").endswith("which has a.a.a.a")
     (here / "b.jsonl").write_text('{"data.text": "dot", "data": {"text": "inside"}}')
     assert text_of("b.jsonl", text_column="data.text") == "dot"
 
@@ -276,12 +280,45 @@ def test_what_the_csv_module_writes_is_read_back(texts: list[str]) -> None:
         ("text\n007\nTRUE\n\n1e5\nNA\nnull\n", ["007", "TRUE", "1e5", "NA", "null"]),
         ("n;text\n1;a, b\n", ["a, b"]),
         ("text,n\n,1\nx,2\n", ["x"]),
+        ("sep=;\r\nid;text\r\n1;a, b\r\n", ["a, b"]),
+        ('"sep=|"\ntext|n\n"a|b"|1\n', ["a|b"]),
+        ('id, text\n1, "a, b"\n2, c \n', ["a, b", "c "]),
+        ("id,text\n1, a\n", [" a"]),
     ],
-    ids=["comma at the end", "comma at every end", "R", "R without a header", "digits", "semicolons", "empty"],
+    ids=[
+        "comma at the end",
+        "comma at every end",
+        "R",
+        "R without a header",
+        "digits",
+        "semicolons",
+        "empty",
+        "Excel",
+        "Excel, in quotes",
+        "blanks after commas",
+        "blank in a text",
+    ],
 )
 def test_csv_as_programs_write_it_gives_the_right_column(content: str, texts: list[str]) -> None:
     """Pandas takes the first column of a row that ends in a comma for an index, and digits for numbers."""
     assert rows_of_csv(content) == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "texts"),
+    [
+        ("1\tcmn\t試試看！\n2\tcmn\t睡覺了。\n", "3", ["試試看！", "睡覺了。"]),
+        ("emma\nolivia\n", "1", ["emma", "olivia"]),
+        ("1,2\na,b\n", "2", ["b"]),
+        ("3,x,one\n4,x,two\n", "3", ["one", "two"]),
+        ('a,"b, c"\nd,"e\nf"\n', "2", ["b, c", "e\nf"]),
+    ],
+    ids=["Tatoeba", "names", "a header of numbers", "a number in the first row", "quotes"],
+)
+def test_a_file_without_a_header_has_columns_by_number(content: str, column: str, texts: list[str]) -> None:
+    assert list(csv_rows([content.encode()], column, "a.tsv", "\t" if "\t" in content else ",")) == texts
+    with pytest.raises(ValueError, match="name a column by its number: 1"):
+        list(csv_rows([content.encode()], "9", "a.tsv", ","))
 
 
 @pytest.mark.parametrize(
@@ -353,7 +390,7 @@ def test_fields_with_carriage_returns_are_read_back(texts: list[str], end: str) 
 
 def test_names_of_columns_stand_on_one_line(here: Path) -> None:
     (here / "a.csv").write_bytes(b'"the\nlong\rname",b\n1,2\n')
-    assert refusal("a.csv").endswith("is not a column of a.csv, which has the long name, b")
+    assert "is not a column of a.csv, which has the long name, b;" in refusal("a.csv")
 
 
 @pytest.mark.parametrize(
@@ -364,6 +401,7 @@ def test_names_of_columns_stand_on_one_line(here: Path) -> None:
         ('id,text\n1,"She said \\"no\\""\n', "in line 2: write a quote inside a quoted text twice"),
         ('text,n\n"open,1\nb,2\n', "unexpected end of data"),
         ("a,b\n1,2\n", "'text' is not a column of a.csv, which has a, b"),
+        ("text,n,text\na,1,b\n", "a.csv has 2 columns 'text': give the others other names"),
     ],
 )
 def test_csv_that_would_give_a_wrong_text_is_refused(content: str, words: str) -> None:

@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from gptlit.data.corpus.streams import READ_BYTES
@@ -22,6 +23,7 @@ LINES_OF_A_FIELD = 100  # lines of TSV after which a quote that is not closed is
 LINES_OF_A_HEADER = 20
 DELIMITERS = ",;\t|"
 HEADER = re.compile(r'(?:[^"\r\n]++|"[^"]*+")*+(\r\r\n|\r\n|\r|\n)')  # the first row of CSV, and its line end
+SEPARATOR_LINE = re.compile('"?sep=(.)"?\n', re.IGNORECASE)  # before the header, in files of Excel
 OTHER_LINE_END = "\0"  # in a field; `decode` refuses files that hold it
 NOT_BLANK = re.compile(r"[^ \t\n\r]")  # between JSON values
 NUMBER = "0123456789.eE+-"  # characters with which a number may continue after the end of a piece
@@ -167,44 +169,89 @@ def reason(error: ValueError) -> str:
 
 
 def csv_rows(chunks: Iterable[bytes], column: str, where: str, delimiter: str) -> Iterator[str]:
-    """Yield the texts of a column of CSV or TSV with a header; rows without text are left out.
+    """Yield the texts of a column of CSV or TSV; rows without text are left out.
 
-    Recognised: another delimiter, where the one expected does not give the column; row numbers without a header, as R
-    writes them; a comma at the end of every row; TSV in which quotes are ordinary characters; the line ends of Windows
-    and of old Macs.
+    Recognised: another delimiter, where the one expected does not give the column, and Excel's first line `sep=;`;
+    blanks after the delimiters; row numbers without a header, as R writes them; a comma at the end of every row; TSV in
+    which quotes are ordinary characters; the line ends of Windows and of old Macs.
 
     Args:
         chunks: bytes of the file.
-        column: name in the header.
+        column: name in the header; of a file without a header the number of the column, from 1.
         where: name of the file, for errors.
         delimiter: expected between fields.
 
     Raises:
-        UserError: no such column, a row with more or fewer fields than the header, or unbalanced quotes.
+        UserError: no such column, a row with more or fewer fields than the first, or unbalanced quotes.
     """
     csv.field_size_limit(LONGEST_FIELD)
     lines = itertools.dropwhile(str.isspace, lines_of(table_text(decode(chunks, where, line_ends=False))))
     first = list(itertools.islice(lines, LINES_OF_A_HEADER))
-    for other in (delimiter, *DELIMITERS):
-        header, length = header_of(first, other)
-        if column in header:
-            delimiter = other
-            break
-    else:
-        raise no_such_column(column, where, header_of(first, delimiter)[0])
-    rows = rows_of(itertools.chain(first[length:], lines), delimiter, where, length)
+    form = form_of(first, column, where, delimiter)
+    rows = rows_of(itertools.chain(first[form.lines :], lines), form, where)
     head = list(itertools.islice(rows, HEAD_ROWS))
-    numbers = [row[0] for _, row in head if len(row) == len(header) + 1]
+    numbers = [row[0] for _, row in head if len(row) == form.width + 1]
     names = bool(head) and numbers == [str(number + 1) for number in range(len(head))]
-    at, width = header.index(column) + names, len(header) + names
+    at, width = form.column + names, form.width + names
     for line, row in itertools.chain(head, rows):
         if len(row) < width or any(row[width:]):
             raise UserError(
-                f"{where} has {len(row)} fields in the row that ends in line {line:,}, and {width} in its header: put "
-                "texts that hold the delimiter or line ends in quotes"
+                f"{where} has {len(row)} fields in the row that ends in line {line:,}, and {width} in its "
+                f"{'header' if form.named else 'first row'}: put texts that hold the delimiter or line ends in quotes"
             )
         if row[at]:
             yield row[at].replace(OTHER_LINE_END, "\n")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a CSV file is written.
+
+    Attributes:
+        delimiter: between fields.
+        blanks: whether blanks after a delimiter are left out.
+        column: place of the text in a row, from 0.
+        width: number of fields, without empty ones at the end.
+        lines: before the first row of texts.
+        named: whether there is a header.
+    """
+
+    delimiter: str
+    blanks: bool
+    column: int
+    width: int
+    lines: int
+    named: bool
+
+
+def form_of(first: list[str], column: str, where: str, delimiter: str) -> Form:
+    """Find the form in which a CSV file has the column.
+
+    Args:
+        first: lines of the file.
+        column: name in the header, or number.
+        where: name of the file, for errors.
+        delimiter: expected between fields.
+
+    Raises:
+        UserError: no such column, or two of its name.
+    """
+    separator = SEPARATOR_LINE.fullmatch(first[0]) if first else None
+    skipped = 1 if separator else 0
+    delimiter = separator[1] if separator else delimiter
+    for other, blanks in itertools.product((delimiter, *DELIMITERS), (False, True)):
+        names, lines = header_of(first[skipped:], other, blanks)
+        if names.count(column) > 1:
+            raise UserError(f"{where} has {names.count(column)} columns {column!r}: give the others other names")
+        if column in names and (all(map(str.isdecimal, names)) or not column.isdecimal()):
+            return Form(other, blanks, names.index(column), len(names), skipped + lines, named=True)
+    if column.isdecimal():
+        for other in (delimiter, *DELIMITERS):
+            names, _ = header_of(first[skipped:], other, False)
+            if 0 < int(column) <= len(names):
+                return Form(other, False, int(column) - 1, len(names), skipped, named=False)
+    names, _ = header_of(first[skipped:], delimiter, False)
+    raise no_such_column(column, where, names, "; if that is no header, name a column by its number: 1")
 
 
 def table_text(pieces: Iterable[str]) -> Iterator[str]:
@@ -235,44 +282,42 @@ def table_text(pieces: Iterable[str]) -> Iterator[str]:
         yield text
 
 
-def header_of(lines: list[str], delimiter: str) -> tuple[list[str], int]:
+def header_of(lines: list[str], delimiter: str, blanks: bool) -> tuple[list[str], int]:
     """Return the names in a header, without empty ones at its end, and the number of its lines."""
-    reader = csv.reader(lines, delimiter=delimiter)
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=blanks)
     names = [name.replace(OTHER_LINE_END, "\n") for name in next(reader, [])]
     while names and not names[-1]:
         names.pop()
     return names, reader.line_num
 
 
-def rows_of(lines: Iterable[str], delimiter: str, where: str, header: int = 1) -> Iterator[tuple[int, list[str]]]:
+def rows_of(lines: Iterable[str], form: Form, where: str) -> Iterator[tuple[int, list[str]]]:
     """Yield number of the last line and fields of each row after the header; blank lines are left out.
-
-    Args:
-        lines: after the header.
-        delimiter: between fields.
-        where: name of the file, for errors.
-        header: lines of it.
 
     Raises:
         UserError: a quoted field does not end where a field ends.
     """
     lines = iter(lines)
-    if delimiter == "\t":
+    if form.delimiter == "\t":
         head = list(itertools.islice(lines, HEAD_ROWS))
         lines = itertools.chain(head, lines)
         quoted = quotes_are_balanced(head)
     else:
         quoted = True
     reader = csv.reader(
-        lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        lines,
+        delimiter=form.delimiter,
+        skipinitialspace=form.blanks,
+        strict=True,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
     )
     try:
         for row in reader:
             if row:
-                yield reader.line_num + header, row
+                yield reader.line_num + form.lines, row
     except csv.Error as error:
         raise UserError(
-            f"{where} is not CSV: {error} in line {header + reader.line_num:,}: write a quote inside a quoted text "
+            f"{where} is not CSV: {error} in line {reader.line_num + form.lines:,}: write a quote inside a quoted text "
             "twice"
         ) from error
 

@@ -9,7 +9,7 @@ from gptlit.errors import UserError
 
 SPEAKER = ("role", "from")  # keys of a message: OpenAI's, and that of ShareGPT and Telegram
 CONTENT = ("content", "value", "text")  # OpenAI's, ShareGPT's, Telegram's
-KEYS_SHOWN = 6  # in a message
+KEYS_SHOWN, KEYS_DEEP = 6, 3  # names in a message, and dots in each
 SHOWN = 60  # characters of a value, or of the name of a column, in a message
 COLUMN_ROWS = 1000  # rows without the column after which it is taken for missing
 
@@ -73,7 +73,7 @@ def keys_of(value: Any, column: str) -> Iterator[str]:
     """Yield the names of the values inside a column, `data.text`; that of the column for a plain value."""
     if isinstance(value, list) and value and conversation(value) is None:
         value = value[0]
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, dict) or not value or column.count(".") == KEYS_DEEP:
         yield column
         return
     for key, inner in value.items():
@@ -114,11 +114,13 @@ def part_of(value: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def no_such_column(column: str, where: str, columns: Iterable[str]) -> UserError:
+def no_such_column(column: str, where: str, columns: Iterable[str], remedy: str = "") -> UserError:
     """Return the error for a table without the column that the user named."""
     names = [shortened(" ".join(name.split())) for name in columns]
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return UserError(f"{column!r} is not a column of {where}, which has {', '.join(names[:12])}{more}", "text_column")
+    return UserError(
+        f"{column!r} is not a column of {where}, which has {', '.join(names[:12])}{more}{remedy}", "text_column"
+    )
 
 
 def shortened(text: str) -> str:
