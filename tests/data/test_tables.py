@@ -327,6 +327,10 @@ def test_a_file_without_a_header_has_columns_by_number(content: str, column: str
         ('id\ttext\n1\t"Hello," she said\n2\t"x"\n', ['"Hello," she said', '"x"']),
         ('id\ttext\n1\t"Hello\n2\t"Bye\n', ['"Hello', '"Bye']),
         ('id\ttext\n1\t"two\nlines"\n2\tBye\n', ["two\nlines", "Bye"]),
+        ('id\ttext\n1\t"Hello."\n2\tBye\n', ['"Hello."', "Bye"]),
+        ('"id"\t"text"\n1\t"Hello."\n2\t"Bye"\n3\tNA\n', ["Hello.", "Bye", "NA"]),
+        ('id\ttext\n1\t"a\tb"\n2\t"Hello."\n3\tBye\n', ["a\tb", "Hello.", "Bye"]),
+        ('id\ttext\n1\t"a ""b"""\n2\tBye\n', ['a "b"', "Bye"]),
     ],
 )
 def test_quotes_of_tsv_are_characters_unless_they_enclose_fields(content: str, texts: list[str]) -> None:

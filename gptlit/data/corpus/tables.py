@@ -301,7 +301,7 @@ def rows_of(lines: Iterable[str], form: Form, where: str) -> Iterator[tuple[int,
     if form.delimiter == "\t":
         head = list(itertools.islice(lines, HEAD_ROWS))
         lines = itertools.chain(head, lines)
-        quoted = quotes_are_balanced(head)
+        quoted = quotes_enclose_fields(head)
     else:
         quoted = True
     reader = csv.reader(
@@ -322,15 +322,31 @@ def rows_of(lines: Iterable[str], form: Form, where: str) -> Iterator[tuple[int,
         ) from error
 
 
-def quotes_are_balanced(lines: list[str]) -> bool:
-    """Return whether quotes enclose fields of TSV; otherwise they are characters of the texts."""
+def quotes_enclose_fields(lines: list[str]) -> bool:
+    """Return whether quotes enclose fields of TSV; otherwise they are characters of the texts.
+
+    They are characters where they are not balanced, or where no field needs them and a column has some with and some
+    without (`NA` apart, which R writes without): lines of a dialogue, for instance.
+    """
     reader = csv.reader(lines, delimiter="\t", strict=True)
-    widths, end = set(), 0
+    rows, end = [], 0
     try:
         for row in reader:
             end = reader.line_num
-            widths.add(len(row))
+            rows.append(row)
     except csv.Error:
         if reader.line_num < HEAD_ROWS or HEAD_ROWS - end > LINES_OF_A_FIELD:
             return False  # else it is only the field in which these lines end
-    return len(widths - {0}) <= 1
+    if len({len(row) for row in rows if row}) > 1:
+        return False
+    as_they_stand = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    if list(map(len, rows)) != list(map(len, as_they_stand)):
+        return True  # a delimiter or a line end is in quotes
+    some = False
+    for column in zip(*filter(None, as_they_stand), strict=True):
+        fields = [field for field in column if field not in ("", "NA")]
+        quoted = [field for field in fields if field[0] == '"']
+        if any('""' in field[1:-1] for field in quoted):
+            return True
+        some = some or 0 < len(quoted) < len(fields)
+    return not some
