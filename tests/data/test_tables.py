@@ -240,6 +240,9 @@ def test_a_column_can_be_inside_of_others(here: Path) -> None:
         assert "is not a column of" in refusal(name, text_column="data.txt")
         assert "which has id, data.text, data.lang, parts" in refusal(name)
     assert refusal("a.jsonl", text_column="data").endswith("not text: name one of data.text, data.lang")
+    (here / "c.jsonl").write_text('{"data": [{"n": [{"x": 1}]}]}')
+    assert refusal("c.jsonl", text_column="data.n").startswith("text_column 'data.n' holds [{\"x\": 1}] in line 1")
+    assert refusal("c.jsonl", text_column="data.n").endswith("name one of data.n.x")
     assert "holds struct<" in refusal("a.parquet", text_column="data")
     assert refusal("a.parquet", text_column="id.x").endswith("which has id, data.text, data.lang, parts")
     deep = '{"a": ' * 500 + "1" + "}" * 500

@@ -44,7 +44,7 @@ def text_of(value: Any, column: str, where: str, row: str) -> str:
     return clean("\n".join(lines))
 
 
-def text_in(row: Any, column: str, where: str, place: str) -> str | None:
+def text_in(row: Any, column: str, where: str, place: str, named: str = "") -> str | None:
     """Return the text of a row; None where the row has no such column.
 
     Args:
@@ -52,20 +52,22 @@ def text_in(row: Any, column: str, where: str, place: str) -> str | None:
         column: a key, or keys inside each other with dots between them; of a list every element gives a line.
         where: name of the file, for errors.
         place: of the row in the file, for errors.
+        named: whole name of the column, where `row` is inside of another.
 
     Raises:
         UserError: the value is not text.
     """
+    named = named or column
     if not isinstance(row, dict):
         return None
     if column in row:
-        return text_of(row[column], column, where, place)
+        return text_of(row[column], named, where, place)
     outer, _, inner = column.partition(".")
     if not inner or outer not in row:
         return None
     if not isinstance(row[outer], list):
-        return text_in(row[outer], inner, where, place)
-    texts = [text for part in row[outer] if (text := text_in(part, inner, where, place)) is not None]
+        return text_in(row[outer], inner, where, place, named)
+    texts = [text for part in row[outer] if (text := text_in(part, inner, where, place, named)) is not None]
     return "\n".join(filter(None, texts)) if texts else None
 
 
