@@ -99,8 +99,24 @@ def test_utf16_and_utf32_are_recognised(here: Path) -> None:
         ("床前明月光，疑是地上霜。\n".encode("gbk"), "from its encoding (GB18030,"),
         ("Мой дядя самых честных правил\n".encode("koi8-r"), "from its encoding (GB18030,"),
         ("これはテキストです。\n".encode("shift-jis"), "from its encoding (GB18030,"),
+        ('<meta charset="gb2312"><p>床前'.encode("gbk"), "as it says: iconv -f gb2312 -t"),
+        ('<?xml version="1.0" encoding="ISO-8859-15"?>50 €'.encode("iso-8859-15"), "iconv -f ISO-8859-15 -t"),
+        (b"# -*- coding: latin-1 -*-\n# caf\xe9", "iconv -f latin-1 -t"),
+        (b"<meta charset='utf-8'><p>caf\xe9", "iconv -f CP1252 -t"),
     ],
-    ids=["Windows", "late damage", "early damage", "cut", "Chinese", "Russian", "Japanese"],
+    ids=[
+        "Windows",
+        "late damage",
+        "early damage",
+        "cut",
+        "Chinese",
+        "Russian",
+        "Japanese",
+        "HTML",
+        "XML",
+        "Python",
+        "wrong",
+    ],
 )
 def test_advice_on_encodings_does_not_spoil_the_text(here: Path, content: bytes, advice: str) -> None:
     """Latin-1 has no quotes, and reading UTF-8 with one bad byte as Latin-1 spoils every other character."""
@@ -312,6 +328,8 @@ def test_an_archive_without_text_or_with_a_password_is_refused(here: Path) -> No
         archive.writestr("a.png", "x")
         archive.writestr("b.png", "x")
     assert refusal("p.zip") == "corpus p.zip has no text in it, but 2 .png: unpack it and give a glob"
+    zipfile.ZipFile(here / "empty.zip", "w").close()
+    assert refusal("empty.zip") == "corpus empty.zip has no files in it"
     content = bytearray((here / "p.zip").read_bytes())
     for start in range(len(content) - 4):
         if content[start : start + 4] == b"PK\x01\x02":

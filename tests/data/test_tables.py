@@ -90,6 +90,8 @@ def test_rows_without_text_are_left_out(here: Path) -> None:
         ('{"text": "a"} {"text": "b"}\n', "more than one value at column 14 of line 1"),
         ('"a"\n7\n', "holds 7 in line 2, not a text or an object with a column 'text'"),
         ("[" * 100_000, "nested too deeply"),
+        ('[{"text": "a"}]', "line 1 is an array; give an array, or values over several lines, the ending .json"),
+        ('{\n "text": "a"\n}', "column 2 of line 1; give an array, or values over several lines, the ending .json"),
     ],
 )
 def test_what_is_not_json_lines_is_named_with_its_place(here: Path, content: str, where: str) -> None:

@@ -1,6 +1,7 @@
 """Files that are not UTF-8 texts: what they are by their bytes, and what helps."""
 
 import codecs
+import re
 
 from gptlit.errors import UserError
 
@@ -49,6 +50,7 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
+DECLARED = re.compile(rb"""(?:charset|coding)\s*[=:]\s*["']?([A-Za-z][\w.:-]+)""")  # in HTML, XML and programs
 CONTROLS = bytes({*range(1, 32)} - set(b"\t\n\x0b\x0c\r\x1a\x1b"))  # no text holds many of them
 MANY_CONTROLS = 0.01  # as a share of all bytes
 FOREIGN = 0.3  # share of bytes beyond ASCII, above which a text is not in a Latin script
@@ -84,6 +86,9 @@ def not_utf8(where: str, data: bytes, start: int, offset: int, before: str) -> U
     for bom, encoding in BOMS:
         if offset == 0 and data.startswith(bom):
             return UserError(f"{what}; convert it, e.g. iconv -f {encoding} -t UTF-8")
+    declared = DECLARED.search((before.encode() or data)[:HEAD])
+    if declared and declared[1].lower() not in (b"utf-8", b"utf8"):
+        return UserError(f"{what}; convert it, as it says: iconv -f {declared[1].decode()} -t UTF-8")
     around = before[-LOOKED_AT:].encode() + data[max(0, start - LOOKED_AT) : start + LOOKED_AT]
     if len(around) - len(around.translate(None, CONTROLS + b"\0")) > MANY_CONTROLS * len(around):
         return UserError(f"{where} is not a text: it holds control bytes, as binary files do")

@@ -251,6 +251,8 @@ def _files(paths: list[Path], name: str, words: str, column: str) -> Source:
         if archive_kind(path.name):
             chosen[path], others = select_members(path, column, where[path])
             left_out |= {f"{path.name}/{name}" if len(paths) > 1 else name: why for name, why in others.items()}
+            if not others and not chosen[path]:
+                raise UserError(f"{where[path]} has no files in it")
             if not chosen[path]:
                 raise UserError(f"{where[path]} has no text in it, but {_endings(others)}: unpack it and give a glob")
 

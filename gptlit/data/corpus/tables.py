@@ -25,6 +25,7 @@ DELIMITERS = ",;\t|"
 HEADER = re.compile(r'(?:[^"\r\n]++|"[^"]*+")*+(\r\r\n|\r\n|\r|\n)')  # the first row of CSV, and its line end
 SEPARATOR_LINE = re.compile('"?sep=(.)"?\n', re.IGNORECASE)  # before the header, in files of Excel
 OTHER_LINE_END = "\0"  # in a field; `decode` refuses files that hold it
+OTHER_JSON = "give an array, or values over several lines, the ending .json"
 NOT_BLANK = re.compile(r"[^ \t\n\r]")  # between JSON values
 NUMBER = "0123456789.eE+-"  # characters with which a number may continue after the end of a piece
 
@@ -77,7 +78,10 @@ def json_lines(chunks: Iterable[bytes], where: str) -> Iterator[tuple[str, Any]]
             if end < len(line):
                 raise ValueError(f"more than one value at column {end + 1}")
         except ValueError as error:
-            raise UserError(f"{where} is not JSON Lines: {reason(error)} of line {number:,}") from error
+            several = f"; {OTHER_JSON}" if line in ("[", "{") else ""
+            raise UserError(f"{where} is not JSON Lines: {reason(error)} of line {number:,}{several}") from error
+        if number == 1 and isinstance(value, list):
+            raise UserError(f"{where} is not JSON Lines: line 1 is an array; {OTHER_JSON}")
         yield f"line {number:,}", value
 
 
