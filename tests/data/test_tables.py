@@ -12,7 +12,8 @@ from corpora import own_cache, refusal, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptlit.data.corpus.tables import csv_rows, json_rows, json_values
+from gptlit.data.corpus.csv_tables import csv_rows
+from gptlit.data.corpus.json_tables import json_rows, json_values
 
 
 @pytest.fixture(autouse=True)

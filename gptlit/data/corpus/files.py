@@ -5,9 +5,10 @@ from pathlib import Path, PurePosixPath
 
 from gptlit.data.corpus.archives import archive_kind, members
 from gptlit.data.corpus.columnar import arrow_rows, parquet_rows
+from gptlit.data.corpus.csv_tables import csv_rows
 from gptlit.data.corpus.documents import Pieces
+from gptlit.data.corpus.json_tables import json_rows
 from gptlit.data.corpus.streams import COMPRESSIONS, open_bytes
-from gptlit.data.corpus.tables import csv_rows, json_rows
 from gptlit.data.corpus.text import decode, reading
 from gptlit.data.corpus.token_folders import nanogpt_text
 from gptlit.errors import UserError
