@@ -29,7 +29,8 @@ class TextDataModule(pl.LightningDataModule):
         val_fraction: share of the text that is held out for validation.
         val_corpus: a text of its own for validation, instead of a part of `corpus`.
         fallback: `sample` trains on the packaged play when the network is out of reach.
-        text_column: column that holds the text in tables; conversations (lists of messages) become lines `ROLE: TEXT`.
+        text_column: column that holds the text in tables, `data.text` for one inside of another, or a number where CSV
+            has no header; conversations (lists of messages) become lines `ROLE: TEXT`.
         streaming: keep only the text of a hub data set, while it arrives, instead of downloading all of it first.
         documents: what a document is: `lines`, `blank_lines` (what stands between them), `rows` of tables, `files`, or
             the `whole` text; null takes rows of tables, files where there are several, and else the whole text.

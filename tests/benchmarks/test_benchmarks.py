@@ -58,6 +58,18 @@ def test_a_process_that_reaches_its_limit_keeps_its_output() -> None:
         run_process([sys.executable, "-c", "raise SystemExit(3)"], limit=60.0)
 
 
+def test_the_texts_of_a_benchmark_are_without_markup(tmp_path: Path) -> None:
+    """Guards against tags, scripts and keys that count as text of a language."""
+    from bench_bpe import read
+
+    (tmp_path / "a.html").write_text(
+        "<head><title>x</title></head><body class='y'>\n <p>a &amp; b</p>\n\n<p>c</p></body>"
+    )
+    (tmp_path / "a.json").write_text('[{"id": 1, "text": "a", "verses": [{"text": "b", "name": "x"}]}]')
+    assert read(tmp_path / "a.html") == "a & b\nc\n"
+    assert read(tmp_path / "a.json") == "a\nb\n"
+
+
 @pytest.mark.slow
 def test_the_script_for_a_gpu_runs_at_a_small_size(tmp_path: Path, tinyshakespeare: Path) -> None:
     """Guards against errors that would only show when a GPU is available; without nanoGPT."""

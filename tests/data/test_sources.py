@@ -1,5 +1,6 @@
 """What a corpus can be: files, folders, globs, archives, folders of other projects; and the refusals."""
 
+import json
 import os
 import pickle
 import tarfile
@@ -73,18 +74,62 @@ def test_a_file_read_in_chunks_is_the_file_read_at_once(text: str, size: int) ->
 
 def test_a_byte_that_is_not_utf8_is_named_with_its_offset(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "latin.txt").write_bytes(b"\xef\xbb\xbfcaf\xc3\xa9 caf\xe9 au lait")
-    expected = "corpus latin.txt is not UTF-8: byte 0xE9 at offset 12; convert it, e.g. iconv -f LATIN1 -t UTF-8"
+    expected = "corpus latin.txt is not UTF-8: byte 0xE9 at offset 12; convert it, e.g. iconv -f CP1252 -t UTF-8"
     assert refusal("latin.txt") == expected
     for size in range(1, 8):  # the offset is that of the file, not of the chunk
         monkeypatch.setattr("gptlit.data.corpus.streams.READ_BYTES", size)
-        assert refusal("latin.txt") == expected
+        assert refusal("latin.txt").startswith(expected.partition(";")[0])
     (here / "cut.txt").write_bytes("caf\u00e9".encode()[:-1])
     assert "offset 3" in refusal("cut.txt")
 
 
-def test_utf16_is_recognised(here: Path) -> None:
-    (here / "note.txt").write_bytes("hello".encode("utf-16"))
-    assert "iconv -f UTF-16" in refusal("note.txt")
+def test_utf16_and_utf32_are_recognised(here: Path) -> None:
+    for encoding in ("utf-16", "utf-32"):
+        (here / "note.txt").write_bytes("hello".encode(encoding))
+        assert f"iconv -f {encoding.upper()} " in refusal("note.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ("He said “no” and didn’t go.\n".encode("cp1252") * 9, "iconv -f CP1252 -t"),
+        ("Müßiggänger für später.\n".encode() * 99 + b"caf\xe9", "the rest is UTF-8: leave such bytes out"),
+        (b"\xe9" + "Müßiggänger für später.\n".encode() * 99, "the rest is UTF-8: leave such bytes out"),
+        (("日本語" * 9).encode()[:-1], "the rest is UTF-8: leave such bytes out"),
+        ("床前明月光，疑是地上霜。\n".encode("gbk"), "from its encoding (GB18030,"),
+        ("Мой дядя самых честных правил\n".encode("koi8-r"), "from its encoding (GB18030,"),
+        ("これはテキストです。\n".encode("shift-jis"), "from its encoding (GB18030,"),
+        ('<meta charset="gb2312"><p>床前'.encode("gbk"), "as it says: iconv -f gb2312 -t"),
+        ('<?xml version="1.0" encoding="ISO-8859-15"?>50 €'.encode("iso-8859-15"), "iconv -f ISO-8859-15 -t"),
+        (b"# -*- coding: latin-1 -*-\n# caf\xe9", "iconv -f latin-1 -t"),
+        (b"<meta charset='utf-8'><p>caf\xe9", "iconv -f CP1252 -t"),
+    ],
+    ids=[
+        "Windows",
+        "late damage",
+        "early damage",
+        "cut",
+        "Chinese",
+        "Russian",
+        "Japanese",
+        "HTML",
+        "XML",
+        "Python",
+        "wrong",
+    ],
+)
+def test_advice_on_encodings_does_not_spoil_the_text(here: Path, content: bytes, advice: str) -> None:
+    """Latin-1 has no quotes, and reading UTF-8 with one bad byte as Latin-1 spoils every other character."""
+    (here / "a.txt").write_bytes(content)
+    message = refusal("a.txt")
+    assert message.startswith("corpus a.txt is not UTF-8: byte 0x")
+    assert advice in message
+
+
+def test_nul_bytes_in_a_text_are_named(here: Path) -> None:
+    """As in logs of a machine that lost its power."""
+    (here / "a.log").write_bytes(b"2024-01-01 started\n" * 50 + bytes(16) + b"2024-01-02 started\n")
+    assert refusal("a.log").startswith("corpus a.log holds NUL bytes: take them out, e.g. with tr -d '\\000'")
 
 
 @pytest.mark.parametrize("content", ["", " \n\n ", "\ufeff"])
@@ -137,7 +182,47 @@ def test_a_folder_says_what_it_left_out(here: Path) -> None:
     (here / "docs" / "d.txt").unlink()
     message = refusal("docs")
     assert message.startswith("corpus the folder docs has no text in it or below, but 2 .md, 1 .png")
-    assert "docs/**/*.md" in message
+    assert message.endswith("e.csv (without a column 'text'): give a glob, e.g. 'docs/**/*.md'")
+    for name in ("a.md", "b.md"):
+        (here / "docs" / name).rename(here / "docs" / name.replace(".md", ".tex"))
+    for name in ("d.png", "e.png", "x.pdf", "y.pdf", "z.pdf"):
+        (here / "docs" / name).touch()
+    assert refusal("docs").endswith("give a glob, e.g. 'docs/**/*.tex'"), "the texts, not the pictures"
+
+
+def test_a_folder_of_tables_without_the_column_is_answered_with_their_columns(here: Path) -> None:
+    (here / "chats").mkdir()
+    (here / "chats" / "a.json").write_text('{"name": "x", "messages": []}')
+    assert refusal("chats") == "text_column 'text' is not a column of chats/a.json, which has name, messages"
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar"])
+def test_tables_without_the_column_are_left_out_of_an_archive(here: Path, ending: str) -> None:
+    """As in an export of Slack, with a list of its users next to the messages."""
+    files = {"users.json": [{"name": "ann"}], "general/1.json": [{"text": "Hi"}], "general/2.json": [{"text": "Bye"}]}
+    contents = {name: json.dumps(rows).encode() for name, rows in files.items()}
+
+    def write(name: str) -> None:
+        if ending == ".zip":
+            with zipfile.ZipFile(name, "w") as archive:
+                for member, content in contents.items():
+                    archive.writestr(member, content)
+            return
+        with tarfile.open(name, "w") as archive:
+            for member, content in contents.items():
+                entry = tarfile.TarInfo(member)
+                entry.size = len(content)
+                archive.addfile(entry, BytesIO(content))
+
+    write(f"a{ending}")
+    assert text_of(f"a{ending}") == "Hi\nBye"
+    (notice,) = open_corpus(TextSpec(f"a{ending}")).notices
+    assert notice == f"a{ending}: left out users.json (without a column 'text')"
+    assert text_of(f"a{ending}", text_column="name") == "ann"
+    for name in ("general/1.json", "general/2.json"):
+        del contents[name]
+    write(f"b{ending}")
+    assert refusal(f"b{ending}") == f"text_column 'text' is not a column of users.json in b{ending}, which has name"
 
 
 def test_a_glob_is_sorted_by_name(here: Path) -> None:
@@ -243,6 +328,8 @@ def test_an_archive_without_text_or_with_a_password_is_refused(here: Path) -> No
         archive.writestr("a.png", "x")
         archive.writestr("b.png", "x")
     assert refusal("p.zip") == "corpus p.zip has no text in it, but 2 .png: unpack it and give a glob"
+    zipfile.ZipFile(here / "empty.zip", "w").close()
+    assert refusal("empty.zip") == "corpus empty.zip has no files in it"
     content = bytearray((here / "p.zip").read_bytes())
     for start in range(len(content) - 4):
         if content[start : start + 4] == b"PK\x01\x02":

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from corpora import own_cache, refusal, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptlit.data.corpus.tables import csv_rows, json_rows, json_values
+from gptlit.data.corpus.csv_tables import csv_rows
+from gptlit.data.corpus.json_tables import json_rows, json_values
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +89,10 @@ def test_rows_without_text_are_left_out(here: Path) -> None:
     [
         ('{"text": "a"}\n{"text": \n', "Expecting value at column 9 of line 2"),
         ('{"text": "a"} {"text": "b"}\n', "more than one value at column 14 of line 1"),
-        ('"a"\n', 'holds "a" in line 1'),
+        ('"a"\n7\n', "holds 7 in line 2, not a text or an object with a column 'text'"),
         ("[" * 100_000, "nested too deeply"),
+        ('[{"text": "a"}]', "line 1 is an array; give an array, or values over several lines, the ending .json"),
+        ('{\n "text": "a"\n}', "column 2 of line 1; give an array, or values over several lines, the ending .json"),
     ],
 )
 def test_what_is_not_json_lines_is_named_with_its_place(here: Path, content: str, where: str) -> None:
@@ -140,7 +144,8 @@ def test_an_unknown_column_is_answered_with_those_that_exist(here: Path, name: s
     else:
         (here / name).write_text("\n".join(map(json.dumps, rows)))
     expected = f"text_column 'body' is not a column of {name}, which has n, text, title"
-    assert refusal(name, text_column="body") == expected
+    by_number = "; if that is no header, name a column by its number: 1" if name == "a.csv" else ""
+    assert refusal(name, text_column="body") == expected + by_number
     assert text_of(name, text_column="title").startswith("I")
 
 
@@ -152,6 +157,15 @@ def test_a_column_of_numbers_is_refused_by_its_type(here: Path) -> None:
 def test_bytes_that_are_not_utf8_are_named_with_their_row(here: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": [b"a", b"\xff"]}), "a.parquet")
     assert "'text' of a.parquet is not UTF-8 in row 2" in refusal("a.parquet")
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.binary(), pyarrow.string_view()])
+def test_values_of_a_column_are_cleaned_row_by_row(here: Path, kind: pyarrow.DataType) -> None:
+    """Line ends of any system, rows without text, and a column that is cut into batches."""
+    rows = ["one\r\ntwo", None, "", "three\rfour", "naïve \ufffd", *map(str, range(3000))]
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array(rows).cast(kind)}), "a.parquet")
+    expected = ["one\ntwo", "three\nfour", "naïve \ufffd", *map(str, range(3000))]
+    assert text_of("a.parquet", separator="|") == "|".join(expected)
 
 
 def test_a_table_without_the_column_ends_after_a_thousand_rows() -> None:
@@ -183,6 +197,70 @@ def test_conversations_become_lines(here: Path) -> None:
     assert text_of("a.parquet", text_column="messages") == "human: Why?"
 
 
+def test_a_chat_of_telegram_is_a_conversation(here: Path) -> None:
+    """Texts of several parts, messages of the service, and photographs without a text."""
+    messages = [
+        {"id": 1, "type": "message", "from": "Ann", "text": "Hi"},
+        {"id": 2, "type": "message", "from": "Bob", "text": ["see ", {"type": "link", "text": "http://x"}, "!"]},
+        {"id": 3, "type": "service", "actor": "Bob", "text": ""},
+        {"id": 4, "type": "message", "from": "Bob", "photo": "a.jpg", "text": ""},
+    ]
+    (here / "result.json").write_text(json.dumps({"name": "Ann", "messages": messages}))
+    assert text_of("result.json", text_column="messages") == "Ann: Hi\nBob: see http://x!"
+    assert text_of("result.json", text_column="messages.text") == "Hi\nsee http://x!"
+    assert refusal("result.json").endswith("result.json, which has name, messages")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"from": "Ann", "body": "Hi"}],
+        [{"text": "Hi"}, {"from": "Ann", "text": "Hello"}],
+        [{"role": "user", "text": 7}],
+    ],
+)
+def test_messages_of_another_form_are_refused_and_never_lost(here: Path, messages: list[object]) -> None:
+    (here / "a.jsonl").write_text(json.dumps({"messages": messages}))
+    message = refusal("a.jsonl", text_column="messages")
+    assert message.startswith("text_column 'messages' holds [{")
+    assert "which is not text: name one of messages." in message
+
+
+def test_a_column_can_be_inside_of_others(here: Path) -> None:
+    rows = [
+        {"id": 1, "data": {"text": "one", "lang": "en"}, "parts": [{"p": "a"}, {"p": None}, {"p": "b"}]},
+        {"id": 2, "data": {"text": "two\r\nlines", "lang": "en"}, "parts": []},
+        {"id": 3, "data": None, "parts": None},
+        {"id": 4, "data": {"text": "", "lang": None}, "parts": [{"p": "c"}]},
+    ]
+    (here / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "a.parquet")
+    with pyarrow.ipc.new_file("a.arrow", pyarrow.Table.from_pylist(rows).schema) as writer:
+        writer.write_table(pyarrow.Table.from_pylist(rows))
+    for name in ("a.jsonl", "a.parquet", "a.arrow"):
+        assert text_of(name, text_column="data.text") == "one\n\ntwo\nlines"
+        assert text_of(name, text_column="parts.p") == "a\nb\n\nc"
+        assert "is not a column of" in refusal(name, text_column="data.txt")
+        assert "which has id, data.text, data.lang, parts" in refusal(name)
+    assert refusal("a.jsonl", text_column="data").endswith("not text: name one of data.text, data.lang")
+    (here / "c.jsonl").write_text('{"data": [{"n": [{"x": 1}]}]}')
+    assert refusal("c.jsonl", text_column="data.n").startswith("text_column 'data.n' holds [{\"x\": 1}] in line 1")
+    assert refusal("c.jsonl", text_column="data.n").endswith("name one of data.n.x")
+    assert "holds struct<" in refusal("a.parquet", text_column="data")
+    assert refusal("a.parquet", text_column="id.x").endswith("which has id, data.text, data.lang, parts")
+    deep = '{"a": ' * 500 + "1" + "}" * 500
+    (here / "deep.jsonl").write_text(deep)
+    assert refusal("deep.jsonl").endswith("which has a.a.a.a")
+    (here / "b.jsonl").write_text('{"data.text": "dot", "data": {"text": "inside"}}')
+    assert text_of("b.jsonl", text_column="data.text") == "dot"
+
+
+def test_json_strings_are_texts(here: Path) -> None:
+    (here / "a.json").write_text(json.dumps(["one", "", "two"]))
+    (here / "a.jsonl").write_text('"one"\n"two"\n')
+    assert text_of("a.json") == text_of("a.jsonl") == "one\ntwo"
+
+
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
@@ -208,12 +286,45 @@ def test_what_the_csv_module_writes_is_read_back(texts: list[str]) -> None:
         ("text\n007\nTRUE\n\n1e5\nNA\nnull\n", ["007", "TRUE", "1e5", "NA", "null"]),
         ("n;text\n1;a, b\n", ["a, b"]),
         ("text,n\n,1\nx,2\n", ["x"]),
+        ("sep=;\r\nid;text\r\n1;a, b\r\n", ["a, b"]),
+        ('"sep=|"\ntext|n\n"a|b"|1\n', ["a|b"]),
+        ('id, text\n1, "a, b"\n2, c \n', ["a, b", "c "]),
+        ("id,text\n1, a\n", [" a"]),
     ],
-    ids=["comma at the end", "comma at every end", "R", "R without a header", "digits", "semicolons", "empty"],
+    ids=[
+        "comma at the end",
+        "comma at every end",
+        "R",
+        "R without a header",
+        "digits",
+        "semicolons",
+        "empty",
+        "Excel",
+        "Excel, in quotes",
+        "blanks after commas",
+        "blank in a text",
+    ],
 )
 def test_csv_as_programs_write_it_gives_the_right_column(content: str, texts: list[str]) -> None:
     """Pandas takes the first column of a row that ends in a comma for an index, and digits for numbers."""
     assert rows_of_csv(content) == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "texts"),
+    [
+        ("1\tcmn\t試試看！\n2\tcmn\t睡覺了。\n", "3", ["試試看！", "睡覺了。"]),
+        ("emma\nolivia\n", "1", ["emma", "olivia"]),
+        ("1,2\na,b\n", "2", ["b"]),
+        ("3,x,one\n4,x,two\n", "3", ["one", "two"]),
+        ('a,"b, c"\nd,"e\nf"\n', "2", ["b, c", "e\nf"]),
+    ],
+    ids=["Tatoeba", "names", "a header of numbers", "a number in the first row", "quotes"],
+)
+def test_a_file_without_a_header_has_columns_by_number(content: str, column: str, texts: list[str]) -> None:
+    assert list(csv_rows([content.encode()], column, "a.tsv", "\t" if "\t" in content else ",")) == texts
+    with pytest.raises(ValueError, match="name a column by its number: 1"):
+        list(csv_rows([content.encode()], "9", "a.tsv", ","))
 
 
 @pytest.mark.parametrize(
@@ -222,6 +333,10 @@ def test_csv_as_programs_write_it_gives_the_right_column(content: str, texts: li
         ('id\ttext\n1\t"Hello," she said\n2\t"x"\n', ['"Hello," she said', '"x"']),
         ('id\ttext\n1\t"Hello\n2\t"Bye\n', ['"Hello', '"Bye']),
         ('id\ttext\n1\t"two\nlines"\n2\tBye\n', ["two\nlines", "Bye"]),
+        ('id\ttext\n1\t"Hello."\n2\tBye\n', ['"Hello."', "Bye"]),
+        ('"id"\t"text"\n1\t"Hello."\n2\t"Bye"\n3\tNA\n', ["Hello.", "Bye", "NA"]),
+        ('id\ttext\n1\t"a\tb"\n2\t"Hello."\n3\tBye\n', ["a\tb", "Hello.", "Bye"]),
+        ('id\ttext\n1\t"a ""b"""\n2\tBye\n', ['a "b"', "Bye"]),
     ],
 )
 def test_quotes_of_tsv_are_characters_unless_they_enclose_fields(content: str, texts: list[str]) -> None:
@@ -235,6 +350,60 @@ def test_a_long_quoted_field_at_the_end_of_the_first_rows_is_still_quoted() -> N
 
 
 @pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ("text\rone\rtwo\r", ["one", "two"]),
+        ('n,text\r1,"one\ntwo"\r2,three', ["one\ntwo", "three"]),
+        ("text\none\rtwo\nthree\n", ["one\ntwo", "three"]),
+        ('text\r\none\rtwo\r\n"three\r\nfour\rfive"\r\n', ["one\ntwo", "three\nfour\nfive"]),
+        ("text,n\none\rtwo,1\nthree\r,2\n", ["one\ntwo", "three\n"]),
+        ("text\rone\ntwo\rthree\r", ["one\ntwo", "three"]),
+        ("text\r\r\none\r\r\n\r\r\ntwo\r\r\n", ["one", "two"]),
+        ("\r\n\ntext\rone\r\rtwo", ["one", "two"]),
+        ('n,"the\rlong\nname",text\r1,2,one\r', ["one"]),
+        ("text", []),
+    ],
+    ids=[
+        "old Mac",
+        "old Mac, quoted line feed",
+        "pandas, carriage return in one column",
+        "Windows, carriage return",
+        "carriage return between columns",
+        "line feed in one column",
+        "Windows, twice",
+        "blank lines",
+        "header of three lines",
+        "header only",
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
+def test_the_line_end_of_the_header_ends_the_rows(content: str, texts: list[str], size: int) -> None:
+    """However the file is cut; line ends of another kind belong to the field, as its writer meant."""
+    chunks = [content[i : i + size].encode() for i in range(0, len(content), size)]
+    assert list(csv_rows(chunks, "text", "a.csv", ",")) == texts
+
+
+@settings(deadline=None)
+@given(
+    texts=st.lists(st.text('ab,"\n\r', min_size=1).filter(str.strip), min_size=1, max_size=5),
+    end=st.sampled_from(["\n", "\r", "\r\n"]),
+)
+def test_fields_with_carriage_returns_are_read_back(texts: list[str], end: str) -> None:
+    """Of any row end; in the texts every line end becomes a line feed."""
+    import csv
+    import io
+
+    stream = io.StringIO(newline="")
+    csv.writer(stream, lineterminator=end, quoting=csv.QUOTE_ALL).writerows([("n", "text"), *enumerate(texts)])
+    assert rows_of_csv(stream.getvalue()) == [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
+
+
+def test_names_of_columns_stand_on_one_line(here: Path) -> None:
+    (here / "a.csv").write_bytes(b'"the\nlong\rname",b\n1,2\n')
+    assert "is not a column of a.csv, which has the long name, b;" in refusal("a.csv")
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         ("text\nhello, world\n", "2 fields in the row that ends in line 2, and 1 in its header"),
@@ -242,6 +411,7 @@ def test_a_long_quoted_field_at_the_end_of_the_first_rows_is_still_quoted() -> N
         ('id,text\n1,"She said \\"no\\""\n', "in line 2: write a quote inside a quoted text twice"),
         ('text,n\n"open,1\nb,2\n', "unexpected end of data"),
         ("a,b\n1,2\n", "'text' is not a column of a.csv, which has a, b"),
+        ("text,n,text\na,1,b\n", "a.csv has 2 columns 'text': give the others other names"),
     ],
 )
 def test_csv_that_would_give_a_wrong_text_is_refused(content: str, words: str) -> None:

@@ -101,6 +101,13 @@ def as_zip(path: Path) -> None:
         archive.writestr("folder/text.txt", TEXT)
 
 
+def zip_of(name: str, content: str = "x") -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(name, content)
+    return stream.getvalue()
+
+
 def as_tar(pack: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         content = io.BytesIO()
@@ -228,6 +235,13 @@ def test_a_stream_of_chunks_reads_like_a_file() -> None:
         (b"SQLite format 3\0", "an SQLite database"),
         (b"\x89PNG\r\n", "a PNG picture"),
         (b"\0" * 257 + b"ustar", "a tar archive"),
+        (b"%PDF-1.4\n1 0 obj\n", "a PDF, not a text: extract its text"),
+        (rb"{\rtf1\ansi Caf\'e9.}", "an RTF file, not a text: save it as text"),
+        (zip_of("[Content_Types].xml"), "a Microsoft Office file, not a text: save it as text"),
+        (zip_of("mimetype", "application/epub+zip"), "an EPUB book"),
+        (zip_of("mimetype", "application/vnd.oasis.opendocument.text"), "an OpenDocument file"),
+        (b"MThd\0\0\0\6\0\1", "a MIDI file, not a text: write its notes as text"),
+        (b"ID3\4\0\0\xff", "a recording or a film"),
     ],
 )
 def test_a_file_that_is_not_a_text_is_named(here: Path, content: bytes, kind: str) -> None:
@@ -243,3 +257,5 @@ def test_other_binary_files_are_refused(here: Path) -> None:
     assert (
         refusal("weights.txt") == "corpus weights.txt is not a text: it holds NUL bytes, as binary files and UTF-16 do"
     )
+    (here / "weights.pkl").write_bytes(b"\x80\x04]\x94(\x8c\x01a\x94e.")
+    assert refusal("weights.pkl") == "corpus weights.pkl is not a text: it holds control bytes, as binary files do"

@@ -83,11 +83,14 @@ def test_the_vectorised_path_works_across_its_blocks(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("symbols", "dtype"), [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")])
 def test_ids_are_as_narrow_as_the_vocabulary_allows(symbols: int, dtype: str) -> None:
-    """One character too many for the type would wrap around to id 0."""
+    """One character too many for the type would wrap around to id 0, an unknown one too."""
     vocabulary = [chr(0x10000 + i) for i in range(symbols)]
-    ids = CharTokenizer(vocabulary).encode_array(vocabulary[-1])
+    tokenizer = CharTokenizer(vocabulary)
+    ids = tokenizer.encode_array(vocabulary[-1])
     assert ids.dtype == np.dtype(dtype)
     assert ids.tolist() == [symbols - 1]
+    with pytest.raises(UserError):
+        tokenizer.encode_array(vocabulary[-1] + chr(0x10000 + symbols))
 
 
 def test_an_unknown_character_is_named_with_its_place_and_the_remedy() -> None:

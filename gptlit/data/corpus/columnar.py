@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptlit.data.corpus.text import reading
-from gptlit.data.corpus.values import no_such_column, text_of
+from gptlit.data.corpus.values import no_such_column, text_in
 from gptlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def parquet_rows(path: Path, column: str, where: str) -> Iterator[str]:
     settings = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}
     with reading(where, Exception), pyarrow.parquet.ParquetFile(path, **settings) as file:
         check_column(file.schema_arrow, column, where)
-        yield from texts(file.iter_batches(ROWS, columns=[column]), column, where)
+        yield from texts(file.iter_batches(ROWS, columns=[outer(file.schema_arrow, column)]), column, where)
 
 
 def arrow_rows(path: Path, column: str, where: str) -> Iterator[str]:
@@ -39,7 +39,8 @@ def arrow_rows(path: Path, column: str, where: str) -> Iterator[str]:
             stream = pyarrow.ipc.open_stream(source)
             schema, batches = stream.schema, iter(stream)
         check_column(schema, column, where)
-        yield from texts((batch.select([column]) for batch in batches), column, where)
+        name = outer(schema, column)
+        yield from texts((batch.select([name]) for batch in batches), column, where)
 
 
 def dataset_rows(dataset: Any, column: str, where: str) -> Iterator[str]:
@@ -56,9 +57,9 @@ def check_column(schema: "pyarrow.Schema", column: str, where: str) -> None:
     """
     import pyarrow.types as types
 
-    if column not in schema.names:
-        raise no_such_column(column, where, schema.names)
-    kind = schema.field(column).type
+    kind = kind_of(schema, column)
+    if kind is None:
+        raise no_such_column(column, where, names_in(schema))
     inner = kind.value_type if types.is_dictionary(kind) else kind
     readable = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     bytes_too = (types.is_binary, types.is_large_binary, types.is_binary_view)
@@ -67,21 +68,57 @@ def check_column(schema: "pyarrow.Schema", column: str, where: str) -> None:
         raise UserError(f"{column!r} of {where} holds {kind}, not text: name another column", "text_column")
 
 
+def outer(schema: "pyarrow.Schema", column: str) -> str:
+    """Return the column of a table that holds a column: itself, or `data` for `data.text`."""
+    return column if column in schema.names else column.partition(".")[0]
+
+
+def kind_of(schema: "pyarrow.Schema", column: str) -> "pyarrow.DataType | None":
+    """Return the type of a column, or of what it names inside of structs and lists of them; None if there is none."""
+    import pyarrow.types as types
+
+    name = outer(schema, column)
+    if name not in schema.names:
+        return None
+    kind = schema.field(name).type
+    for key in column.removeprefix(name).split(".")[1:]:
+        kind = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
+        if not types.is_struct(kind) or kind.get_field_index(key) < 0:
+            return None
+        kind = kind.field(key).type
+    return kind
+
+
+def names_in(fields: "Iterable[pyarrow.Field]", prefix: str = "") -> Iterator[str]:
+    """Yield the names of columns, and of what structs hold: `data.text`."""
+    import pyarrow.types as types
+
+    for field in fields:
+        if types.is_struct(field.type):
+            yield from names_in(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
 def texts(tables: "Iterable[pyarrow.RecordBatch | pyarrow.Table]", column: str, where: str) -> Iterator[str]:
     """Yield the texts of a column; rows without text are left out.
 
     Raises:
         UserError: no such column, bytes that are not UTF-8, or values that are not text.
     """
-    row = 0
+    row, name = 0, ""
     for table in tables:
-        check_column(table.schema, column, where)
-        for value in table.column(column).to_pylist():
+        if not name:
+            check_column(table.schema, column, where)
+            name = outer(table.schema, column)
+        for value in table.column(name).to_pylist():
             row += 1
             if isinstance(value, bytes):
                 try:
                     value = value.decode()
                 except UnicodeDecodeError as error:
                     raise UserError(f"{column!r} of {where} is not UTF-8 in row {row:,}: {error.reason}") from error
-            if text := text_of(value, column, where, f"row {row:,}"):
-                yield text
+            if not isinstance(value, str) or "\r" in value:
+                value = text_in({name: value}, column, where, f"row {row:,}")
+            if value:
+                yield value

@@ -71,17 +71,16 @@ def joined(documents: Iterable[Pieces], separator: str | None) -> Iterator[str]:
         separator: stands between two documents; None for a blank line, that is two newlines less those in which the
             earlier document ends.
     """
-    end: str | None = None  # the last two characters so far
+    end = ""  # the last two characters so far
     for document in documents:
-        first = True
+        between = separator if end else ""
+        if between is None:
+            between = "" if end == "\n\n" else "\n" if end[-1] == "\n" else "\n\n"
         for piece in document:
-            if not piece:
-                continue
-            if first and end is not None:
-                yield "\n" * (len(end.rstrip("\n")) + 2 - len(end)) if separator is None else separator
-            first = False
-            yield piece
-            end = ((end or "") + piece[-2:])[-2:]
+            if piece:
+                yield between + piece
+                between = ""
+                end = piece[-2:] if len(piece) > 1 else end[-1:] + piece
 
 
 def separator_between(documents: Iterable[Pieces], rows: bool, how: str | None, separator: str | None) -> str | None:

@@ -5,9 +5,10 @@ from pathlib import Path, PurePosixPath
 
 from gptlit.data.corpus.archives import archive_kind, members
 from gptlit.data.corpus.columnar import arrow_rows, parquet_rows
+from gptlit.data.corpus.csv_tables import csv_rows
 from gptlit.data.corpus.documents import Pieces
+from gptlit.data.corpus.json_tables import json_rows
 from gptlit.data.corpus.streams import COMPRESSIONS, open_bytes
-from gptlit.data.corpus.tables import csv_rows, json_rows
 from gptlit.data.corpus.text import decode, reading
 from gptlit.data.corpus.token_folders import nanogpt_text
 from gptlit.errors import UserError
@@ -85,16 +86,50 @@ def guarded(texts: Iterator[str], where: str) -> Iterator[str]:
         yield from texts
 
 
-def select_members(path: Path, where: str) -> tuple[frozenset[str], list[str]]:
-    """Return the members of an archive that are read, and the names of the others.
+def select_members(path: Path, column: str, where: str) -> tuple[frozenset[str], dict[str, str]]:
+    """Return the members of an archive that are read, and the others with the reason, if it is not their kind.
 
     Those that are text files or tables by their names; else those without an ending; else the only one.
+
+    Raises:
+        UserError: the archive cannot be read, or there are only tables without the column.
     """
+    names, lacking = list[str](), dict[str, UserError]()
     with reading(where, Exception):
-        names = [name for name, _ in members(path, where)]
-    known = [name for name in names if readable(name)]
+        for name, chunks in members(path, where):
+            names.append(name)
+            if (
+                is_table(name)
+                and readable(name)
+                and (error := column_error(stream_units(name, chunks, column, f"{name} in {where}")))
+            ):
+                lacking[name] = error
+    known = [name for name in names if readable(name) and name not in lacking]
     plain = known or [name for name in names if not PurePosixPath(name).suffix] or (names if len(names) == 1 else [])
-    return frozenset(plain), [name for name in names if name not in plain]
+    chosen = frozenset(plain) - lacking.keys()
+    if lacking and not chosen:
+        raise next(iter(lacking.values()))
+    others = (name for name in names if name not in chosen)
+    return chosen, {name: without(column) if name in lacking else unpacked(name) for name in others}
+
+
+def column_error(units: Iterator[Pieces]) -> UserError | None:
+    """Return the error of a table that lacks the column. Other errors are raised when it is read."""
+    try:
+        next(units, None)
+    except UserError as error:
+        return error if error.setting == "text_column" else None
+    return None
+
+
+def without(column: str) -> str:
+    """Return why a table is left out."""
+    return f"without a column {column!r}"
+
+
+def unpacked(name: str) -> str:
+    """Return why a member of an archive is left out, where it is of a kind that can be read."""
+    return "to be unpacked" if is_table(name) or archive_kind(name) else ""
 
 
 def readable(name: str) -> bool:

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import importlib.resources
 import itertools
+import mimetypes
 import re
 import stat
 import urllib.parse
@@ -18,7 +19,16 @@ from gptlit.data.corpus.archives import archive_kind
 from gptlit.data.corpus.columnar import dataset_rows
 from gptlit.data.corpus.documents import Pieces
 from gptlit.data.corpus.download import fetch, open_hub, open_saved
-from gptlit.data.corpus.files import ending, inner_name, is_table, members_of, select_members, units_of
+from gptlit.data.corpus.files import (
+    column_error,
+    ending,
+    inner_name,
+    is_table,
+    members_of,
+    select_members,
+    units_of,
+    without,
+)
 from gptlit.data.corpus.streams import COMPRESSIONS
 from gptlit.data.corpus.text import file_text
 from gptlit.data.corpus.token_folders import is_litdata, nanogpt_files, nanogpt_text
@@ -169,46 +179,48 @@ def _folder(folder: Path, spec: str, column: str) -> Source:
             '{"text": …} for every item of litdata.StreamingDataset'
         )
     names = sorted(glob.glob("**/*", root_dir=folder, recursive=True))
-    files = [name for name in names if (folder / name).is_file()]
-    left_out = [name for name in files if not _reads_in_folder(name)]
-    paths = []
-    for name in files:
-        if name in left_out:
+    paths, left_out, lacking = list[Path](), dict[str, str](), list[UserError]()
+    for name in names:
+        if not (folder / name).is_file():
             continue
-        if is_table(name) and not _has_column(folder / name, column):
-            left_out.append(name)
+        if not _reads_in_folder(name):
+            left_out[name] = ""
+        elif is_table(name) and (error := column_error(units_of(folder / name, column, str(folder / name)))):
+            left_out[name] = without(column)
+            lacking.append(error)
         else:
             paths.append(folder / name)
     if not paths:
+        if left_out and len(lacking) == len(left_out):
+            raise lacking[0]
         seen = f", but {_endings(left_out)}" if left_out else ""
-        raise UserError(f"the folder {spec} has no text in it or below{seen}: give a glob, e.g. '{spec}/**/*.md'")
+        glob_for = f"'{spec}/**/*{_likely_text(left_out)}'"
+        raise UserError(f"the folder {spec} has no text in it or below{seen}: give a glob, e.g. {glob_for}")
     source = _files(paths, folder.resolve().name, _count(paths, spec), column)
-    notice = _left_out(left_out, spec, f" (without a column {column!r})")
-    return replace(source, notice=" · ".join(filter(None, (notice, source.notice))))
+    return replace(source, notice=" · ".join(filter(None, (_left_out(left_out, spec), source.notice))))
 
 
 def _reads_in_folder(name: str) -> bool:
     return ending(name) == ".txt" or is_table(name) or archive_kind(name) is not None
 
 
-def _has_column(path: Path, column: str) -> bool:
-    """Return whether a table has the column. Other errors are raised when it is read."""
-    try:
-        next(units_of(path, column, path.name), None)
-    except UserError as error:
-        return error.setting != "text_column"
-    return True
+def _likely_text(reasons: dict[str, str]) -> str:
+    """Return the most frequent ending of files left out because of their kind, without pictures and the like."""
+    names = (name for name, reason in reasons.items() if not reason)
+    kinds = ((Path(name).suffix, (mimetypes.guess_type(name)[0] or "").partition("/")[0]) for name in names)
+    counts = Counter(suffix for suffix, kind in kinds if kind not in ("image", "audio", "video", "font", "application"))
+    return counts.most_common(1)[0][0] if counts else ".md"
 
 
-def _left_out(names: list[str], spec: str, why: str = "") -> str:
-    return f"{spec}: left out {_endings(names, why)}" if names else ""
+def _left_out(reasons: dict[str, str], spec: str) -> str:
+    return f"{spec}: left out {_endings(reasons)}" if reasons else ""
 
 
-def _endings(names: list[str], why: str = "") -> str:
-    """Return `3 .md, 1 .png`; tables and archives, which can be read elsewhere, by name and with the reason."""
-    plain = Counter(Path(name).suffix or Path(name).name for name in names if not _reads_in_folder(name))
+def _endings(reasons: dict[str, str]) -> str:
+    """Return `3 .md, 1 .png` for files left out because of their kind; others by name and with the reason."""
+    plain = Counter(Path(name).suffix or Path(name).name for name, reason in reasons.items() if not reason)
     words = [f"{count} {suffix}" for suffix, count in plain.most_common()]
-    words += [f"{name}{why}" for name in names if _reads_in_folder(name)]
+    words += [f"{name} ({reason})" for name, reason in reasons.items() if reason]
     return ", ".join(words[:6]) + (f" and {len(words) - 6} other kinds" if len(words) > 6 else "")
 
 
@@ -234,11 +246,13 @@ def _files(paths: list[Path], name: str, words: str, column: str) -> Source:
     """Return files, each read as its name says."""
     where = {path: words if len(paths) == 1 else str(path) for path in paths}
     chosen: dict[Path, frozenset[str]] = {}
-    left_out: list[str] = []
+    left_out: dict[str, str] = {}
     for path in paths:
         if archive_kind(path.name):
-            chosen[path], others = select_members(path, where[path])
-            left_out += others
+            chosen[path], others = select_members(path, column, where[path])
+            left_out |= {f"{path.name}/{name}" if len(paths) > 1 else name: why for name, why in others.items()}
+            if not others and not chosen[path]:
+                raise UserError(f"{where[path]} has no files in it")
             if not chosen[path]:
                 raise UserError(f"{where[path]} has no text in it, but {_endings(others)}: unpack it and give a glob")
 
@@ -250,7 +264,7 @@ def _files(paths: list[Path], name: str, words: str, column: str) -> Source:
                 yield units_of(path, column, where[path])
 
     names = [name for path in paths for name in chosen.get(path, (path.name,))]
-    notice = _left_out(left_out, words, " (to be unpacked)")
+    notice = _left_out(left_out, words)
     return Source(name, words, files, tuple(paths), len(names) > 1, all(map(is_table, names)), notice=notice)
 
 

@@ -1,33 +1,33 @@
-"""JSON and CSV: the texts of one column, read row by row as they stand in the file.
+"""JSON: the texts of one column, read value by value as they stand in the file.
 
 `datasets` and pandas guess a type for every column and convert the texts to it, from what the first rows hold. Here
 only the text column is looked at, and always as text.
 """
 
-import csv
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gptlit.data.corpus.streams import READ_BYTES
 from gptlit.data.corpus.text import decode, lines_of
-from gptlit.data.corpus.values import COLUMN_ROWS, no_such_column, text_of
+from gptlit.data.corpus.values import COLUMN_ROWS, keys_of, no_such_column, shortened, text_in
 from gptlit.errors import UserError
 
-HEAD_ROWS = 1000  # rows of a CSV file that are read before its form is settled
-LONGEST_FIELD = 2**27  # characters
-LINES_OF_A_FIELD = 100  # lines of TSV after which a quote that is not closed is taken for a character
-DELIMITERS = ",;\t|"
+OTHER_JSON = "give an array, or values over several lines, the ending .json"
+NOT_BLANK = re.compile(r"[^ \t\n\r]")  # between JSON values
 NUMBER = "0123456789.eE+-"  # characters with which a number may continue after the end of a piece
 
 
 def json_rows(chunks: Iterable[bytes], column: str, where: str, per_line: bool) -> Iterator[str]:
-    """Yield the texts of a column of JSON objects; rows without text are left out.
+    """Yield the texts of a column of JSON objects, or texts that stand in the place of objects.
+
+    Rows without text are left out.
 
     Args:
         chunks: bytes of the file.
-        column: key of the text.
+        column: key of the text, or keys inside each other, `data.text`.
         where: name of the file, for errors.
         per_line: JSON Lines; otherwise one array of objects, or objects one after another.
 
@@ -38,14 +38,18 @@ def json_rows(chunks: Iterable[bytes], column: str, where: str, per_line: bool) 
     found = False
     rows = json_lines(chunks, where) if per_line else json_values(chunks, where)
     for count, (place, row) in enumerate(rows):
+        if isinstance(row, str):
+            row = {column: row}
         if not isinstance(row, dict):
-            raise UserError(f"{where} holds {json.dumps(row)[:60]} in {place}, not an object with a column {column!r}")
-        if column in row:
+            shown = shortened(json.dumps(row))
+            raise UserError(f"{where} holds {shown} in {place}, not a text or an object with a column {column!r}")
+        text = text_in(row, column, where, place)
+        if text is not None:
             found = True
-            if text := text_of(row[column], column, where, place):
+            if text:
                 yield text
         elif not found:
-            seen.update(dict.fromkeys(row))
+            seen.update(dict.fromkeys(keys_of(row, "")))
             if count + 1 == COLUMN_ROWS:
                 raise no_such_column(column, where, seen)
     if not found and seen:
@@ -64,7 +68,10 @@ def json_lines(chunks: Iterable[bytes], where: str) -> Iterator[tuple[str, Any]]
             if end < len(line):
                 raise ValueError(f"more than one value at column {end + 1}")
         except ValueError as error:
-            raise UserError(f"{where} is not JSON Lines: {reason(error)} of line {number:,}") from error
+            several = f"; {OTHER_JSON}" if line in ("[", "{") else ""
+            raise UserError(f"{where} is not JSON Lines: {reason(error)} of line {number:,}{several}") from error
+        if number == 1 and isinstance(value, list):
+            raise UserError(f"{where} is not JSON Lines: line 1 is an array; {OTHER_JSON}")
         yield f"line {number:,}", value
 
 
@@ -104,10 +111,10 @@ class JsonBuffer:
     def peek(self) -> str:
         """Return the next character that is not blank, or an empty text at the end."""
         while True:
-            while self._text[self.at : self.at + 1] in tuple(" \t\n\r"):
-                self.at += 1
-            if self.at < len(self._text) or self._ended:
-                return self._text[self.at : self.at + 1]
+            found = NOT_BLANK.search(self._text, self.at)
+            self.at = found.start() if found else len(self._text)
+            if found or self._ended:
+                return found[0] if found else ""
             self._more()
 
     def value(self) -> Any:
@@ -153,85 +160,3 @@ def scan(decoder: json.JSONDecoder, text: str, at: int = 0) -> tuple[Any, int]:
 def reason(error: ValueError) -> str:
     """Return what is wrong with a line of JSON, without its place in the text."""
     return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-
-
-def csv_rows(chunks: Iterable[bytes], column: str, where: str, delimiter: str) -> Iterator[str]:
-    """Yield the texts of a column of CSV or TSV with a header; rows without text are left out.
-
-    Recognised: another delimiter, where the one expected does not give the column; row numbers without a header, as R
-    writes them; a comma at the end of every row; TSV in which quotes are ordinary characters.
-
-    Args:
-        chunks: bytes of the file.
-        column: name in the header.
-        where: name of the file, for errors.
-        delimiter: expected between fields.
-
-    Raises:
-        UserError: no such column, a row with more or fewer fields than the header, or unbalanced quotes.
-    """
-    csv.field_size_limit(LONGEST_FIELD)
-    lines = itertools.dropwhile(str.isspace, lines_of(decode(chunks, where)))
-    first = next(lines, "")
-    for other in (delimiter, *DELIMITERS):
-        header = next(csv.reader([first], delimiter=other), [])
-        if column in header:
-            delimiter = other
-            break
-    else:
-        raise no_such_column(column, where, next(csv.reader([first], delimiter=delimiter), []))
-    while header and not header[-1]:
-        header.pop()
-    rows = rows_of(lines, delimiter, where)
-    head = list(itertools.islice(rows, HEAD_ROWS))
-    numbers = [row[0] for _, row in head if len(row) == len(header) + 1]
-    names = bool(head) and numbers == [str(number + 1) for number in range(len(head))]
-    at, width = header.index(column) + names, len(header) + names
-    for line, row in itertools.chain(head, rows):
-        if len(row) < width or any(row[width:]):
-            raise UserError(
-                f"{where} has {len(row)} fields in the row that ends in line {line:,}, and {width} in its header: put "
-                "texts that hold the delimiter or line ends in quotes"
-            )
-        if row[at]:
-            yield row[at]
-
-
-def rows_of(lines: Iterable[str], delimiter: str, where: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield number of the last line and fields of each row after the header; blank lines are left out.
-
-    Raises:
-        UserError: a quoted field does not end where a field ends.
-    """
-    lines = iter(lines)
-    if delimiter == "\t":
-        head = list(itertools.islice(lines, HEAD_ROWS))
-        lines = itertools.chain(head, lines)
-        quoted = quotes_are_balanced(head)
-    else:
-        quoted = True
-    reader = csv.reader(
-        lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    )
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num + 1, row
-    except csv.Error as error:
-        raise UserError(
-            f"{where} is not CSV: {error} in line {reader.line_num + 1:,}: write a quote inside a quoted text twice"
-        ) from error
-
-
-def quotes_are_balanced(lines: list[str]) -> bool:
-    """Return whether quotes enclose fields of TSV; otherwise they are characters of the texts."""
-    reader = csv.reader(lines, delimiter="\t", strict=True)
-    widths, end = set(), 0
-    try:
-        for row in reader:
-            end = reader.line_num
-            widths.add(len(row))
-    except csv.Error:
-        if reader.line_num < HEAD_ROWS or HEAD_ROWS - end > LINES_OF_A_FIELD:
-            return False  # else it is only the field in which these lines end
-    return len(widths - {0}) <= 1
