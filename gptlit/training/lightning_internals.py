@@ -120,6 +120,17 @@ def averaged_state(trainer: pl.Trainer) -> dict[str, Tensor] | None:
     return None
 
 
+def average_parameters_only(trainer: pl.Trainer) -> None:
+    """Leave the buffers of the model out of averages of its weights. To be called before the callbacks are set up.
+
+    They are constant tables, which an average changes by rounding, and which no checkpoint holds: after a resume the
+    validations would differ.
+    """
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, WeightAveraging):
+            callback._use_buffers = False  # noqa: SLF001
+
+
 # ---------------------------------------------------------------- checkpoints
 
 

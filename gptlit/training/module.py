@@ -24,6 +24,7 @@ from gptlit.training.evaluation import EvaluatesTokens
 from gptlit.training.gradients import clip_by_norm, fused_step_works
 from gptlit.training.initial_weights import InitialWeights
 from gptlit.training.lightning_internals import (
+    average_parameters_only,
     averaged_state,
     datamodule_of,
     forget_elapsed_time,
@@ -187,9 +188,10 @@ class LitGPT(EvaluatesTokens):
         return self.weights_step not in (None, self.global_step)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Refuse callbacks that cannot work here, before anything else happens in a fit."""
+        """Refuse callbacks that cannot work here, before anything else happens in a fit; averages leave out tables."""
         if self.trainer.state.fn == "fit":
             check_callbacks(self.trainer)
+            average_parameters_only(self.trainer)
         return []
 
     def on_fit_start(self) -> None:

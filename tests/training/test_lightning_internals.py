@@ -8,11 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from gptlit import GPTConfig, LitGPT, TextDataModule
+from gptlit import GPT, GPTConfig, LitGPT, TextDataModule
 from gptlit.training import lightning_internals as internals
 
 VERSION = f"Lightning {pl.__version__}"
@@ -29,7 +29,7 @@ NAMES = {
         "fit_loop.epoch_loop.val_loop.run",
     ],
     "module": ["_trainer"],
-    "average": ["_average_model", "_latest_update_step", "_swap_models", "_copy_average_to_current"],
+    "average": ["_average_model", "_use_buffers", "_latest_update_step", "_swap_models", "_copy_average_to_current"],
 }
 
 
@@ -170,3 +170,14 @@ def test_strategies_that_fork_are_recognised(method: Any, forks: bool) -> None:
     strategy.cluster_environment = SimpleNamespace(creates_processes_externally=False)  # type: ignore[assignment]
     strategy._configure_launcher()
     assert internals.starts_processes_by_fork(SimpleNamespace(strategy=strategy)) is forks, VERSION
+
+
+def test_an_average_of_the_weights_leaves_constant_tables_as_they_are(tmp_path: Path) -> None:
+    """An average changes them by rounding, and no checkpoint holds them: a resumed run validated with others."""
+    average = EMAWeightAveraging(decay=0.9)
+    module = fit(tmp_path, average, max_steps=8).lightning_module
+    assert isinstance(module, LitGPT)
+    assert average._average_model is not None
+    tables = dict(average._average_model.module.named_buffers())
+    for name, table in GPT(module.network.config).named_buffers():
+        assert torch.equal(tables[f"net.{name}"], table), name
