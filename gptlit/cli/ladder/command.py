@@ -239,6 +239,8 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
     start = find_resume_point(str(run.folder))
     stored, wanted = flat(stored_config(start.checkpoint)), run.wanted
     for key, value in wanted.items():
+        if key == "trainer.precision" and value == "auto":
+            continue  # a run holds what auto meant at its start
         if key.startswith(COMPARED) and key in stored and not same(stored[key], value):
             raise UserError(f"{run.folder} holds a run with {key} {stored[key]}, not {value}: choose another --run_dir")
     return "finished" if is_finished(start, int(float(wanted["trainer.max_steps"]))) else "begun"

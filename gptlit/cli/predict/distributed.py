@@ -8,7 +8,9 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
-from gptlit.cli.messages import quiet_libraries
+from gptlit.checkpoint.run_dir import first_process
+from gptlit.cli.fit.precision import slow_precision
+from gptlit.cli.messages import quiet_libraries, say
 from gptlit.cli.predict.prompts import Prompt, in_batches
 from gptlit.cli.predict.writer import TextWriter
 from gptlit.errors import UserError
@@ -30,6 +32,8 @@ def with_trainer(
         UserError: if the machine or the Trainer does not support the settings.
     """
     quiet_libraries()
+    if settings["precision"] == "bf16-true" and first_process() and (line := slow_precision(settings)):
+        say(line, style="yellow")
     model = load_model(checkpoint)
     model.generation_config = config
     trainer = make_trainer(settings)
