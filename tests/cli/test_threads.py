@@ -13,6 +13,10 @@ from lightning.pytorch.callbacks import LambdaCallback
 from gptlit.cli.fit import threads
 from gptlit.cli.fit.threads import Threads, choose_threads
 
+LEFT_OUT = (
+    "threads 1 of the checkpoint is left out: it belongs to another number of processes; "
+    "--threads sets the number of each process\n"
+)
 TWO = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
 
 
@@ -119,10 +123,25 @@ def test_other_runs_use_a_given_number_only(measured: list[int], world_size: int
 
 def test_a_stored_number_does_not_outlive_the_number_of_processes(measured: list[int]) -> None:
     """Two threads in each of two processes on two cores would wait for each other."""
-    assert choice(2, 2, changes=("trainer.devices",))[0] == Threads(None)
-    assert choice(2, 2, changes=("trainer.devices", "threads"), flag=True)[0] == Threads(2)
+    assert choice(2, 2, changes=("trainer.devices",))[0] == Threads(None, left_out=2)
+    assert choice(2, 2, changes=("trainer.devices",), flag=True)[0] == Threads(2)
+    assert choice(2, 2, changes=("trainer.devices", "threads"))[0] == Threads(2), "given in a configuration"
     assert choice(2, 2, changes=("trainer.max_steps",))[0] == Threads(2)
     assert choice(2, 1, changes=("trainer.devices",))[0] == Threads(2)
+
+
+def test_a_number_that_is_left_out_is_announced_with_the_reason(tmp_path: Path) -> None:
+    """No change of a setting is reported that the user did not make."""
+    config, run = write_config(tmp_path, trainer__max_steps=1, trainer__limit_val_batches=0), tmp_path / "run"
+    fit("--config", config, "--run_dir", run, "--threads", 1)
+    for flags, said in (((), 1), (("--threads", 2), 0)):
+        process = start("fit", "--ckpt_path", run, "--trainer.max_steps", 3 - said, *flags, *TWO, cwd=tmp_path)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        assert err.count(LEFT_OUT) == said
+        assert ("changed: threads" in err) == bool(flags)
+        assert "changed: trainer.devices 1 -> 2\n" in err or not said
+        assert stored(run) == (2 if flags else None)
 
 
 def test_an_old_run_resumes_as_it_did(measured: list[int]) -> None:

@@ -200,11 +200,10 @@ class Fit:
             table(f"gptlit {__version__}", rows)
         for warning in edited_copies(plan.config_files):
             say_once(warning, style="yellow")
-        given = plan.settings["threads"]
         notes = [
             slow_precision(plan.settings["trainer"]),
             interval_note(self.model.optimizer_config, self.trainer.max_steps),
-            None if given == self.threads.number or given is None else f"changed: threads {given} -> None",
+            self.threads.note,
         ]
         for line in filter(None, notes):
             say_once(line, style="yellow")
