@@ -125,11 +125,21 @@ class LitGPT(EvaluatesTokens):
 
     # ---------------------------------------------------------------- network
 
+    def gpt_for(self, vocab_size: int) -> GPTConfig:
+        """Return the architecture of the network for a tokenizer of so many tokens.
+
+        Raises:
+            UserError: when `model.gpt.vocab_size`, or the model to start from, contradicts it.
+        """
+        gpt = self.gpt if self._initial is None else self._initial.gpt_for(vocab_size)
+        check_vocabulary(gpt, vocab_size)
+        return replace(gpt, vocab_size=vocab_size)
+
     def configure_model(self) -> None:
         """Build the network once the tokenizer is known. Lightning calls this before it restores weights.
 
         Raises:
-            UserError: when `model.gpt.vocab_size` contradicts the tokenizer, or there is no tokenizer.
+            UserError: when there is no tokenizer, or it contradicts the architecture.
         """
         if self.net is not None:
             return
@@ -138,12 +148,7 @@ class LitGPT(EvaluatesTokens):
             self.tokenizer = getattr(datamodule_of(trainer), "tokenizer", None)
         if self.tokenizer is None:
             raise UserError("the model has no tokenizer: train it with a TextDataModule, or give it one as JSON")
-        size = self.tokenizer.vocab_size
-        if self._initial is not None:
-            self._initial.fit_vocabulary(size)
-            self.gpt = self._initial.gpt
-        check_vocabulary(self.gpt, size)
-        self.gpt = replace(self.gpt, vocab_size=size)
+        self.gpt = self.gpt_for(self.tokenizer.vocab_size)
         self.hparams["gpt"], self.hparams["tokenizer"] = asdict(self.gpt), self.tokenizer.to_json()
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(self.seed)

@@ -1,5 +1,6 @@
 """`--threads`: a part of the configuration, measured once and kept."""
 
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command import digest, extra_callbacks, gptlit, start, write_config
+from command import digest, extra_callbacks, gptlit, load, start, write_config
 from lightning.pytorch.callbacks import LambdaCallback
 
 from gptlit.cli.fit import threads
 from gptlit.cli.fit.threads import Threads, choose_threads
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
+from gptlit.training import threads as measurement
 
 LEFT_OUT = (
     "threads 1 of the checkpoint is left out: it belongs to another number of processes; "
@@ -62,6 +66,21 @@ def test_a_measured_run_equals_one_with_the_number_given(tmp_path: Path, measure
     assert f"threads     {number}\n" in err
     assert (seen, stored(tmp_path / "a")) == ({number}, number)
     assert "changed: threads" not in err
+
+
+def test_the_measured_network_is_the_one_that_is_trained(
+    tmp_path: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `init_from` it has the size of the model to start from, not that of the settings."""
+    config = write_config(tmp_path, trainer__max_steps=2)
+    fit("--config", config, "--run_dir", tmp_path / "wide", "--model.gpt.n_embd", 24, "--threads", 2)
+    seen: list[GPTConfig] = []
+    monkeypatch.setattr(measurement, "GPT", lambda config: [seen.append(config), GPT(config)][1])
+    measured.append(2)
+    fit("--config", config, "--run_dir", tmp_path / "run", "--model.init_from", tmp_path / "wide")
+    trained = load(tmp_path / "run" / "last.ckpt")["hyper_parameters"]["gpt"]
+    assert [asdict(config) for config in seen] == [trained]
+    assert (trained["n_embd"], trained["vocab_size"]) == (24, 57)
 
 
 def test_another_number_is_announced_and_kept(tmp_path: Path, measured: list[int]) -> None:
