@@ -13,6 +13,7 @@ from gptlit.cli.fit.precision import slow_precision
 from gptlit.cli.messages import quiet_libraries, say
 from gptlit.cli.predict.prompts import Prompt, in_batches
 from gptlit.cli.predict.writer import TextWriter
+from gptlit.device.processes import restored_environment
 from gptlit.errors import UserError
 from gptlit.generation.text import GenerationConfig
 from gptlit.training.loading import load_model
@@ -40,7 +41,8 @@ def with_trainer(
 
     def run(prompts: Sequence[Prompt], writer: TextWriter) -> None:
         model.text_sink, writer.ordered = writer, trainer.world_size == 1
-        trainer.predict(model, datamodule=PromptData(prompts, config.num_samples), return_predictions=False)
+        with restored_environment(lambda: trainer.world_size == 1):
+            trainer.predict(model, datamodule=PromptData(prompts, config.num_samples), return_predictions=False)
 
     return run
 
