@@ -254,7 +254,10 @@ class Fit:
         if done >= wanted:
             table("done", rows)
         else:  # trainer.max_time, or a callback such as EarlyStopping
-            table(f"stopped after step {done:,} of {wanted:,}: time was up, or a callback asked for it", rows)
+            table(
+                f"stopped after step {done:,} of {wanted:,}: trainer.max_time was reached, or a callback stopped it",
+                rows,
+            )
             self.say_how_to_resume()
 
 

@@ -80,10 +80,10 @@ def make_parser() -> Parser:
         type=str | None,
         help="File to write: JSONL with log-probabilities if it ends in .jsonl, else text.",
     )
-    parser.add_argument("--trainer.accelerator", type=str, default="auto", help="See the Lightning Trainer.")
+    parser.add_argument("--trainer.accelerator", type=str, default="auto", help="Device: auto, cpu, gpu, mps or tpu.")
     parser.add_argument("--trainer.devices", type=int | str, default=1, help="Devices that share the prompts.")
-    parser.add_argument("--trainer.strategy", type=str, default="auto", help="See the Lightning Trainer.")
-    parser.add_argument("--trainer.num_nodes", type=int, default=1, help="See the Lightning Trainer.")
+    parser.add_argument("--trainer.strategy", type=str, default="auto", help="How devices work together, such as ddp.")
+    parser.add_argument("--trainer.num_nodes", type=int, default=1, help="Machines that share the prompts.")
     parser.add_argument(
         "--trainer.precision",
         type=str,
