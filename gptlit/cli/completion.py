@@ -29,7 +29,7 @@ def completion(verb: str, arguments: list[str]) -> int:
         prog=f"gptlit {verb}",
         description="Prints a script that completes gptlit's verbs, options and values; keep it where the shell looks.",
     )
-    parser.add_argument("shell", choices=SHELLS, help="The shell that is to read it.")
+    parser.add_argument("shell", choices=SHELLS, help="Shell that the script is for.")
     print(script(parser.parse_args(arguments).shell))
     return 0
 

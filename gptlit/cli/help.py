@@ -1,4 +1,4 @@
-"""The `--help` of `fit`, `validate` and `test`: gptlit's own settings first, Lightning's Trainer options last."""
+"""The `--help` of verbs with typed options: gptlit's own settings first, Lightning's Trainer options last."""
 
 import re
 import textwrap
@@ -52,18 +52,26 @@ def describe_fields(verb: str, arguments: Collection[str]) -> None:
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def help_text(parser: jsonargparse.ArgumentParser) -> str:
-    """Return the help of a parser, section by section."""
+def help_text(parser: jsonargparse.ArgumentParser, title: str = SECTIONS[""], all_of_lightning: bool = True) -> str:
+    """Return the help of a parser, section by section.
+
+    Args:
+        parser: of the verb.
+        title: of the first section.
+        all_of_lightning: whether its `trainer.` options are taken from Lightning, with Lightning's texts.
+    """
     sections: dict[str, list[str]] = {beginning: [] for beginning in SECTIONS}
     for action in parser._actions:  # noqa: SLF001
         if is_shown(action):
             beginning = max((b for b in SECTIONS if action.dest.startswith(b)), key=len)
-            sections[beginning].append(entry(action))
+            sections[beginning].append(entry(action, all_of_lightning))
     parts = [f"usage: {parser.prog} [options]", parser.description or ""]
+    titles = SECTIONS | {"": title}
     parts += [
-        f"{SECTIONS[beginning]}:\n{''.join(entries).rstrip()}" for beginning, entries in sections.items() if entries
+        f"{titles[beginning]}:\n{''.join(entries).rstrip()}" for beginning, entries in sections.items() if entries
     ]
-    parts.append("A list is given as [0.9, 0.95]. Every option can be in a YAML file: --config FILE.")
+    if any(action.dest == "config" for action in parser._actions):  # noqa: SLF001
+        parts.append("A list is given as [0.9, 0.95]. Every option can be in a YAML file: --config FILE.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -76,21 +84,21 @@ def is_shown(action: Any) -> bool:
     return bool(names) and action.help != SUPPRESS and not is_group
 
 
-def entry(action: Any) -> str:
+def entry(action: Any, all_of_lightning: bool) -> str:
     """Return an option with what it takes, its description and its default."""
     names = ", ".join(name for name in action.option_strings if not name.endswith("+"))
     takes = "" if action.nargs == 0 or action.dest == "print_config" else f" {value_of(kind_of(action))}"
-    wrapped = textwrap.wrap(f"{description(action)}{default_of(action)}".strip(), WIDTH - INDENT)
+    wrapped = textwrap.wrap(f"{description(action, all_of_lightning)}{default_of(action)}".strip(), WIDTH - INDENT)
     return f"  {names}{takes}\n" + "".join(f"{' ' * INDENT}{line}\n" for line in wrapped)
 
 
-def description(action: Any) -> str:
+def description(action: Any, all_of_lightning: bool) -> str:
     """Return what an option does, as one paragraph; of Lightning's own texts the first sentence."""
     group, _, name = action.dest.rpartition(".")
     if action.dest == "print_config":
         return "Print the settings as YAML and exit."
     text = " ".join((action.help or "").split())
-    if group == "trainer":
+    if group == "trainer" and all_of_lightning:
         text = TRAINER.get(name) or f"{text.partition('. ')[0].removesuffix('.')}."
         text = re.sub(r":\w+:`|``?", "", text)
     if re.match(r"[a-z]+ ", text) and not re.match(f"(true|false|{value_of(kind_of(action))})\\b", text):

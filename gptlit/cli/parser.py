@@ -16,6 +16,7 @@ import jsonargparse
 from jsonargparse import Namespace
 
 from gptlit.cli.familiar import flag_advice, value_advice
+from gptlit.cli.help import help_text
 from gptlit.errors import UserError, cause_of
 
 
@@ -59,7 +60,11 @@ class TextsAsTyped:
 
 
 class Parser(TextsAsTyped, jsonargparse.ArgumentParser):
-    """jsonargparse's parser, with texts taken as typed."""
+    """jsonargparse's parser, with texts taken as typed, and the help of `fit`."""
+
+    def format_help(self, formatter: Any = None) -> str:
+        """Return the text of `--help`."""
+        return help_text(self, "Options", all_of_lightning=False)
 
 
 class PlainParser(argparse.ArgumentParser):

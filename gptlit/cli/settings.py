@@ -103,7 +103,7 @@ def check_config(path: str, known: Collection[str]) -> None:
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"--config {path} is not a text file (byte {error.start} is no UTF-8)") from error
+        raise UserError(f"--config {path} is not a text file (byte {error.start} is not UTF-8)") from error
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
     except yaml.MarkedYAMLError as error:

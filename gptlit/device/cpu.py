@@ -1,10 +1,14 @@
-"""The CPU's vendor, and whether it multiplies bfloat16."""
+"""The CPU's vendor, and whether torch uses its instructions for bfloat16."""
 
+import os
 import platform
 from functools import cache
 from pathlib import Path
 
 import torch
+
+# Values of ONEDNN_MAX_CPU_ISA with which oneDNN takes bfloat16, but computes in float32; with older ones it says so.
+WITHOUT_BFLOAT16 = ("AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 @cache
@@ -17,5 +21,19 @@ def is_amd() -> bool:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Return whether this CPU has instructions for bfloat16 matmuls (AVX512_BF16 or AMX)."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    """Return whether torch's matmuls use instructions of this CPU for bfloat16 (AVX512_BF16 or AMX).
+
+    These matmuls are oneDNN's, which ONEDNN_MAX_CPU_ISA limits to older instructions: a matmul then takes ten times as
+    long. ATEN_CPU_CAPABILITY does not limit them; it chooses ATen's other kernels.
+    """
+    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    return has_instructions and onednn_uses_bfloat16()
+
+
+def onednn_uses_bfloat16() -> bool:
+    """Return whether oneDNN may use bfloat16 instructions: as torch reports, and as the environment limits it."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+    return supported and limit.upper() not in WITHOUT_BFLOAT16

@@ -23,7 +23,7 @@ class InitialWeights:
 
     @property
     def gpt(self) -> GPTConfig:
-        """Architecture of the new run."""
+        """Architecture of the new run, with the vocabulary of the source."""
         return self._pretrained.gpt
 
     @property
@@ -31,14 +31,15 @@ class InitialWeights:
         """Tokenizer of the source, if it has one."""
         return self._pretrained.tokenizer
 
-    def fit_vocabulary(self, size: int) -> None:
-        """Crop the padding of the source's vocabulary to the tokenizer's size.
+    def gpt_for(self, vocab_size: int) -> GPTConfig:
+        """Return the architecture with the tokenizer's vocabulary, without the padding of the source's.
 
         Raises:
             UserError: when the sizes do not belong together.
         """
-        self._pretrained = fit_to(self._pretrained, vocab_size=size)
+        return fit_to(self._pretrained, vocab_size=vocab_size).gpt
 
     def load_into(self, network: GPT) -> None:
-        """Read the weights."""
-        network.load_state_dict(self._pretrained.state_dict())
+        """Read the weights into a network of the architecture that `gpt_for` returns."""
+        weights = fit_to(self._pretrained, vocab_size=network.config.vocab_size)
+        network.load_state_dict(weights.state_dict())

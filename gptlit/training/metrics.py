@@ -133,6 +133,7 @@ def check_monitors(trainer: pl.Trainer) -> None:
     """Refuse callbacks that monitor a metric which the run does not have.
 
     Callbacks from outside of Lightning and gptlit may log metrics of their own; where there is one, every name passes.
+    Those of gptlit read their metric after a validation only, so without validations any name passes for them.
 
     Args:
         trainer: before its first step.
@@ -148,6 +149,8 @@ def check_monitors(trainer: pl.Trainer) -> None:
         monitor = getattr(callback, "monitor", None)
         if monitor is None or monitor in known or (monitors_rates and str(monitor).startswith("lr-")):
             continue
+        if not trainer.enable_validation and is_of(callback, "gptlit"):
+            continue
         raise UserError(
             f"is {monitor!r}, which this run does not log; {suggestion(str(monitor), known)}",
             setting=f"{type(callback).__name__}.monitor",
@@ -156,7 +159,12 @@ def check_monitors(trainer: pl.Trainer) -> None:
 
 def is_shipped(callback: pl.Callback) -> bool:
     """Return whether a callback comes from Lightning or gptlit, and thus logs no metrics that we do not know."""
-    return type(callback).__module__.partition(".")[0] in ("lightning", "gptlit")
+    return is_of(callback, "lightning", "gptlit")
+
+
+def is_of(callback: pl.Callback, *packages: str) -> bool:
+    """Return whether the class of a callback is defined in one of the packages."""
+    return type(callback).__module__.partition(".")[0] in packages
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -1,28 +1,23 @@
-"""LitGPT: the GPT as a LightningModule with its training step, metrics, optimizer and tokenizer."""
+"""LitGPT: the GPT as a LightningModule with its training step, metrics, optimizer and checkpoints."""
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 
 from gptlit.device.seeds import mix, seed_device
-from gptlit.errors import UserError, settings_under
-from gptlit.generation.text import GeneratedText, GenerationConfig, TextSink, generate_texts
+from gptlit.errors import settings_under
 from gptlit.model.config import GPTConfig
-from gptlit.model.gpt import GPT
 from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor
-from gptlit.tokenizer import Tokenizer, from_json
-from gptlit.training.checks import check_callbacks, check_epoch, check_vocabulary
+from gptlit.training.checks import check_callbacks, check_epoch
 from gptlit.training.compiling import compile_network
 from gptlit.training.evaluation import EvaluatesTokens
 from gptlit.training.gradients import clip_by_norm, fused_step_works
-from gptlit.training.initial_weights import InitialWeights
 from gptlit.training.lightning_internals import (
     average_parameters_only,
     averaged_state,
@@ -40,10 +35,11 @@ from gptlit.training.metrics import (
     is_monitored,
     publish,
 )
+from gptlit.training.network import NetworkModule
 from gptlit.version import __version__
 
 
-class LitGPT(EvaluatesTokens):
+class LitGPT(NetworkModule, EvaluatesTokens):
     """Trains and validates a `GPT`. Its checkpoints hold everything that sampling needs.
 
     The network is built in `configure_model`, when the tokenizer is known: from the hyper-parameters of a checkpoint
@@ -85,23 +81,11 @@ class LitGPT(EvaluatesTokens):
         checkpoint_activations: bool = False,
         matmul_precision: Literal["highest", "high", "medium"] = "highest",
     ) -> None:
-        super().__init__()
-        self.gpt = GPTConfig(**gpt) if isinstance(gpt, Mapping) else gpt
+        gpt = GPTConfig(**gpt) if isinstance(gpt, Mapping) else gpt
+        super().__init__(gpt, tokenizer, init_from, seed, checkpoint_activations, matmul_precision)
         self.optimizer_config = OptimizerConfig(**optimizer) if isinstance(optimizer, Mapping) else optimizer
         self.schedule = ScheduleConfig(**schedule) if isinstance(schedule, Mapping) else schedule
-        self.tokenizer: Tokenizer | None = None if tokenizer is None else from_json(tokenizer)
-        self._initial = None if init_from is None else InitialWeights(init_from, self.gpt)
-        if self._initial is not None:
-            self.gpt = self._initial.gpt
-            self.tokenizer = self.tokenizer or self._initial.tokenizer
-        self.seed = seed
         self.compile_network = compile
-        self.checkpoint_activations = checkpoint_activations
-        self.matmul_precision = matmul_precision
-        self._precision_before: str | None = None
-        self.net: GPT | None = None
-        self.generation_config = GenerationConfig()
-        self.text_sink: TextSink | None = None  # receives the text of predict_step while it is sampled
         self.weights_step: int | None = None  # step that the weights belong to when the optimizer returns
         self.run_config: str | None = None  # YAML of all settings of the run, kept in the checkpoint
         self._step = StepMetrics()
@@ -122,63 +106,6 @@ class LitGPT(EvaluatesTokens):
             },
             logger=False,
         )
-
-    # ---------------------------------------------------------------- network
-
-    def configure_model(self) -> None:
-        """Build the network once the tokenizer is known. Lightning calls this before it restores weights.
-
-        Raises:
-            UserError: when `model.gpt.vocab_size` contradicts the tokenizer, or there is no tokenizer.
-        """
-        if self.net is not None:
-            return
-        trainer = trainer_of(self)
-        if self.tokenizer is None and trainer is not None:
-            self.tokenizer = getattr(datamodule_of(trainer), "tokenizer", None)
-        if self.tokenizer is None:
-            raise UserError("the model has no tokenizer: train it with a TextDataModule, or give it one as JSON")
-        size = self.tokenizer.vocab_size
-        if self._initial is not None:
-            self._initial.fit_vocabulary(size)
-            self.gpt = self._initial.gpt
-        check_vocabulary(self.gpt, size)
-        self.gpt = replace(self.gpt, vocab_size=size)
-        self.hparams["gpt"], self.hparams["tokenizer"] = asdict(self.gpt), self.tokenizer.to_json()
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(self.seed)
-            self.net = GPT(self.gpt)
-        self.net.checkpoint_activations = self.checkpoint_activations
-        if self._initial is not None:
-            self._initial.load_into(self.net)
-            self._initial = None
-        sizes = [self.tokenizer.chars_per_token(), self.tokenizer.bytes_per_token()]
-        self.register_buffer("sizes_per_token", torch.tensor(sizes), persistent=False)  # (2, V)
-        if self.device_mesh is not None:  # of ModelParallelStrategy: shards weights, gradients and optimizer state
-            for part in (*self.net.blocks, self.net):
-                fully_shard(part, mesh=self.device_mesh["data_parallel"])
-
-    def setup(self, stage: str) -> None:
-        """Set the precision of float32 matrix multiplications for this stage; torch keeps it per process."""
-        if stage != "predict":
-            self._precision_before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision(self.matmul_precision)
-
-    def teardown(self, stage: str) -> None:
-        if self._precision_before is not None:
-            torch.set_float32_matmul_precision(self._precision_before)
-            self._precision_before = None
-
-    @property
-    def network(self) -> GPT:
-        """The GPT; a RuntimeError before `configure_model` has run."""
-        if self.net is None:
-            raise RuntimeError("the network is not built yet: Trainer.fit or configure_model() builds it")
-        return self.net
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return logits (B, T, V) of ids (B, T)."""
-        return self.network(ids)
 
     # ---------------------------------------------------------------- training
 
@@ -310,18 +237,3 @@ class LitGPT(EvaluatesTokens):
             use_trained_weights(trainer, checkpoint)
             forget_elapsed_time(trainer, checkpoint)
         set_progress_to_step_boundary(checkpoint, 1 if trainer is None else trainer.accumulate_grad_batches)
-
-    # ---------------------------------------------------------------- generating text
-
-    def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> list[GeneratedText]:
-        """Generate text from a batch of prompts as `generation_config` says.
-
-        Args:
-            batch: prompts, as lists of ids or as objects with such a list in `ids`.
-
-        Returns:
-            `num_samples` texts per prompt, prompt by prompt. `text_sink`, if set, receives them while they are sampled.
-        """
-        if self.tokenizer is None:
-            raise RuntimeError("the model has no tokenizer yet: train it first, or load a checkpoint")
-        return generate_texts(self.network, self.tokenizer, batch, self.generation_config, self.text_sink)

@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import lightning.pytorch as pl
 import torch
@@ -99,6 +98,6 @@ def one_step(trainer: pl.Trainer, module: LitGPT, data: TextDataModule) -> Calla
 
 
 def config_of(module: LitGPT, data: TextDataModule) -> GPTConfig:
-    """Return the architecture with the size of the vocabulary."""
+    """Return the architecture of the network that will be trained."""
     assert data.tokenizer is not None
-    return replace(module.gpt, vocab_size=data.tokenizer.vocab_size)
+    return module.gpt_for(data.tokenizer.vocab_size)

@@ -284,7 +284,7 @@ PREDICT --prompt FILE:{}/missing                              | {}/missing
 PREDICT --prompt FILE:{}/latin1.prompt                        | {}/latin1.prompt
 PREDICT --prompts {}/missing                                  | {}/missing
 PREDICT --prompts {}/prompts.txt                              | {}/prompts.txt
-PREDICT --prompts {}/half.jsonl --unknown skip                | is half a character
+PREDICT --prompts {}/half.jsonl --unknown skip                | is an unpaired surrogate
 PREDICT --prompts {}/prompts.jsonl                            | line 1
 PREDICT --output {}/file                                      | --output {}/file
 PREDICT --output {}/nowhere/drawn.txt                         | --output {}/nowhere/drawn.txt

@@ -161,7 +161,7 @@ def test_runs_with_other_settings_are_refused(text: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--rungs", "3,99"), "there is no rung 99 (there are 1, 1b, 2, 3"),
+        (("--rungs", "3,99"), "there is no configuration 99: choose from 1, 1b, 2, 3"),
         (("--seeds", "0"), "--seeds is 0"),
         (("--seeds", "many"), "--seeds"),
         (("--trainer.devices", "2"), "trains on one device"),

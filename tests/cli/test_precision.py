@@ -12,9 +12,10 @@ from command import gptlit, load, start, write_config
 from gptlit.cli.fit import precision
 from gptlit.cli.fit.precision import PRECISION, device_type, fastest_precision, slow_precision
 from gptlit.cli.parser import members
+from gptlit.device.cpu import cpu_multiplies_bfloat16
 
 CPU = {"accelerator": "cpu", "precision": "bf16-mixed"}
-SLOW = "trainer.precision bf16-mixed is several times slower on this CPU, which has no instructions for bfloat16: "
+SLOW = "trainer.precision bf16-mixed is several times slower here, where torch uses no CPU instructions for bfloat16: "
 SLOW += "--trainer.precision 32-true"
 
 
@@ -24,7 +25,6 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
     def set_it(fast: bool) -> None:
         monkeypatch.setattr(precision, "cpu_multiplies_bfloat16", lambda: fast)
-        monkeypatch.setattr(precision, "cpu_kernels", lambda: "AVX512")
 
     return set_it
 
@@ -85,6 +85,49 @@ def test_an_evaluation_takes_auto(tmp_path: Path, bfloat16: Callable[[bool], Non
         assert evaluate("auto") == evaluate(meant)
 
 
+def test_predict_takes_auto(tmp_path: Path, bfloat16: Callable[[bool], None]) -> None:
+    """It samples as both of its meanings do, in the precision of the weights."""
+    config, run = write_config(tmp_path, trainer__max_steps=2), tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    bfloat16(True)
+    texts = []
+    for name in ("auto", "32-true", "bf16-mixed"):
+        file = tmp_path / f"{name}.jsonl"
+        flags = ("--trainer.accelerator", "cpu", "--trainer.precision", name, "--output", file)
+        answer = gptlit("predict", "--ckpt_path", run, "--prompt", "the", "--max_new_tokens", 8, *flags)
+        assert answer.code == 0, answer.err
+        texts.append(file.read_text(encoding="utf-8"))
+    assert texts == texts[:1] * 3
+
+
+def test_predict_announces_weights_that_are_slow_here(tmp_path: Path, bfloat16: Callable[[bool], None]) -> None:
+    """Mixed precisions are as fast as float32."""
+    config, run = write_config(tmp_path, trainer__max_steps=2), tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    common = ("predict", "--ckpt_path", run, "--max_new_tokens", 2, "--trainer.accelerator", "cpu")
+    for fast, name, announced in ((False, "bf16-true", 1), (True, "bf16-true", 0), (False, "bf16-mixed", 0)):
+        bfloat16(fast)
+        answer = gptlit(*common, "--trainer.precision", name)
+        assert answer.code == 0, answer.err
+        assert answer.err.count("is several times slower here") == announced
+
+
+def test_a_ladder_with_auto_is_not_trained_again(tmp_path: Path, bfloat16: Callable[[bool], None]) -> None:
+    """Its runs hold what auto meant at their start, also on another machine."""
+    config = write_config(tmp_path)  # writes the text
+    flags = ("--data.corpus", config.parent / "text.txt", "--run_dir", tmp_path / "ladder", "--trainer.max_steps=2")
+    flags += ("--trainer.val_check_interval=2", "--pictures.when=never", "--trainer.accelerator=cpu")
+    climb = ("ladder", "--rungs", "1", *flags, "--trainer.precision", "auto")
+    bfloat16(True)
+    first = gptlit(*climb)
+    assert first.code == 0, first.err
+    assert stored(tmp_path / "ladder" / "1_bigram") == "bf16-mixed"
+    bfloat16(False)
+    again = gptlit(*climb)
+    assert again.code == 0, again.err
+    assert again.out == first.out
+
+
 def test_a_precision_that_is_slow_here_is_obeyed_and_announced(
     tmp_path: Path, bfloat16: Callable[[bool], None]
 ) -> None:
@@ -105,23 +148,26 @@ def test_other_precisions_are_not_announced(bfloat16: Callable[[bool], None], na
     assert slow_precision({"accelerator": "cpu", "precision": name}) is None
 
 
-@pytest.mark.parametrize("kernels", ["AVX2", "DEFAULT"])
-def test_auto_is_float32_where_kernels_without_bfloat16_are_chosen(
-    monkeypatch: pytest.MonkeyPatch, bfloat16: Callable[[bool], None], kernels: str
+@pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="needs a CPU with bfloat16")
+@pytest.mark.parametrize(
+    ("variable", "value", "meant"),
+    [
+        ("ONEDNN_MAX_CPU_ISA", "AVX2", "32-true"),
+        ("DNNL_MAX_CPU_ISA", "avx512_core", "32-true"),
+        ("ATEN_CPU_CAPABILITY", "avx2", "bf16-mixed"),
+    ],
+)
+def test_the_environment_can_keep_torch_from_instructions(
+    tmp_path: Path, variable: str, value: str, meant: str
 ) -> None:
-    """The environment, ATEN_CPU_CAPABILITY, is read once per process."""
-    bfloat16(True)
-    assert fastest_precision(CPU) == "bf16-mixed"
-    monkeypatch.setattr(precision, "cpu_kernels", lambda: kernels)
-    assert fastest_precision(CPU) == "32-true"
-
-
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="needs x86")
-def test_the_environment_chooses_kernels_without_bfloat16(tmp_path: Path) -> None:
+    """Only the limit of oneDNN counts, which multiplies. Each library reads the environment once per process."""
     config, run = write_config(tmp_path, trainer__max_steps=1, trainer__precision="auto"), tmp_path / "run"
-    process = start("fit", "--config", config, "--run_dir", run, env={"ATEN_CPU_CAPABILITY": "avx2"})
-    assert "precision   32-true (auto)\n" in process.communicate()[1]
-    assert stored(run) == "32-true"
+    process = start("fit", "--config", config, "--run_dir", run, env={variable: value})
+    err = process.communicate()[1]
+    assert f"precision   {meant} (auto)\n" in err
+    assert stored(run) == meant
+    process = start("validate", "--ckpt_path", run, "--trainer.precision", "bf16-mixed", env={variable: value})
+    assert (SLOW in process.communicate()[1]) == (meant == "32-true")
 
 
 def test_a_gpu_decides_for_itself(monkeypatch: pytest.MonkeyPatch, bfloat16: Callable[[bool], None]) -> None:

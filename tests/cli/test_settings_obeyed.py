@@ -161,3 +161,19 @@ def test_why_a_callback_stopped_the_run_is_said(tmp_path: Path) -> None:
     assert "Monitored metric val/loss did not improve" in answer.err
     assert "GPU available" not in answer.err
     assert "`Trainer.fit` stopped" not in answer.err
+
+
+@pytest.mark.parametrize("flags", [(), ("--trainer.callbacks", "lightning.pytorch.callbacks.EarlyStopping")])
+def test_a_run_without_validation_has_no_best_checkpoint(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """Only a callback that the user gives, and that needs one, is refused."""
+    config, run = write_config(tmp_path, trainer__max_steps=2, trainer__limit_val_batches=0), tmp_path / "run"
+    if flags:
+        flags += ("--trainer.callbacks.monitor", "val/loss")
+    answer = gptlit("fit", "--config", config, "--run_dir", run, *flags)
+    if flags:
+        assert answer.code == 2
+        assert "--trainer.callbacks.EarlyStopping.monitor is 'val/loss'" in answer.err
+    else:
+        assert answer.code == 0, answer.err
+        assert {path.name for path in run.glob("*.ckpt")} == {"last.ckpt"}
+        assert gptlit("predict", "--ckpt_path", run, "--max_new_tokens", 2).code == 0

@@ -1,5 +1,6 @@
 """`--threads`: a part of the configuration, measured once and kept."""
 
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,12 +8,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command import digest, extra_callbacks, gptlit, start, write_config
+from command import digest, extra_callbacks, gptlit, load, start, write_config
 from lightning.pytorch.callbacks import LambdaCallback
 
 from gptlit.cli.fit import threads
 from gptlit.cli.fit.threads import Threads, choose_threads
+from gptlit.model.config import GPTConfig
+from gptlit.model.gpt import GPT
+from gptlit.training import threads as measurement
 
+LEFT_OUT = (
+    "threads 1 of the checkpoint is left out: it belongs to another number of processes; "
+    "--threads sets the number of each process\n"
+)
 TWO = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
 
 
@@ -58,6 +66,21 @@ def test_a_measured_run_equals_one_with_the_number_given(tmp_path: Path, measure
     assert f"threads     {number}\n" in err
     assert (seen, stored(tmp_path / "a")) == ({number}, number)
     assert "changed: threads" not in err
+
+
+def test_the_measured_network_is_the_one_that_is_trained(
+    tmp_path: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `init_from` it has the size of the model to start from, not that of the settings."""
+    config = write_config(tmp_path, trainer__max_steps=2)
+    fit("--config", config, "--run_dir", tmp_path / "wide", "--model.gpt.n_embd", 24, "--threads", 2)
+    seen: list[GPTConfig] = []
+    monkeypatch.setattr(measurement, "GPT", lambda config: [seen.append(config), GPT(config)][1])
+    measured.append(2)
+    fit("--config", config, "--run_dir", tmp_path / "run", "--model.init_from", tmp_path / "wide")
+    trained = load(tmp_path / "run" / "last.ckpt")["hyper_parameters"]["gpt"]
+    assert [asdict(config) for config in seen] == [trained]
+    assert (trained["n_embd"], trained["vocab_size"]) == (24, 57)
 
 
 def test_another_number_is_announced_and_kept(tmp_path: Path, measured: list[int]) -> None:
@@ -119,10 +142,25 @@ def test_other_runs_use_a_given_number_only(measured: list[int], world_size: int
 
 def test_a_stored_number_does_not_outlive_the_number_of_processes(measured: list[int]) -> None:
     """Two threads in each of two processes on two cores would wait for each other."""
-    assert choice(2, 2, changes=("trainer.devices",))[0] == Threads(None)
-    assert choice(2, 2, changes=("trainer.devices", "threads"), flag=True)[0] == Threads(2)
+    assert choice(2, 2, changes=("trainer.devices",))[0] == Threads(None, left_out=2)
+    assert choice(2, 2, changes=("trainer.devices",), flag=True)[0] == Threads(2)
+    assert choice(2, 2, changes=("trainer.devices", "threads"))[0] == Threads(2), "given in a configuration"
     assert choice(2, 2, changes=("trainer.max_steps",))[0] == Threads(2)
     assert choice(2, 1, changes=("trainer.devices",))[0] == Threads(2)
+
+
+def test_a_number_that_is_left_out_is_announced_with_the_reason(tmp_path: Path) -> None:
+    """No change of a setting is reported that the user did not make."""
+    config, run = write_config(tmp_path, trainer__max_steps=1, trainer__limit_val_batches=0), tmp_path / "run"
+    fit("--config", config, "--run_dir", run, "--threads", 1)
+    for flags, said in (((), 1), (("--threads", 2), 0)):
+        process = start("fit", "--ckpt_path", run, "--trainer.max_steps", 3 - said, *flags, *TWO, cwd=tmp_path)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        assert err.count(LEFT_OUT) == said
+        assert ("changed: threads" in err) == bool(flags)
+        assert "changed: trainer.devices 1 -> 2\n" in err or not said
+        assert stored(run) == (2 if flags else None)
 
 
 def test_an_old_run_resumes_as_it_did(measured: list[int]) -> None:

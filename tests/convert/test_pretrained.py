@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from command import report
+from command import gptlit, load, report, write_config
 from conftest import DIALECTS, random_gpt
 from test_export import EXPORTABLE, TOKENIZER, checkpoint_of, positions
 from torch import Tensor
 from torch.nn import functional as F
 
 from gptlit.convert.export import export_run
-from gptlit.convert.pretrained import Pretrained, fit_to, load_pretrained
+from gptlit.convert.pretrained import PADDED, Pretrained, fit_to, load_pretrained
 from gptlit.data.corpus.text import file_text
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
@@ -397,6 +397,22 @@ def test_only_the_padding_of_gpt2_is_cropped(tmp_path: Path) -> None:
     found = load_pretrained(str(nanogpt_file(tmp_path / "other.pt", their_gpt2(vocab_size=64))))
     with pytest.raises(UserError, match=r"63 tokens, but .* trained with 64"):
         fit_to(found, vocab_size=63)
+
+
+def test_a_run_from_a_padded_vocabulary_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings hold the vocabulary of its tokenizer."""
+    source = nanogpt_file(tmp_path / "ckpt.pt", their_gpt2(vocab_size=64))
+    config, run = write_config(tmp_path, trainer__max_steps=1), tmp_path / "run"
+    start = ("fit", "--config", config, "--run_dir", run, "--model.init_from", source)
+    answer = gptlit(*start)
+    assert answer.code == 2
+    assert answer.err.startswith("gptlit: the tokenizer has 57 tokens, but nanoGPT's"), "before the opening lines"
+    monkeypatch.setitem(PADDED, 57, 64)
+    answer = gptlit(*start)
+    assert answer.code == 0, answer.err
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 2)
+    assert answer.code == 0, answer.err
+    assert load(run / "last.ckpt")["hyper_parameters"]["gpt"]["vocab_size"] == 57
 
 
 # ---------------------------------------------------------------- safety and user errors

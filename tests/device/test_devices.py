@@ -167,8 +167,10 @@ def test_ctrl_c_stops_all_processes_after_the_same_step(one: tuple[Path, Path], 
 FAULTS = ("what happens", "exit code", "last line", "then")
 LEFT = "threads left"
 # A program whose processes run the command with an injected fault; the second process runs it again. It reports
-# threads that still exchange tensors at the end: one that calls Python during its shutdown aborts the process.
+# threads that still exchange tensors after all exit handlers: one that calls Python during its shutdown aborts the
+# process.
 FAULTY = """
+import atexit
 import sys
 from pathlib import Path
 from unittest import mock
@@ -185,13 +187,15 @@ def faulty(self, x):
             FAULT
     return logits
 
-if __name__ == "__main__":
-    from gptlit.__main__ import main
-    with mock.patch.object(GPT, "head", faulty):
-        code = main()
+def look():
     if "gloo" in " ".join(name.read_text() for name in Path("/proc/self/task").glob("*/comm")):
         print("LEFT", file=sys.stderr)
-    sys.exit(code)
+
+if __name__ == "__main__":
+    from gptlit.__main__ import main
+    atexit.register(look)  # the last one to run
+    with mock.patch.object(GPT, "head", faulty):
+        sys.exit(main())
 """
 
 

@@ -23,7 +23,7 @@ from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError, cause_of, settings_under
 from gptlit.model.config import GPTConfig
-from gptlit.training.checks import check_vocabulary, refuse_callbacks
+from gptlit.training.checks import refuse_callbacks
 from gptlit.training.module import LitGPT
 
 PROFILERS: dict[str, Callable[..., Profiler]] = {
@@ -69,8 +69,7 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
     """
     settings = deepcopy(dict(plan.settings))
     borrowed = settings["model"]["init_from"] is not None
-    if borrowed:  # checkpoints of this run hold what it started from
-        settings["model"] |= {"gpt": dataclasses.asdict(model.gpt), "init_from": None}
+    if borrowed:
         data.block_size = model.gpt.block_size
     data.tokenizer = model.tokenizer
     try:
@@ -85,8 +84,9 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
     with settings_under("data"):
         data.setup(plan.verb)
     assert data.tokenizer is not None
-    if not borrowed:  # else the borrowed embedding is cut to the tokenizer
-        check_vocabulary(model.gpt, data.tokenizer.vocab_size)
+    gpt = model.gpt_for(data.tokenizer.vocab_size)
+    if borrowed:  # checkpoints of this run hold what it started from
+        settings["model"] |= {"gpt": dataclasses.asdict(gpt), "init_from": None}
     model.run_config = as_yaml({key: value for key, value in settings.items() if key != "ckpt_path"})
 
 

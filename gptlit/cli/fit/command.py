@@ -36,7 +36,7 @@ from gptlit.cli.report import check_report, report_on
 from gptlit.cli.settings import edited_copies
 from gptlit.data import TextDataModule
 from gptlit.device.memory import keep_freed_memory
-from gptlit.device.processes import leave_process_group
+from gptlit.device.processes import leave_process_group, restored_environment
 from gptlit.errors import UserError
 from gptlit.training.module import LitGPT
 from gptlit.version import __version__
@@ -69,7 +69,8 @@ def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> N
     if report:
         check_report(trainer, objects.model, plan.settings["report_stride"])
     run = trainer.validate if plan.verb == "validate" else trainer.test
-    found = run(objects.model, datamodule=objects.data, ckpt_path=plan.start.path, verbose=False)
+    with restored_environment(lambda: trainer.world_size == 1):
+        found = run(objects.model, datamodule=objects.data, ckpt_path=plan.start.path, verbose=False)
     if not found:
         limit = "val" if plan.verb == "validate" else "test"
         raise UserError(f"trainer.limit_{limit}_batches is 0: nothing is left to {plan.verb} on")
@@ -118,7 +119,8 @@ def run_fit(plan: Plan, extra_callbacks: Sequence[pl.Callback] = (), quiet: bool
     threads_before = torch.get_num_threads()
     try:
         fit = Fit(plan, objects.model, objects.data, trainer, parts, folder, quiet)
-        exit_code = fit.run()
+        with restored_environment(lambda: fit.alone):
+            exit_code = fit.run()
     finally:
         torch.set_num_threads(threads_before)
     if fit.ending is None or fit.ending.collective:
@@ -140,6 +142,13 @@ class Fit:
     threads: Threads = field(default_factory=Threads)
     ending: Ending | None = None
     """What ended training early."""
+    killed: bool = False
+    """Whether the processes that this one started were killed."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other process of the run, or no longer."""
+        return self.trainer.world_size == 1 or self.killed
 
     @property
     def run_dir(self) -> Path | None:
@@ -191,6 +200,7 @@ class Fit:
         launcher: Any = self.trainer.strategy.launcher
         if launcher is not None and not (self.ending is not None and self.ending.collective):
             launcher.kill(signal.SIGKILL)
+            self.killed = True
 
     def say_start(self) -> None:
         """The opening lines."""
@@ -200,11 +210,10 @@ class Fit:
             table(f"gptlit {__version__}", rows)
         for warning in edited_copies(plan.config_files):
             say_once(warning, style="yellow")
-        given = plan.settings["threads"]
         notes = [
             slow_precision(plan.settings["trainer"]),
             interval_note(self.model.optimizer_config, self.trainer.max_steps),
-            None if given == self.threads.number or given is None else f"changed: threads {given} -> None",
+            self.threads.note,
         ]
         for line in filter(None, notes):
             say_once(line, style="yellow")
@@ -245,7 +254,10 @@ class Fit:
         if done >= wanted:
             table("done", rows)
         else:  # trainer.max_time, or a callback such as EarlyStopping
-            table(f"stopped after step {done:,} of {wanted:,}: time was up, or a callback asked for it", rows)
+            table(
+                f"stopped after step {done:,} of {wanted:,}: trainer.max_time was reached, or a callback stopped it",
+                rows,
+            )
             self.say_how_to_resume()
 
 

@@ -4,7 +4,7 @@ import math
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def tensorboard_rows(trainer: pl.Trainer, run_dir: Path) -> Rows:
 
 def model_size(module: LitGPT, tokenizer: Tokenizer, trainer: pl.Trainer) -> str:
     """Return `803,072 parameters, 9.8 MB with gradients and optimizer state`."""
-    config = replace(module.gpt, vocab_size=tokenizer.vocab_size)
+    config = module.gpt_for(tokenizer.vocab_size)
     sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
     size = 2 if str(trainer.precision).endswith("16-true") else 4  # bytes of a number
     parameters, numbers = count_numbers(config, module.optimizer_config)

@@ -122,7 +122,7 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         layers += ["--config", str(file)]
     config = parse(parser, [*layers, *flags])
     if start is None and config.ckpt_path:
-        raise UserError("ckpt_path stands in a configuration: give it as --ckpt_path")
+        raise UserError("ckpt_path is in a configuration file: give it as a flag, --ckpt_path")
     precision_chosen = config.trainer.precision == "auto"
     if precision_chosen:
         config.trainer.precision = fastest_precision(vars(config.trainer))

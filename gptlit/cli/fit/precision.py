@@ -13,7 +13,6 @@ from gptlit.device.cpu import cpu_multiplies_bfloat16
 
 PRECISION: Any = Literal["auto"] | inspect.signature(pl.Trainer).parameters["precision"].annotation
 BFLOAT16_ON_A_CPU = ("bf16-mixed", "bf16-true", "bf16", "16-mixed", "16", 16)  # Lightning takes 16 for bf16 there
-NO_BFLOAT16 = ("AVX2", "DEFAULT")  # kernels of ATen that use no bfloat16 instructions, by ATEN_CPU_CAPABILITY
 
 
 def fastest_precision(trainer: Mapping[str, Any]) -> str | None:
@@ -29,7 +28,7 @@ def fastest_precision(trainer: Mapping[str, Any]) -> str | None:
     if device == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device == "cpu" and cpu_multiplies_bfloat16() and cpu_kernels() not in NO_BFLOAT16
+        fast = device == "cpu" and cpu_multiplies_bfloat16()
     return "bf16-mixed" if fast else "32-true"
 
 
@@ -46,8 +45,8 @@ def slow_precision(trainer: Mapping[str, Any]) -> str | None:
     if precision not in BFLOAT16_ON_A_CPU or device_type(trainer["accelerator"]) != "cpu" or cpu_multiplies_bfloat16():
         return None
     return (
-        f"trainer.precision {precision} is several times slower on this CPU, which has no instructions for bfloat16: "
-        "--trainer.precision 32-true"
+        f"trainer.precision {precision} is several times slower here, where torch uses no CPU instructions for "
+        "bfloat16: --trainer.precision 32-true"
     )
 
 
@@ -63,8 +62,3 @@ def device_type(accelerator: Any) -> str:
     if any(kind in name for kind in ("auto", "gpu", "cuda")) and torch.cuda.is_available():
         return "cuda"
     return "cpu" if name == "auto" and not torch.backends.mps.is_available() else "other"
-
-
-def cpu_kernels() -> str:
-    """Return the instruction set that ATen's kernels use: `AVX512`, `AVX2`, `DEFAULT`, …."""
-    return torch.backends.cpu.get_cpu_capability()

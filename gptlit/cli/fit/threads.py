@@ -22,9 +22,21 @@ class Threads:
 
     number: int | None = None
     measured: bool = False
+    left_out: int | None = None
+    """The number of the checkpoint, if it is not used because the number of processes is another."""
 
     def __str__(self) -> str:
         return f"{self.number} (measured)" if self.measured else str(self.number)
+
+    @property
+    def note(self) -> str | None:
+        """A line about a number that is left out; None if there is none."""
+        if self.left_out is None:
+            return None
+        return (
+            f"threads {self.left_out} of the checkpoint is left out: it belongs to another number of processes; "
+            "--threads sets the number of each process"
+        )
 
 
 def choose_threads(plan: Plan, model: LitGPT, data: TextDataModule, trainer: pl.Trainer) -> Threads:
@@ -32,7 +44,7 @@ def choose_threads(plan: Plan, model: LitGPT, data: TextDataModule, trainer: pl.
 
     Another number may round differently, so a resumed run uses the stored one. A new run in one process on a CPU uses
     all threads, or one if that is measured to be faster. Other new runs use only a number that is given. A run that
-    resumes with another number of processes forgets the stored number.
+    resumes in several processes, and not in as many as before, leaves out the stored number.
 
     Args:
         plan: of the run.
@@ -41,9 +53,10 @@ def choose_threads(plan: Plan, model: LitGPT, data: TextDataModule, trainer: pl.
         trainer: not yet running.
     """
     threads = Threads(plan.settings["threads"])
-    if threads.number is not None and trainer.world_size > 1 and not plan.threads_given:
+    given = plan.threads_given or "threads" in plan.changes  # as a flag, or in a configuration
+    if threads.number is not None and trainer.world_size > 1 and not given:
         if any(key in plan.changes for key in PROCESSES):
-            threads = Threads(None)
+            threads = Threads(left_out=threads.number)
     elif threads.number is None and plan.start is None and is_one_cpu(trainer):
         threads = threads_of_a_new_run(model, data, trainer)
     model.run_config = as_yaml(yaml.safe_load(model.run_config or "{}") | {"threads": threads.number})

@@ -139,8 +139,7 @@ def check_devices(trainer: pl.Trainer, batch_size: int, optimizer: str) -> None:
     """
     if starts_processes_by_fork(trainer):
         raise UserError(
-            "starts its processes by spawn or fork, which a run of gptlit does not survive: choose trainer.strategy "
-            "ddp",
+            "starts its processes by spawn or fork, which gptlit does not support: choose trainer.strategy ddp",
             "trainer.strategy",
         )
     with settings_under("data"):

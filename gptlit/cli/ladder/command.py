@@ -59,7 +59,7 @@ def make_parser() -> PlainParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--rungs", help="Configurations to train, by number or name: 1,2,3_heads (default: all for a CPU)."
+        "--rungs", help="Configurations to train, by number or name: 1,2,3_heads (default: all but 7_scaled)."
     )
     parser.add_argument("--seeds", type=int, default=1, help="Runs of each configuration, each with its own seed.")
     parser.add_argument("--run_dir", default="checkpoints/lecture", help="Folder of the runs and of the table.")
@@ -112,7 +112,9 @@ def check_options(seeds: int, fit_arguments: list[str]) -> None:
     """
     require(seeds >= 1, "--seeds", seeds, "1 or more")
     if option(fit_arguments, "--trainer.devices") not in (None, "1"):
-        raise UserError("gptlit ladder trains on one device: drop --trainer.devices, or use gptlit fit for one rung")
+        raise UserError(
+            "gptlit ladder trains on one device: drop --trainer.devices, or use gptlit fit for one configuration"
+        )
     for name in ("--ckpt_path", "--trainer.fast_dev_run", "--trainer.limit_val_batches"):
         if option(fit_arguments, name) is not None:
             raise UserError(f"gptlit ladder has no {name}: use gptlit fit --config lecture/3_heads")
@@ -239,6 +241,8 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
     start = find_resume_point(str(run.folder))
     stored, wanted = flat(stored_config(start.checkpoint)), run.wanted
     for key, value in wanted.items():
+        if key == "trainer.precision" and value == "auto":
+            continue  # a run holds what auto meant at its start
         if key.startswith(COMPARED) and key in stored and not same(stored[key], value):
             raise UserError(f"{run.folder} holds a run with {key} {stored[key]}, not {value}: choose another --run_dir")
     return "finished" if is_finished(start, int(float(wanted["trainer.max_steps"]))) else "begun"

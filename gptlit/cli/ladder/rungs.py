@@ -87,5 +87,6 @@ def choose(rungs: Sequence[Rung], wanted: str | None) -> list[Rung]:
     unknown = [name for name in names if not any(name in (rung.number, rung.name) for rung in rungs)]
     if unknown or not names:
         known = ", ".join(rung.number for rung in rungs)
-        raise UserError(f"--rungs {wanted}: there is no rung {', '.join(unknown) or 'named'} (there are {known})")
+        missing = f"there is no configuration {', '.join(unknown)}" if unknown else "no configuration is named"
+        raise UserError(f"--rungs {wanted}: {missing}: choose from {known}")
     return [rung for rung in rungs if rung.number in names or rung.name in names]

@@ -80,11 +80,16 @@ def make_parser() -> Parser:
         type=str | None,
         help="File to write: JSONL with log-probabilities if it ends in .jsonl, else text.",
     )
-    parser.add_argument("--trainer.accelerator", type=str, default="auto", help="See the Lightning Trainer.")
+    parser.add_argument("--trainer.accelerator", type=str, default="auto", help="Device: auto, cpu, gpu, mps or tpu.")
     parser.add_argument("--trainer.devices", type=int | str, default=1, help="Devices that share the prompts.")
-    parser.add_argument("--trainer.strategy", type=str, default="auto", help="See the Lightning Trainer.")
-    parser.add_argument("--trainer.num_nodes", type=int, default=1, help="See the Lightning Trainer.")
-    parser.add_argument("--trainer.precision", type=str, default="32-true", help="See the Lightning Trainer.")
+    parser.add_argument("--trainer.strategy", type=str, default="auto", help="How devices work together, such as ddp.")
+    parser.add_argument("--trainer.num_nodes", type=int, default=1, help="Machines that share the prompts.")
+    parser.add_argument(
+        "--trainer.precision",
+        type=str,
+        default="32-true",
+        help="One of Lightning's precisions. auto and the mixed ones sample in that of the weights, float32.",
+    )
     return parser
 
 
@@ -174,6 +179,8 @@ def document_start(checkpoint: Mapping[str, Any]) -> str | None:
 
 def make_run(checkpoint: dict[str, Any], config: GenerationConfig, settings: Mapping[str, Any]) -> Run:
     """Return the function that generates: without Lightning where one device is enough, else with the Trainer."""
+    if settings["precision"] == "auto":  # sampling computes in the precision of the weights, as with bf16-mixed
+        settings = {**settings, "precision": "32-true"}
     device = single_device(settings)
     if device is None:
         from gptlit.cli.predict.distributed import with_trainer

@@ -8,9 +8,12 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
-from gptlit.cli.messages import quiet_libraries
+from gptlit.checkpoint.run_dir import first_process
+from gptlit.cli.fit.precision import slow_precision
+from gptlit.cli.messages import quiet_libraries, say
 from gptlit.cli.predict.prompts import Prompt, in_batches
 from gptlit.cli.predict.writer import TextWriter
+from gptlit.device.processes import restored_environment
 from gptlit.errors import UserError
 from gptlit.generation.text import GenerationConfig
 from gptlit.training.loading import load_model
@@ -30,13 +33,16 @@ def with_trainer(
         UserError: if the machine or the Trainer does not support the settings.
     """
     quiet_libraries()
+    if settings["precision"] == "bf16-true" and first_process() and (line := slow_precision(settings)):
+        say(line, style="yellow")
     model = load_model(checkpoint)
     model.generation_config = config
     trainer = make_trainer(settings)
 
     def run(prompts: Sequence[Prompt], writer: TextWriter) -> None:
         model.text_sink, writer.ordered = writer, trainer.world_size == 1
-        trainer.predict(model, datamodule=PromptData(prompts, config.num_samples), return_predictions=False)
+        with restored_environment(lambda: trainer.world_size == 1):
+            trainer.predict(model, datamodule=PromptData(prompts, config.num_samples), return_predictions=False)
 
     return run
 

@@ -107,7 +107,9 @@ def encode_prompt(index: int, text: str | None, tokenizer: Tokenizer, unknown: s
         (text or "").encode()
     except UnicodeEncodeError as error:
         half, place = error.object[error.start], error.start + 1
-        raise UserError(f"prompt {index + 1} is not text: {half!r} at character {place} is half a character") from error
+        raise UserError(
+            f"prompt {index + 1} is not text: {half!r} at character {place} is an unpaired surrogate"
+        ) from error
     ids = tokenizer.encode(text or "", unknown=unknown)
     if ids:
         return Prompt(index, text or "", ids)
