@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gptlit.generation.engine.choose import Window, make_step, make_window
 from gptlit.generation.engine.decoder import Decoder
+from gptlit.generation.engine.small_weights import WeightsDtype
 from gptlit.model.gpt import GPT
 from gptlit.model.kv_cache import KVCache
 
@@ -29,10 +30,17 @@ class DecodingContext:
         num_samples: rows per prompt.
         max_new_tokens: ids that will be generated for each row.
         rolling: `context="rolling"`, otherwise `exact`.
+        weights_dtype: type of the large weight matrices; None for that of the model.
     """
 
     def __init__(
-        self, model: GPT, prompts: Sequence[Sequence[int]], num_samples: int, max_new_tokens: int, rolling: bool
+        self,
+        model: GPT,
+        prompts: Sequence[Sequence[int]],
+        num_samples: int,
+        max_new_tokens: int,
+        rolling: bool,
+        weights_dtype: WeightsDtype | None = None,
     ) -> None:
         self.block_size, self.rolling = model.config.block_size, rolling
         self.half = max(self.block_size // 2, 1)  # ids that remain in view after a rolling row has started again
@@ -40,7 +48,7 @@ class DecodingContext:
         longest, B = max(lengths), len(prompts) * num_samples
         last = max_new_tokens - 1  # the last id is generated but never read
         self.ids_after_all_are_full = min(lengths) + last - self.block_size
-        self.decoder = Decoder(model, rows=B * self.positions_at_once(longest + last, B))
+        self.decoder = Decoder(model, B * self.positions_at_once(longest + last, B), weights_dtype)
         through_cache = longest + last if rolling else min(longest + last, self.block_size)
         self.step = make_step(self.decoder, B, ids_to_come=through_cache - longest)
         self.full_window: Window | None = None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gptlit.errors import UserError, require
 from gptlit.generation.context import DecodingContext
+from gptlit.generation.engine.small_weights import WeightsDtype, check_weights_dtype
 from gptlit.model.gpt import GPT
 
 Context = Literal["exact", "rolling"]
@@ -51,23 +52,28 @@ class Sampling:
 PLAIN = Sampling()
 
 
-def next_token_probabilities(model: GPT, prompts: Prompts, sampling: Sampling = PLAIN) -> Tensor:
+def next_token_probabilities(
+    model: GPT, prompts: Prompts, sampling: Sampling = PLAIN, *, weights_dtype: WeightsDtype | None = None
+) -> Tensor:
     """Return the distribution that `generate` samples the next token of each prompt from.
 
     Args:
         model: the model, such as `LitGPT.network`. Its training flag is ignored: there is no dropout.
         prompts: ids (P, T), or P sequences of any lengths. The last `block_size` ids of each are read.
         sampling: temperature and filters; by default the model's own distribution.
+        weights_dtype: as of `generate`.
 
     Returns:
         Probabilities (P, V), in float64 where the device has it; rows sum to 1.
 
     Raises:
-        UserError: for an empty prompt, an id outside the vocabulary, or NaN logits.
+        UserError: for an empty prompt, an id outside the vocabulary, NaN logits, or a `weights_dtype` that device or
+            model do not take.
     """
     rows = prompt_rows(prompts, model.config.vocab_size)
+    check_weights_dtype(model, weights_dtype)
     with no_grad_no_autocast(model.lm_head.weight.device):
-        logits = DecodingContext(model, rows, num_samples=1, max_new_tokens=1, rolling=False).logits  # (P, V)
+        logits = DecodingContext(model, rows, 1, 1, rolling=False, weights_dtype=weights_dtype).logits  # (P, V)
         check_finite(logits)
         probabilities = distribution(logits, sampling)
     return probabilities.clone()  # outside of inference mode: an ordinary tensor
@@ -150,6 +156,7 @@ def generate(
     num_samples: int = 1,
     seed: int = 0,
     context: Context = "rolling",
+    weights_dtype: WeightsDtype | None = None,
     log_probabilities: list[Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Continue every prompt `num_samples` times; yield the ids (B,) of each step as soon as they are sampled.
@@ -172,6 +179,9 @@ def generate(
             id costs about as much as within `block_size`. `exact`: the last `block_size` ids, as in the lecture and
             nanoGPT; the whole window is read again for every id, which is many times slower. Rolling did not raise the
             loss of any model that was measured (`tests/benchmarks/README.md`).
+        weights_dtype: `bfloat16` or `int8` rounds the large weight matrices, on a CPU with instructions for bfloat16
+            and for models from a few million parameters on; a token takes less time, and its probabilities change
+            (`tests/benchmarks/README.md`). The model itself keeps its weights.
         log_probabilities: a list; log softmax(logits) of the ids (B,) is appended at every step, in nats. It is the
             model's own distribution, without filters and at temperature 1: minus its mean over a text is the loss.
 
@@ -179,14 +189,17 @@ def generate(
         Ids (B,) int64, on the model's device.
 
     Raises:
-        UserError: at the call for a number out of range, an empty prompt, or an id outside the vocabulary; at the first
-            step for NaN logits.
+        UserError: at the call for a number out of range, an empty prompt, or an id outside the vocabulary, or a
+            `weights_dtype` that device or model do not take; at the first step for NaN logits.
     """
     rows = prompt_rows(prompts, model.config.vocab_size)
     check_counts(max_new_tokens, num_samples)
     if context not in ("exact", "rolling"):
         raise UserError(f"is {context}: choose exact or rolling", "context")
-    return _generate(model, rows, max_new_tokens, sampling, num_samples, seed, context, log_probabilities)
+    check_weights_dtype(model, weights_dtype)
+    return _generate(
+        model, rows, max_new_tokens, sampling, num_samples, seed, context, weights_dtype, log_probabilities
+    )
 
 
 def _generate(
@@ -197,6 +210,7 @@ def _generate(
     num_samples: int,
     seed: int,
     context: Context,
+    weights_dtype: WeightsDtype | None,
     log_probabilities: list[Tensor] | None,
 ) -> Iterator[Tensor]:
     ids: Tensor | None = None
@@ -204,7 +218,9 @@ def _generate(
     for _ in range(max_new_tokens):
         with no_grad_no_autocast(device):  # left before every yield: the modes are global
             if ids is None:
-                decoding = DecodingContext(model, prompts, num_samples, max_new_tokens, rolling=context == "rolling")
+                decoding = DecodingContext(
+                    model, prompts, num_samples, max_new_tokens, context == "rolling", weights_dtype
+                )
                 logits = decoding.logits  # (B, V)
                 uniforms = uniform_numbers(seed, [*range(num_samples)] * len(prompts), logits.device)
                 check_finite(logits)

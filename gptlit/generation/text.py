@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from gptlit.errors import UserError, require
+from gptlit.generation.engine.small_weights import WeightsDtype, check_weights_dtype
 from gptlit.generation.generate import Sampling, generate
 from gptlit.model.gpt import GPT
 from gptlit.tokenizer import Tokenizer
@@ -91,6 +92,8 @@ class GenerationConfig:
     """Sample k depends only on the seed and k, not on the batch."""
     context: Literal["exact", "rolling"] = "rolling"
     """What the model sees after block_size tokens; see `gptlit.generate`."""
+    weights_dtype: WeightsDtype | None = None
+    """Type of the large weight matrices while sampling on a CPU; None for the model's own. See `gptlit.generate`."""
     stop: tuple[str, ...] = ()
     """Texts to stop before."""
     log_probabilities: bool = False
@@ -148,7 +151,11 @@ def generate_texts(
 
     Returns:
         `num_samples` texts per prompt, prompt by prompt.
+
+    Raises:
+        UserError: before anything is written, if the device or the model does not take `weights_dtype`.
     """
+    check_weights_dtype(network, config.weights_dtype)
     rows = [GeneratedText() for _ in range(len(batch) * config.num_samples)]
     if sink is not None:
         sink.begin(batch)
@@ -182,6 +189,7 @@ def _pieces(
         num_samples=config.num_samples,
         seed=config.seed,
         context=config.context,
+        weights_dtype=config.weights_dtype,
         log_probabilities=kept,
     ):
         pieces = [stream.push(token) for stream, token in zip(streams, ids.tolist(), strict=True)]

@@ -1,13 +1,16 @@
 """Characters per second of sampling, next to nanoGPT's sampler on the same weights, and the memory limit.
 
     python tests/benchmarks/bench_sampling.py --threads 2 --peer PATH/TO/nanoGPT
+    python tests/benchmarks/bench_sampling.py --threads 1 --sizes scaled --weights model bfloat16 int8
     python tests/benchmarks/bench_sampling.py --loss CHECKPOINT --text tinyshakespeare.txt
+    python tests/benchmarks/bench_sampling.py --rounding CHECKPOINT --text tinyshakespeare.txt
 
 The first prints one line per size, number of samples and length. The limit is the bytes that a step must read (every
 weight once, and the keys and values of each row) over the bandwidth of a large copy, both directions counted, measured
 in the same run. It is no limit on a GPU whose second-level cache holds all weights. What a text costs once, such as
 capturing CUDA graphs, is part of its time; what a process costs once, such as loading kernels, is not. The second
-measures what `--context rolling` changes in the loss.
+compares types of the weights (`predict --weights_dtype`), in turn, by CPU time. The third measures what
+`--context rolling` changes in the loss, the last what rounded weights change in log-probabilities and greedy text.
 """
 
 import argparse
@@ -20,9 +23,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -31,7 +35,9 @@ from torch.nn import functional as F
 from gptlit.checkpoint.files import read_checkpoint
 from gptlit.checkpoint.network import load_network
 from gptlit.device.memory import keep_freed_memory
-from gptlit.generation.generate import generate
+from gptlit.generation.engine.decoder import Decoder
+from gptlit.generation.engine.small_weights import WeightsDtype
+from gptlit.generation.generate import Sampling, generate
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 
@@ -175,10 +181,108 @@ def measure(size: str, samples: int, characters: int, context: str, options: arg
     return Line(size, samples, characters, context, ours, rate, ours / rate if rate else None, limit, ours / limit)
 
 
-# ---------------------------------------------------------------- what rolling costs
+# ---------------------------------------------------------------- weights in bfloat16 and int8
+
+
+def report_weights(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print the speed of each type of the weights: medians of CPU time, and of the ratios to the first type.
+
+    One round runs every type once, in turn, so that a ratio compares neighbours in time.
+    """
+    print("size    samples  characters  context   weights   characters/s of CPU time  ratio (least … greatest)")
+    lines = []
+    for size, samples, characters in product(options.sizes, options.samples, options.characters):
+        torch.manual_seed(0)
+        model = GPT(SIZES[size]).eval()
+        for dtype in options.weights:
+            cpu_seconds(model, samples, 16, options.contexts[-1], dtype)  # warms up
+        rounds = [
+            [cpu_seconds(model, samples, characters, options.contexts[-1], dtype) for dtype in options.weights]
+            for _ in range(options.repeats)
+        ]
+        for number, dtype in enumerate(options.weights):
+            rate = samples * characters / statistics.median(seconds[number] for seconds in rounds)
+            ratios = sorted(seconds[0] / seconds[number] for seconds in rounds)
+            print(
+                f"{size:7s} {samples:7d}  {characters:10d}  {options.contexts[-1]:8s}  {dtype:8s}  {rate:24.0f}  "
+                f"{statistics.median(ratios):5.2f} ({ratios[0]:.2f} … {ratios[-1]:.2f})",
+                flush=True,
+            )
+            line = {"size": size, "samples": samples, "characters": characters, "weights": dtype}
+            lines.append({**line, "rate": rate, "ratios": ratios})
+    return lines
+
+
+def cpu_seconds(model: GPT, samples: int, characters: int, context: str, weights: str) -> float:
+    """Return the CPU time of this process for a text."""
+    start = time.process_time()
+    steps = generate(
+        model,
+        [[0]],
+        characters,
+        num_samples=samples,
+        context=context,  # type: ignore[arg-type]
+        weights_dtype=None if weights == "model" else weights,  # type: ignore[arg-type]
+    )
+    for ids in steps:
+        ids.tolist()
+    return time.process_time() - start
 
 
 @torch.inference_mode()
+def scores(model: GPT, tokens: Tensor, weights: WeightsDtype | None, rows: int) -> tuple[Tensor, Tensor]:
+    """Read a text in windows of block_size, token by token in batches of `rows`, as sampling does.
+
+    Returns:
+        The log-probability of each token but the first of a window in nats, and the most probable token there.
+    """
+    decoder, block = Decoder(model, rows, weights), model.config.block_size
+    kept, best = [], []
+    for ids in tokens.unfold(0, block + 1, block).split(rows):  # (rows, block_size + 1)
+        cache = decoder.new_cache(len(ids), block)
+        logits = decoder(ids[:, :1], cache=cache)  # (rows, V)
+        for t in range(1, block + 1):
+            kept.append(logits.double().log_softmax(1).gather(1, ids[:, t : t + 1])[:, 0])
+            best.append(logits.argmax(1))
+            if t < block:
+                logits = decoder.step(ids[:, t], cache)
+    return torch.cat(kept), torch.cat(best)
+
+
+def report_rounding(checkpoint: Path, text: Path, characters: int, greedy: int) -> dict[str, Any]:
+    """Print what rounded weights change: log-probabilities of the last tenth of a text, and greedy text."""
+    model, tokenizer = load_network(read_checkpoint(checkpoint))
+    whole = text.read_text(encoding="utf-8")
+    tokens = torch.tensor(tokenizer.encode(whole[int(0.9 * len(whole)) :][:characters]))
+    result: dict[str, Any] = {}
+    if characters > model.config.block_size:
+        exact, most_probable = scores(model, tokens, None, 8)
+        result["log_probability"] = float(exact.mean())
+        print(f"{checkpoint}: {exact.mean():.5f} nats per token over {len(exact):,} tokens with the model's weights")
+        for dtype in get_args(WeightsDtype):
+            got, best = scores(model, tokens, dtype, 8)
+            change, error = float((got - exact).mean()), float((got - exact).std()) / math.sqrt(len(got))
+            rms, agree = float((got - exact).square().mean().sqrt()), float((best == most_probable).double().mean())
+            result[dtype] = {"change": change, "standard_error": error, "rms": rms, "same_most_probable": agree}
+            print(
+                f"{dtype}: {change:+.6f} ± {error:.6f} nats per token (root mean square {rms:.4f}), "
+                f"the most probable token is the same at {agree:.2%} of the positions",
+                flush=True,
+            )
+    expected: list[int] = []
+    for dtype in (None, *get_args(WeightsDtype)):
+        steps = generate(model, [tokens[:1]], greedy, Sampling(temperature=0), weights_dtype=dtype)
+        ids = [int(step) for step in steps]
+        expected = expected or ids
+        equal = next((i for i, (a, b) in enumerate(zip(ids, expected, strict=True)) if a != b), greedy)
+        result[f"greedy, {dtype}"] = equal
+        print(f"greedy text, weights {dtype or 'of the model'}: the first {equal:,} of {greedy:,} tokens are equal")
+    return result
+
+
+# ---------------------------------------------------------------- what rolling costs
+
+
 @torch.inference_mode()
 def loss_by_context(model: GPT, tokens: Tensor, stride: int) -> Tensor:
     """Return the mean loss (block_size,) in nats per token of targets with 1, 2, … block_size tokens of context.
@@ -226,7 +330,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="write the table here too")
     parser.add_argument("--loss", type=Path, metavar="CHECKPOINT", help="measure what rolling costs this model")
-    parser.add_argument("--text", type=Path, help="text whose last tenth --loss is measured on")
+    parser.add_argument("--text", type=Path, help="text whose last tenth --loss and --rounding read")
+    parser.add_argument(
+        "--weights", nargs="+", choices=["model", "bfloat16", "int8"], help="compare types of the weights on a CPU"
+    )
+    parser.add_argument("--rounding", type=Path, metavar="CHECKPOINT", help="measure what rounded weights change")
+    parser.add_argument("--tokens", type=int, default=50_000, help="characters of the text that --rounding reads")
+    parser.add_argument("--greedy", type=int, default=10_000, help="tokens of greedy text of --rounding")
     parser.add_argument("--stride", type=int, default=1, help="tokens between two windows of --loss")
     options = parser.parse_args()
     keep_freed_memory()  # as `gptlit predict` does
@@ -242,6 +352,12 @@ def main() -> None:
         if not options.text:
             parser.error("--loss needs --text")
         result["loss"] = report_loss(options.loss, options.text, options.stride)
+    elif options.rounding:
+        if not options.text:
+            parser.error("--rounding needs --text")
+        result["rounding"] = report_rounding(options.rounding, options.text, options.tokens, options.greedy)
+    elif options.weights:
+        result["lines"] = report_weights(options)
     else:
         result["copy_bandwidth"] = copy_bandwidth(torch.device(options.device))
         print(f"{result['device']}, {result['threads']} threads, copy {result['copy_bandwidth'] / 1e9:.1f} GB/s")

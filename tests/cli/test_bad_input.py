@@ -274,6 +274,7 @@ PREDICT --max_new_tokens many                                 | --max_new_tokens
 PREDICT --num_samples 0                                       | --num_samples is 0
 PREDICT --seed x                                              | --seed is x
 PREDICT --context all                                         | --context is all
+PREDICT --weights_dtype int4                                  | --weights_dtype is int4
 PREDICT --prompt ROMÉO                                        | U+00C9
 PREDICT --prompt 🎭                                            | U+1F3AD
 PREDICT --prompt a --unknown ignore                           | --unknown

@@ -52,6 +52,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("fit --config base --seed_e", {"--seed_everything"}),
         ("ladder --rungs 1 --model.gpt.n_h", {"--model.gpt.n_head"}),
         ("predict --context ", {"exact", "rolling"}),
+        ("predict --weights_dtype ", {"bfloat16", "int8", "null"}),
         ("export --outp", {"--output"}),
         ("play --dtype ", {"float32", "float16"}),
         ("completion ", {"bash", "zsh"}),

@@ -1,5 +1,6 @@
 """`gptlit predict` on one device: the same text as through the Trainer, without Lightning."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,10 @@ import pytest
 import torch
 from command import REPOSITORY, gptlit, write_config
 
+from gptlit.cli.predict import command as predict_command
 from gptlit.cli.predict.command import single_device
+from gptlit.device.cpu import cpu_multiplies_bfloat16
+from gptlit.generation.engine import small_weights
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "num_nodes": 1, "precision": "32-true"}
 
@@ -71,6 +75,63 @@ def test_settings_beyond_one_device_go_to_the_trainer(changes: dict[str, Any], d
     """A setting that the direct way does not know must not be ignored."""
     found = single_device({**TRAINER, **changes})
     assert found == (None if device is None else torch.device(device))
+
+
+# ---------------------------------------------------------------- weights in bfloat16 and int8
+
+
+@pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="no instructions for bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_the_type_of_the_weights_is_obeyed_with_and_without_the_trainer(
+    run: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`bf16-mixed` goes through the Trainer, and keeps float32 weights."""
+    monkeypatch.setattr(small_weights, "SMALL_FROM_WEIGHT", 1)
+    found = {}
+    for name, options in {
+        "model": (),
+        "direct": ("--weights_dtype", dtype),
+        "trainer": ("--weights_dtype", dtype, "--trainer.precision", "bf16-mixed"),
+    }.items():
+        file = tmp_path / f"{name}.jsonl"
+        answer = gptlit("predict", "--ckpt_path", run, "--temperature", 0, "--output", file, *options)
+        assert answer.code == 0, answer.err
+        found[name] = json.loads(file.read_text(encoding="utf-8"))
+    assert found["model"]["weights_dtype"] is None
+    assert found["direct"]["weights_dtype"] == dtype
+    assert found["direct"] == found["trainer"]
+    first = [found[name]["log_probabilities"][0] for name in ("model", "direct")]
+    assert first[0] != first[1]
+    assert first[0] == pytest.approx(first[1], abs=0.02)
+
+
+@pytest.mark.parametrize("options", [(), ("--trainer.precision", "bf16-mixed"), ("--trainer.precision", "64-true")])
+def test_a_type_of_the_weights_that_does_not_serve_is_refused_in_one_line(
+    run: Path, tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model too small, and one in another precision."""
+    monkeypatch.setattr(small_weights, "cpu_multiplies_bfloat16", lambda: True)
+    reason = "no matrix of this model's blocks has 131,072 numbers"
+    if "64-true" in options:
+        monkeypatch.setattr(small_weights, "SMALL_FROM_WEIGHT", 1)
+        reason = "the model's weights are float64"
+    output = tmp_path / "text.txt"
+    common = ("predict", "--ckpt_path", run, "--prompt", "A", "--weights_dtype", "int8", *options)
+    for command in (common, (*common, "--output", output)):
+        answer = gptlit(*command)
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err.replace("\n", " ").startswith("gptlit: --weights_dtype is int8, but ")
+        assert reason in answer.err.replace("\n", " ")
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("bfloat16", True), ("int8", False)])
+def test_bfloat16_on_an_intel_cpu_says_that_it_may_not_pay(
+    run: Path, dtype: str, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict_command, "is_amd", lambda: False)
+    answer = gptlit("predict", "--ckpt_path", run, "--prompt", "A", "--weights_dtype", dtype)
+    assert ("was not faster than float32 on the Intel CPU" in answer.err.replace("\n", " ")) is said
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS"])

@@ -21,9 +21,11 @@ from gptlit.cli.predict.prompts import Prompt, encode_prompt, in_batches, is_jso
 from gptlit.cli.predict.writer import TextWriter, open_output
 from gptlit.cli.settings import check_config, values_of
 from gptlit.cli.streams import drop_the_rest
+from gptlit.device.cpu import is_amd
 from gptlit.device.memory import keep_freed_memory
 from gptlit.device.processes import leave_process_group
 from gptlit.errors import UserError
+from gptlit.generation.engine.small_weights import WeightsDtype, check_weights_dtype
 from gptlit.generation.generate import Sampling
 from gptlit.generation.text import GenerationConfig, generate_texts
 from gptlit.tokenizer import Tokenizer, from_json
@@ -67,6 +69,12 @@ def make_parser() -> Parser:
         default="rolling",
         help="After block_size tokens: keep half of the cache when it is full (rolling), or read the last block_size "
         "tokens again for every token (exact, many times slower).",
+    )
+    parser.add_argument(
+        "--weights_dtype",
+        type=WeightsDtype | None,
+        help="Round the large weight matrices to bfloat16 or int8: faster on a CPU with instructions for bfloat16, for "
+        "models from a few million parameters on. Default: the model's own type.",
     )
     parser.add_argument(
         "--unknown",
@@ -127,6 +135,7 @@ def generation_config(options: Namespace) -> GenerationConfig:
         num_samples=options.num_samples,
         seed=options.seed,
         context=options.context,
+        weights_dtype=options.weights_dtype,
         stop=tuple(options.stop or ()),
         log_probabilities=is_jsonl(options.output),
     )
@@ -182,12 +191,15 @@ def make_run(checkpoint: dict[str, Any], config: GenerationConfig, settings: Map
     if settings["precision"] == "auto":  # sampling computes in the precision of the weights, as with bf16-mixed
         settings = {**settings, "precision": "32-true"}
     device = single_device(settings)
+    if config.weights_dtype == "bfloat16" and not is_amd() and first_process():
+        say("--weights_dtype bfloat16 was not faster than float32 on the Intel CPU that was measured; int8 may be")
     if device is None:
         from gptlit.cli.predict.distributed import with_trainer
 
         return with_trainer(checkpoint, config, settings)
     network, tokenizer = load_network(checkpoint)
     network.to(device)
+    check_weights_dtype(network, config.weights_dtype)
 
     def run(prompts: Sequence[Prompt], writer: TextWriter) -> None:
         for batch in in_batches(prompts, config.num_samples):

@@ -15,6 +15,7 @@ from gptlit.cli.predict.prompts import Prompt, in_batches
 from gptlit.cli.predict.writer import TextWriter
 from gptlit.device.processes import restored_environment
 from gptlit.errors import UserError
+from gptlit.generation.engine.small_weights import check_weights_dtype
 from gptlit.generation.text import GenerationConfig
 from gptlit.training.loading import load_model
 
@@ -38,6 +39,7 @@ def with_trainer(
     model = load_model(checkpoint)
     model.generation_config = config
     trainer = make_trainer(settings)
+    check_weights_dtype(model.network, config.weights_dtype, trainer.strategy.root_device)
 
     def run(prompts: Sequence[Prompt], writer: TextWriter) -> None:
         model.text_sink, writer.ordered = writer, trainer.world_size == 1

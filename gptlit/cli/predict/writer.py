@@ -65,6 +65,7 @@ class TextWriter:
                 "sampling": asdict(config.sampling),
                 "max_new_tokens": config.max_new_tokens,
                 "context": config.context,
+                "weights_dtype": config.weights_dtype,
                 "tokens": row.tokens,
                 "log_probabilities": row.log_probabilities,
             }

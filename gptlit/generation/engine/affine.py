@@ -11,9 +11,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from gptlit.device.cpu import is_amd
-from gptlit.generation.engine.limits import COPY_FROM_ROWS, PACK_FROM_PRODUCT, PACK_FROM_WEIGHT
-
-PACKED_FOR = 64  # rows; a weight packed for one row is slow for every other number of rows
+from gptlit.generation.engine.limits import COPY_FROM_ROWS, PACK_FROM_PRODUCT, PACK_FROM_WEIGHT, PACKED_FOR
+from gptlit.generation.engine.small_weights import SmallWeight, WeightsDtype, small_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +23,25 @@ class Affine:
         weight: W (in, out), the transpose of the weight of `nn.Linear`.
         bias: b (out,), or None.
         packed: W in oneDNN's layout, or None.
+        small: W in bfloat16 or int8, used instead of the others, or None.
     """
 
     weight: Tensor
     bias: Tensor | None
     packed: Tensor | None
+    small: SmallWeight | None = None
 
     @classmethod
-    def of(cls, linear: nn.Linear, rows: int) -> "Affine":
-        """Lay out the weight of a linear layer for inputs of `rows` rows; 0 shares the memory of the layer."""
+    def of(cls, linear: nn.Linear, rows: int, dtype: WeightsDtype | None = None) -> "Affine":
+        """Lay out the weight of a linear layer for inputs of `rows` rows; 0 shares the memory of the layer.
+
+        With a `dtype`, a large weight is rounded to it.
+        """
         weight = linear.weight.detach()  # (out, in)
         bias = None if linear.bias is None else linear.bias.detach()
+        small = None if dtype is None else small_weight(weight, dtype)
+        if small is not None:
+            return cls(weight.t(), bias, None, small)
         if rows and packing_pays(rows, weight):
             packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR)  # noqa: SLF001
             return cls(weight.t(), bias, packed)
@@ -42,13 +49,18 @@ class Affine:
         return cls(weight.t().contiguous() if copy else weight.t(), bias, None)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.small is not None:
+            product = self.small(x).float()
+            return product if self.bias is None else product.add_(self.bias)
         if self.packed is not None and packing_pays(x.size(0), self.weight):
             return packed_matmul(x, self.packed, self.bias)
         return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
 
     def add_to(self, x: Tensor, h: Tensor, factor: float) -> None:
         """Add factor · h W + b to x (N, out), in place."""
-        if self.packed is not None and packing_pays(h.size(0), self.weight):
+        if self.small is not None:
+            x.add_(self.small(h), alpha=factor)
+        elif self.packed is not None and packing_pays(h.size(0), self.weight):
             x.add_(packed_matmul(h, self.packed, None), alpha=factor)
         else:
             x.addmm_(h, self.weight, alpha=factor)

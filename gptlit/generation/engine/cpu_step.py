@@ -49,7 +49,7 @@ class CpuStep:
         )
         weights = [decoder.lm_head, *(part for layer in decoder.layers for part in affine_maps(layer))]
         small = rows * sum(part.weight.numel() for part in weights) <= NUMPY_BELOW
-        return readable and small and all(part.packed is None for part in weights)
+        return readable and small and all(part.packed is None and part.small is None for part in weights)
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         if cache.row_lengths is not None or not 0 < cache.length < cache.capacity:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from gptlit.errors import UserError
 from gptlit.generation.engine.affine import Affine
 from gptlit.generation.engine.limits import ERF_BELOW
+from gptlit.generation.engine.small_weights import WeightsDtype
 from gptlit.model.gpt import GPT, activate, rms_norm, shift_tokens
 from gptlit.model.kv_cache import KVCache
 
@@ -58,9 +59,10 @@ class Decoder:
         model: the model that owns the weights.
         rows: rows of the input of most matmuls (sequences × positions). On a CPU the weights are copied into the
             layout that is fastest for it, where that pays; this costs the time of about ten tokens. 0 copies nothing.
+        weights_dtype: type of the large matrices of the blocks, see `small_weights`; None for that of the model.
     """
 
-    def __init__(self, model: GPT, rows: int = 0) -> None:
+    def __init__(self, model: GPT, rows: int = 0, weights_dtype: WeightsDtype | None = None) -> None:
         self.config = model.config
         parts: dict[str, Any] = dict(model.transformer.items())
         self.token_embedding: Tensor = parts["wte"].weight.detach()  # (V, C)
@@ -68,7 +70,7 @@ class Decoder:
         if "wpe" in parts:
             self.position_embedding = parts["wpe"].weight.detach()
         on_cpu = self.device.type == "cpu"
-        affine = partial(Affine.of, rows=rows)
+        affine = partial(Affine.of, rows=rows, dtype=weights_dtype)
         self.layers = [
             Layer(
                 norm_1=norm(block.ln_1),
@@ -81,7 +83,7 @@ class Decoder:
             for block in parts["h"]
         ]
         self.last_norm = norm(parts["ln_f"])
-        self.lm_head = affine(model.lm_head)
+        self.lm_head = Affine.of(model.lm_head, rows)
         # As tensors: a Python number would be converted at every use.
         self.scale = torch.tensor(self.config.head_dim**-0.5).to(self.token_embedding)
         self.sqrt_half = torch.tensor(math.sqrt(0.5)).to(self.token_embedding)

@@ -2,7 +2,8 @@
 
 Each was measured as a ratio between two ways to compute the same token. `Xeon` is an Intel Xeon with AMX (model 207),
 2 cores, PyTorch 2.13, one thread, CPU time of the thread, November 2026. `Zen 5` is an AMD EPYC with AVX-512, 2 cores,
-PyTorch 2.13, two threads, November 2026. `H200` is an NVIDIA H200, PyTorch 2.11. Other CPUs were not measured.
+PyTorch 2.13, two threads, November 2026. `Zen 4` is an AMD EPYC with AVX512_BF16 and 32 MB of third-level cache,
+2 cores, PyTorch 2.13, one thread, CPU time of the thread on a busy machine, November 2026. `H200` is an NVIDIA H200, PyTorch 2.11. Other CPUs were not measured.
 `tests/benchmarks/README.md` has the figures.
 
 | constant | decides | measured |
@@ -14,6 +15,8 @@ PyTorch 2.13, two threads, November 2026. `H200` is an NVIDIA H200, PyTorch 2.11
 | `PACK_FROM_WEIGHT`, `PACK_FROM_PRODUCT` | oneDNN's packed matmul, AMD only | Zen 5: 2 to 3 times as fast; Xeon: 0.5 to 0.7 for 1 row, 0.9 to 1.0 for 64 and 256 |
 | `CAPTURE_FROM_IDS` | CUDA graphs or eager kernels | H200: capturing takes the time of about ten eager tokens |
 | `SHORTEST_SPAN` | shortest attention span of a CUDA graph | H200: attention over fewer positions takes no less time |
+| `SMALL_FROM_WEIGHT` | bfloat16 and int8 weights, if asked for | Zen 4, one row: bfloat16 1.5 times as fast as float32 for 3 · 2^16 numbers, 0.9 to 1.2 for 2^16 and fewer; int8 2.4 to 4 times from 3 · 2^14 on, but a token of 0.8 M weights takes 2 to 4 times as long as numpy's |
+| `UNPACK_FROM_ROWS` | int8 weights multiplied as they are, or converted to bfloat16 for each product | Zen 4, 10.7 M weights, 8, 16, 64 and 128 rows: 3.0, 5.6, 20 and 41 ms as they are, 4.4, 5.1, 11 and 18 converted |
 """  # noqa: E501
 
 NUMPY_BELOW = 2**26
@@ -24,6 +27,8 @@ ERF_BELOW = 2**12
 """Numbers in the input of GELU, inclusive."""
 COPY_FROM_ROWS = 5
 """Rows of the input."""
+PACKED_FOR = 64
+"""Rows of the input; a weight packed for one row is slow for every other number of rows."""
 PACK_FROM_WEIGHT = 2**17
 """Numbers in a weight matrix."""
 PACK_FROM_PRODUCT = 3 * 2**18
@@ -32,3 +37,7 @@ CAPTURE_FROM_IDS = 32
 """Ids still to be read."""
 SHORTEST_SPAN = 64
 """Positions."""
+SMALL_FROM_WEIGHT = 2**17
+"""Numbers in a weight matrix."""
+UNPACK_FROM_ROWS = 16
+"""Rows of the input."""
