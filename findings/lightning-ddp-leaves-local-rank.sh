@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# A Lightning fit with strategy="ddp" leaves LOCAL_RANK in the environment, and later Trainers start no processes.
+# A Lightning fit with strategy="ddp" leaves LOCAL_RANK in the environment, where later Trainers read it.
 #
 # Packages: lightning==2.6.6 torch==2.13.0
 # Expected (a good engineer's guess): after the fit the environment is as before; teardown does remove WORLD_SIZE.
-# Seen: LOCAL_RANK, NODE_RANK, MASTER_ADDR, MASTER_PORT and OMP_NUM_THREADS stay. A Trainer for two devices in this
-#       process, or in a program that it starts, then takes its processes for externally started, starts none, and would
-#       wait for the second one.
+# Seen: LOCAL_RANK, NODE_RANK, MASTER_ADDR, MASTER_PORT and OMP_NUM_THREADS stay. A later Trainer in this process, or in
+#       a program that it starts, then takes its processes for externally started.
 # Exits with a non-zero code when this behaviour has changed.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -14,7 +13,7 @@ cd "$folder"
 "${PYTHON:-python3}" -m venv venv
 venv/bin/pip install --quiet --disable-pip-version-check lightning==2.6.6 torch==2.13.0
 echo "expected: after a fit with strategy=ddp on one device, the environment is as before."
-echo "seen: LOCAL_RANK and others stay, and a Trainer for two devices would start no second process."
+echo "seen: LOCAL_RANK and others stay, and a later Trainer takes its processes for externally started."
 unset LOCAL_RANK NODE_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
 venv/bin/python - <<'PROGRAM'
 import logging

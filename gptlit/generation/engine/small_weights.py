@@ -23,7 +23,7 @@ from gptlit.model.gpt import GPT
 
 WeightsDtype = Literal["bfloat16", "int8"]
 SETTING = "weights_dtype"
-INT8_COLUMNS = 16  # torch's product with int8 weights reads as many at once, beyond the end of a row too
+INT8_COLUMNS = 16
 
 
 @dataclass(frozen=True, slots=True)
