@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rich.text import Text
 
 from gptlit.callbacks.console import console
+from gptlit.cli.imports import deferred
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -46,7 +47,8 @@ class Heard(logging.Handler):
 
 def quiet_libraries() -> None:
     """Silence the chatter of Lightning. What concerns the user's data or was asked for still arrives."""
-    import lightning.pytorch  # noqa: F401  sets its own levels on import, so it has to come first
+    with deferred("transformers"):  # of which torchmetrics imports classes for metrics that nothing here uses
+        import lightning.pytorch  # noqa: F401  sets its own levels on import, so it has to come first
 
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logger = logging.getLogger(name)

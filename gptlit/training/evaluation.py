@@ -105,19 +105,28 @@ class EvaluatesTokens(pl.LightningModule):
         self.validated_step: int | None = None  # step of the last validation whose metrics were published
         self._evaluation = Evaluation()
         self._validating_initial_weights = False
+        self._logits_are_zero = False
 
-    def validate_initial_weights(self) -> None:
-        """Validate before the first step and publish the metrics at step 0."""
-        self._validating_initial_weights = True
+    def validate_initial_weights(self, logits_are_zero: bool = False) -> None:
+        """Validate before the first step and publish the metrics at step 0.
+
+        Args:
+            logits_are_zero: whether they are for all inputs; then there is no forward pass.
+        """
+        self._validating_initial_weights, self._logits_are_zero = True, logits_are_zero
         try:
             validate_initial_weights(self.trainer)
         finally:
-            self._validating_initial_weights = False
+            self._validating_initial_weights = self._logits_are_zero = False
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of windows (loader 0) or of random chunks (the loss estimates) to the running sums."""
         inputs, targets = batch  # (B, T) each
-        self._evaluation.add(self(inputs), targets, self.sizes_per_token, dataloader_idx)
+        if self._logits_are_zero:
+            logits = torch.zeros((*inputs.shape, self.sizes_per_token.size(1)), device=inputs.device)
+        else:
+            logits = self(inputs)
+        self._evaluation.add(logits, targets, self.sizes_per_token, dataloader_idx)
 
     def on_validation_epoch_start(self) -> None:
         self._evaluation.start(self.device)
