@@ -1,6 +1,6 @@
 """Attention maps and bigram tables for TensorBoard."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
@@ -66,24 +66,23 @@ def boards_of(trainer: pl.Trainer) -> list[Any]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def add_pictures(boards: Sequence[Any], pictures: Mapping[str, "Figure"], step: int) -> None:
-    """Write figures, given by tag."""
-    for tag, figure in pictures.items():
+def add_pictures(boards: Sequence[Any], pictures: Iterable[tuple[str, "Figure"]], step: int) -> None:
+    """Write figures, given with their tags."""
+    for tag, figure in pictures:
         pixels = rasterize(figure)
         for board in boards:
             board.add_image(tag, pixels, step, dataformats="HWC")
 
 
-def overview(model: GPT, tokenizer: Any, text: str, step: int) -> dict[str, "Figure"]:
-    """Return the picture of all layers and heads, by tag; nothing for a model without attention."""
+def overview(model: GPT, tokenizer: Any, text: str, step: int) -> Iterator[tuple[str, "Figure"]]:
+    """Yield the picture of all layers and heads, with its tag; nothing for a model without attention."""
     ids = tokenizer.encode(text, unknown="skip")[: model.config.block_size]
-    if not ids or not model.config.n_layer:
-        return {}
-    return {"pictures/attention": overview_figure(attention_weights(model, torch.tensor(ids)), step)}
+    if ids and model.config.n_layer:
+        yield "pictures/attention", overview_figure(attention_weights(model, torch.tensor(ids)), step)
 
 
-def figures(model: GPT, tokenizer: Any, text: str, tokens: Tensor | None = None) -> dict[str, "Figure"]:
-    """Return the detailed pictures of a model, by tag.
+def figures(model: GPT, tokenizer: Any, text: str, tokens: Tensor | None = None) -> Iterator[tuple[str, "Figure"]]:
+    """Yield the detailed pictures of a model, with their tags. A figure is valid until the next one is asked for.
 
     Args:
         model: the network.
@@ -94,20 +93,23 @@ def figures(model: GPT, tokenizer: Any, text: str, tokens: Tensor | None = None)
     V = model.config.vocab_size
     if model.config.n_layer == 0:
         if V > LARGEST_TABLE:
-            return {}
+            return
         tables = {"learned": bigram_probabilities(model)}
         if tokens is not None:
             tables["counted in the training text"] = counted_bigrams(tokens, V)
-        return {"pictures/bigram": bigram_figure(tables, [label(tokenizer.decode([i])) for i in range(V)])}
+        yield "pictures/bigram", bigram_figure(tables, [label(tokenizer.decode([i])) for i in range(V)])
+        return
     ids = tokenizer.encode(text, unknown="skip")[: model.config.block_size]
     if not ids:
-        return {}
+        return
     weights = attention_weights(model, torch.tensor(ids))  # (L, H, T, T)
     labels = [label(tokenizer.decode([i])) for i in ids]
-    return {
-        f"pictures/layer_{layer + 1}": attention_figure(maps, labels, f"Attention, layer {layer + 1} of {len(weights)}")
-        for layer, maps in enumerate(weights)
-    }
+    titles = [f"Attention, layer {layer + 1} of {len(weights)}" for layer in range(len(weights))]
+    figure = attention_figure(weights[0], labels, titles[0])
+    for layer, title in enumerate(titles):
+        if layer:
+            show_layer(figure, weights[layer], title)
+        yield f"pictures/layer_{layer + 1}", figure
 
 
 @torch.no_grad()
@@ -197,7 +199,10 @@ def overview_figure(weights: Tensor, step: int) -> "Figure":
 
 
 def attention_figure(maps: Tensor, labels: Sequence[str], title: str) -> "Figure":
-    """Draw the weights (H, T, T) of a layer, a map for each head; rows attend to columns."""
+    """Draw the weights (H, T, T) of a layer, a map for each head; rows attend to columns.
+
+    The axes are placed once, which takes most of the time; `show_layer` replaces the weights.
+    """
     from matplotlib.figure import Figure
 
     H, T = maps.size(0), maps.size(1)
@@ -205,7 +210,7 @@ def attention_figure(maps: Tensor, labels: Sequence[str], title: str) -> "Figure
     rows = -(-H // columns)
     side = 0.6 + 0.13 * max(T, 12)  # inches
     figure = Figure(figsize=(side * columns + 0.7, (side + 0.3) * rows + 0.6), dpi=100, layout="constrained")
-    figure.suptitle(f"{title}\nrow: looks at; column: is looked at", fontsize=8)
+    figure.suptitle(attention_title(title), fontsize=8)
     image: Any = None
     shown = []
     for head, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns, squeeze=False).flat)):
@@ -216,7 +221,22 @@ def attention_figure(maps: Tensor, labels: Sequence[str], title: str) -> "Figure
         axes.set_title(f"head {head + 1}", fontsize=8)
         shown.append(axes)
     figure.colorbar(image, ax=shown, fraction=0.04, label="attention weight").ax.tick_params(labelsize=7)
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
     return figure
+
+
+def attention_title(title: str) -> str:
+    """Return the title of a layer with what its axes mean."""
+    return f"{title}\nrow: looks at; column: is looked at"
+
+
+def show_layer(figure: "Figure", maps: Tensor, title: str) -> None:
+    """Replace the weights (H, T, T) in a figure of `attention_figure`."""
+    for axes, head in zip(figure.axes, maps, strict=False):  # the colour bar comes last
+        axes.images[0].set_data(head.numpy())
+    figure.texts[0].set_text(attention_title(title))
 
 
 def bigram_figure(tables: Mapping[str, Tensor], labels: Sequence[str]) -> "Figure":
