@@ -63,6 +63,13 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.masked_fill(flat < 0, 0.0)
 
 
+def losses_of_zero_logits(vocab_size: int, targets: Tensor) -> Tensor:
+    """Return `token_losses` of logits that are all 0, ln V for each token, (B·T,): the same numbers, computed once."""
+    one = targets.new_zeros(1, 1)
+    loss = token_losses(torch.zeros(1, 1, vocab_size, device=targets.device), one)
+    return loss.expand(targets.numel()).masked_fill(targets.flatten() < 0, 0.0)
+
+
 class Evaluation:
     """Sums of a validation: over the windows (loader 0) and over the random batches of the loss estimates."""
 
@@ -75,18 +82,18 @@ class Evaluation:
             sums.reset()
             sums.move_to(device)
 
-    def add(self, logits: Tensor, targets: Tensor, sizes_per_token: Tensor, loader: int) -> None:
+    def add(self, losses: Tensor, targets: Tensor, sizes_per_token: Tensor, loader: int) -> None:
         """Add one batch.
 
         Args:
-            logits: (B, T, V).
+            losses: (B·T,) from `token_losses`.
             targets: (B, T), negative where a token is not counted.
             sizes_per_token: (2, V) int64, characters and UTF-8 bytes.
             loader: index of the validation loader.
         """
         flat = targets.flatten()
         sizes = None if loader else sizes_per_token[:, flat.clamp(min=0)]
-        self._sums[loader].update(token_losses(logits, targets), flat >= 0, sizes)
+        self._sums[loader].update(losses, flat >= 0, sizes)
 
     def finish(self, part: str) -> dict[str, float]:
         """Return the metrics, exact over all tokens of all processes."""
@@ -123,10 +130,10 @@ class EvaluatesTokens(pl.LightningModule):
         """Add a batch of windows (loader 0) or of random chunks (the loss estimates) to the running sums."""
         inputs, targets = batch  # (B, T) each
         if self._logits_are_zero:
-            logits = torch.zeros((*inputs.shape, self.sizes_per_token.size(1)), device=inputs.device)
+            losses = losses_of_zero_logits(self.sizes_per_token.size(1), targets)
         else:
-            logits = self(inputs)
-        self._evaluation.add(logits, targets, self.sizes_per_token, dataloader_idx)
+            losses = token_losses(self(inputs), targets)
+        self._evaluation.add(losses, targets, self.sizes_per_token, dataloader_idx)
 
     def on_validation_epoch_start(self) -> None:
         self._evaluation.start(self.device)
