@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from gptlit.callbacks.metrics import clock_stopped
 from gptlit.callbacks.tensorboard import shown_steps
 from gptlit.model.gpt import GPT
 from gptlit.training.metrics import validation_counts
@@ -41,14 +42,29 @@ class Pictures(pl.Callback):
     ) -> None:
         self.when = when
         self.text = text
+        self._initial: Tensor | None = None  # attention weights before the first step, drawn after it
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._initial = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.when != "validation" or not validation_counts(trainer):
             return
         due = trainer.global_step == 0 or trainer.global_step in shown_steps(trainer)
-        if due and (boards := boards_of(trainer)):
-            pictures = overview(pl_module.network, pl_module.tokenizer, self.text, trainer.global_step)
-            add_pictures(boards, pictures, trainer.global_step)
+        if not due or not (boards := boards_of(trainer)):
+            return
+        weights = weights_for(pl_module.network, pl_module.tokenizer, self.text)
+        if trainer.global_step == 0:
+            self._initial = weights
+        elif weights is not None:
+            add_overview(boards, weights, trainer.global_step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Draw the picture of step 0. The first step does not wait for it."""
+        if self._initial is not None:
+            with clock_stopped(trainer):
+                add_overview(boards_of(trainer), self._initial, step=0)
+            self._initial = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.when == "never" or not (boards := boards_of(trainer)):
@@ -74,11 +90,18 @@ def add_pictures(boards: Sequence[Any], pictures: Iterable[tuple[str, "Figure"]]
             board.add_image(tag, pixels, step, dataformats="HWC")
 
 
-def overview(model: GPT, tokenizer: Any, text: str, step: int) -> Iterator[tuple[str, "Figure"]]:
-    """Yield the picture of all layers and heads, with its tag; nothing for a model without attention."""
+def weights_for(model: GPT, tokenizer: Any, text: str) -> Tensor | None:
+    """Return attention weights (L, H, T, T) for a text; None for a model without attention, or where no text is left.
+
+    Characters that are not in the vocabulary, and all beyond `block_size`, are left out.
+    """
     ids = tokenizer.encode(text, unknown="skip")[: model.config.block_size]
-    if ids and model.config.n_layer:
-        yield "pictures/attention", overview_figure(attention_weights(model, torch.tensor(ids)), step)
+    return attention_weights(model, torch.tensor(ids)) if ids and model.config.n_layer else None
+
+
+def add_overview(boards: Sequence[Any], weights: Tensor, step: int) -> None:
+    """Write the picture of all layers and heads."""
+    add_pictures(boards, [("pictures/attention", overview_figure(weights, step))], step)
 
 
 def figures(model: GPT, tokenizer: Any, text: str, tokens: Tensor | None = None) -> Iterator[tuple[str, "Figure"]]:

@@ -129,8 +129,15 @@ def test_attention_is_shown_while_it_forms_at_ten_validations_or_fewer() -> None
                 accumulate_grad_batches=1,
                 max_steps=1000,
                 global_step=step,
+                callbacks=[],
             )
-            Pictures(when, text="ab a").on_validation_end(trainer, module)
+            pictures = Pictures(when, text="ab a")
+            pictures.on_validation_end(trainer, module)
+            if step == 0:
+                assert not logger.experiment.add_image.called, "the first step does not wait for a picture"
+            trainer.global_step += 1
+            pictures.on_train_batch_end(trainer, module, None, None, step)
+            pictures.on_train_batch_end(trainer, module, None, None, step + 1)
         steps[when] = [call.args[2] for call in logger.experiment.add_image.call_args_list]
     assert steps == {"validation": [0, *range(100, 1001, 100)], "end": [], "never": []}
 
