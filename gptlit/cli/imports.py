@@ -17,8 +17,8 @@ def collector_paused() -> Iterator[None]:
     """Context for the first imports of a process: no garbage collection, and afterwards none of what they made.
 
     The objects of torch and Lightning live as long as the process. Python's collector reads all of them several times
-    while they are made, during training, and when Python exits. A process that has
-    torch already keeps its collector as it is, since `gc.freeze` would also keep garbage of its own.
+    while they are made, during training, and when Python exits. A process that has torch already keeps its collector
+    as it is, since `gc.freeze` would also keep garbage of its own.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
