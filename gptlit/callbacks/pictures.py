@@ -1,6 +1,6 @@
 """Attention maps and bigram tables for TensorBoard."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from gptlit.callbacks.metrics import clock_stopped
 from gptlit.callbacks.tensorboard import shown_steps
 from gptlit.model.gpt import GPT
 from gptlit.training.metrics import validation_counts
@@ -41,14 +42,29 @@ class Pictures(pl.Callback):
     ) -> None:
         self.when = when
         self.text = text
+        self._initial: Tensor | None = None  # attention weights before the first step, drawn after it
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._initial = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.when != "validation" or not validation_counts(trainer):
             return
         due = trainer.global_step == 0 or trainer.global_step in shown_steps(trainer)
-        if due and (boards := boards_of(trainer)):
-            pictures = overview(pl_module.network, pl_module.tokenizer, self.text, trainer.global_step)
-            add_pictures(boards, pictures, trainer.global_step)
+        if not due or not (boards := boards_of(trainer)):
+            return
+        weights = weights_for(pl_module.network, pl_module.tokenizer, self.text)
+        if trainer.global_step == 0:
+            self._initial = weights
+        elif weights is not None:
+            add_overview(boards, weights, trainer.global_step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Draw the picture of step 0. The first step does not wait for it."""
+        if self._initial is not None:
+            with clock_stopped(trainer):
+                add_overview(boards_of(trainer), self._initial, step=0)
+            self._initial = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.when == "never" or not (boards := boards_of(trainer)):
@@ -66,24 +82,30 @@ def boards_of(trainer: pl.Trainer) -> list[Any]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def add_pictures(boards: Sequence[Any], pictures: Mapping[str, "Figure"], step: int) -> None:
-    """Write figures, given by tag."""
-    for tag, figure in pictures.items():
+def add_pictures(boards: Sequence[Any], pictures: Iterable[tuple[str, "Figure"]], step: int) -> None:
+    """Write figures, given with their tags."""
+    for tag, figure in pictures:
         pixels = rasterize(figure)
         for board in boards:
             board.add_image(tag, pixels, step, dataformats="HWC")
 
 
-def overview(model: GPT, tokenizer: Any, text: str, step: int) -> dict[str, "Figure"]:
-    """Return the picture of all layers and heads, by tag; nothing for a model without attention."""
+def weights_for(model: GPT, tokenizer: Any, text: str) -> Tensor | None:
+    """Return attention weights (L, H, T, T) for a text; None for a model without attention, or where no text is left.
+
+    Characters that are not in the vocabulary, and all beyond `block_size`, are left out.
+    """
     ids = tokenizer.encode(text, unknown="skip")[: model.config.block_size]
-    if not ids or not model.config.n_layer:
-        return {}
-    return {"pictures/attention": overview_figure(attention_weights(model, torch.tensor(ids)), step)}
+    return attention_weights(model, torch.tensor(ids)) if ids and model.config.n_layer else None
 
 
-def figures(model: GPT, tokenizer: Any, text: str, tokens: Tensor | None = None) -> dict[str, "Figure"]:
-    """Return the detailed pictures of a model, by tag.
+def add_overview(boards: Sequence[Any], weights: Tensor, step: int) -> None:
+    """Write the picture of all layers and heads."""
+    add_pictures(boards, [("pictures/attention", overview_figure(weights, step))], step)
+
+
+def figures(model: GPT, tokenizer: Any, text: str, tokens: Tensor | None = None) -> Iterator[tuple[str, "Figure"]]:
+    """Yield the detailed pictures of a model, with their tags. A figure is valid until the next one is asked for.
 
     Args:
         model: the network.
@@ -94,20 +116,23 @@ def figures(model: GPT, tokenizer: Any, text: str, tokens: Tensor | None = None)
     V = model.config.vocab_size
     if model.config.n_layer == 0:
         if V > LARGEST_TABLE:
-            return {}
+            return
         tables = {"learned": bigram_probabilities(model)}
         if tokens is not None:
             tables["counted in the training text"] = counted_bigrams(tokens, V)
-        return {"pictures/bigram": bigram_figure(tables, [label(tokenizer.decode([i])) for i in range(V)])}
+        yield "pictures/bigram", bigram_figure(tables, [label(tokenizer.decode([i])) for i in range(V)])
+        return
     ids = tokenizer.encode(text, unknown="skip")[: model.config.block_size]
     if not ids:
-        return {}
+        return
     weights = attention_weights(model, torch.tensor(ids))  # (L, H, T, T)
     labels = [label(tokenizer.decode([i])) for i in ids]
-    return {
-        f"pictures/layer_{layer + 1}": attention_figure(maps, labels, f"Attention, layer {layer + 1} of {len(weights)}")
-        for layer, maps in enumerate(weights)
-    }
+    titles = [f"Attention, layer {layer + 1} of {len(weights)}" for layer in range(len(weights))]
+    figure = attention_figure(weights[0], labels, titles[0])
+    for layer, title in enumerate(titles):
+        if layer:
+            show_layer(figure, weights[layer], title)
+        yield f"pictures/layer_{layer + 1}", figure
 
 
 @torch.no_grad()
@@ -197,7 +222,10 @@ def overview_figure(weights: Tensor, step: int) -> "Figure":
 
 
 def attention_figure(maps: Tensor, labels: Sequence[str], title: str) -> "Figure":
-    """Draw the weights (H, T, T) of a layer, a map for each head; rows attend to columns."""
+    """Draw the weights (H, T, T) of a layer, a map for each head; rows attend to columns.
+
+    The axes are placed once, which takes most of the time; `show_layer` replaces the weights.
+    """
     from matplotlib.figure import Figure
 
     H, T = maps.size(0), maps.size(1)
@@ -205,7 +233,7 @@ def attention_figure(maps: Tensor, labels: Sequence[str], title: str) -> "Figure
     rows = -(-H // columns)
     side = 0.6 + 0.13 * max(T, 12)  # inches
     figure = Figure(figsize=(side * columns + 0.7, (side + 0.3) * rows + 0.6), dpi=100, layout="constrained")
-    figure.suptitle(f"{title}\nrow: looks at; column: is looked at", fontsize=8)
+    figure.suptitle(attention_title(title), fontsize=8)
     image: Any = None
     shown = []
     for head, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns, squeeze=False).flat)):
@@ -216,7 +244,22 @@ def attention_figure(maps: Tensor, labels: Sequence[str], title: str) -> "Figure
         axes.set_title(f"head {head + 1}", fontsize=8)
         shown.append(axes)
     figure.colorbar(image, ax=shown, fraction=0.04, label="attention weight").ax.tick_params(labelsize=7)
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
     return figure
+
+
+def attention_title(title: str) -> str:
+    """Return the title of a layer with what its axes mean."""
+    return f"{title}\nrow: looks at; column: is looked at"
+
+
+def show_layer(figure: "Figure", maps: Tensor, title: str) -> None:
+    """Replace the weights (H, T, T) in a figure of `attention_figure`."""
+    for axes, head in zip(figure.axes, maps, strict=False):  # the colour bar comes last
+        axes.images[0].set_data(head.numpy())
+    figure.texts[0].set_text(attention_title(title))
 
 
 def bigram_figure(tables: Mapping[str, Tensor], labels: Sequence[str]) -> "Figure":

@@ -33,10 +33,13 @@ def run(verb: str, arguments: Sequence[str], **options: Any) -> int:
 def dispatch(verb: str, arguments: list[str], options: dict[str, Any]) -> int:
     """Call the function of a verb; user errors become one line and exit code 2."""
     from gptlit.cli.help import describe_fields
+    from gptlit.cli.imports import collector_paused
 
     describe_fields(verb, arguments)
     try:
-        return function_of(verb)(verb, arguments, **options)
+        with collector_paused():
+            function = function_of(verb)
+        return function(verb, arguments, **options)
     except UserError as error:
         from gptlit.checkpoint.run_dir import started_by_first_process
 

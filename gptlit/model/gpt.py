@@ -315,6 +315,11 @@ class GPT(nn.Module):
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
+    @property
+    def logits_are_zero(self) -> bool:
+        """Whether all logits are 0 whatever the ids are, as with the initial weights of `init: zero`."""
+        return not any(weight.any() for weight in self.lm_head.parameters())
+
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """Return cosines and sines of positions (T,) or (B, T), to broadcast to (B, H, T, D / 2); None without RoPE."""
         if self.config.position != "rope" or not self.config.n_layer:

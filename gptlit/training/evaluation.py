@@ -63,6 +63,13 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.masked_fill(flat < 0, 0.0)
 
 
+def losses_of_zero_logits(vocab_size: int, targets: Tensor) -> Tensor:
+    """Return `token_losses` of logits that are all 0, ln V for each token, (B·T,): the same numbers, computed once."""
+    one = targets.new_zeros(1, 1)
+    loss = token_losses(torch.zeros(1, 1, vocab_size, device=targets.device), one)
+    return loss.expand(targets.numel()).masked_fill(targets.flatten() < 0, 0.0)
+
+
 class Evaluation:
     """Sums of a validation: over the windows (loader 0) and over the random batches of the loss estimates."""
 
@@ -75,18 +82,18 @@ class Evaluation:
             sums.reset()
             sums.move_to(device)
 
-    def add(self, logits: Tensor, targets: Tensor, sizes_per_token: Tensor, loader: int) -> None:
+    def add(self, losses: Tensor, targets: Tensor, sizes_per_token: Tensor, loader: int) -> None:
         """Add one batch.
 
         Args:
-            logits: (B, T, V).
+            losses: (B·T,) from `token_losses`.
             targets: (B, T), negative where a token is not counted.
             sizes_per_token: (2, V) int64, characters and UTF-8 bytes.
             loader: index of the validation loader.
         """
         flat = targets.flatten()
         sizes = None if loader else sizes_per_token[:, flat.clamp(min=0)]
-        self._sums[loader].update(token_losses(logits, targets), flat >= 0, sizes)
+        self._sums[loader].update(losses, flat >= 0, sizes)
 
     def finish(self, part: str) -> dict[str, float]:
         """Return the metrics, exact over all tokens of all processes."""
@@ -105,19 +112,28 @@ class EvaluatesTokens(pl.LightningModule):
         self.validated_step: int | None = None  # step of the last validation whose metrics were published
         self._evaluation = Evaluation()
         self._validating_initial_weights = False
+        self._logits_are_zero = False
 
-    def validate_initial_weights(self) -> None:
-        """Validate before the first step and publish the metrics at step 0."""
-        self._validating_initial_weights = True
+    def validate_initial_weights(self, logits_are_zero: bool = False) -> None:
+        """Validate before the first step and publish the metrics at step 0.
+
+        Args:
+            logits_are_zero: whether they are for all inputs; then there is no forward pass.
+        """
+        self._validating_initial_weights, self._logits_are_zero = True, logits_are_zero
         try:
             validate_initial_weights(self.trainer)
         finally:
-            self._validating_initial_weights = False
+            self._validating_initial_weights = self._logits_are_zero = False
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of windows (loader 0) or of random chunks (the loss estimates) to the running sums."""
         inputs, targets = batch  # (B, T) each
-        self._evaluation.add(self(inputs), targets, self.sizes_per_token, dataloader_idx)
+        if self._logits_are_zero:
+            losses = losses_of_zero_logits(self.sizes_per_token.size(1), targets)
+        else:
+            losses = token_losses(self(inputs), targets)
+        self._evaluation.add(losses, targets, self.sizes_per_token, dataloader_idx)
 
     def on_validation_epoch_start(self) -> None:
         self._evaluation.start(self.device)

@@ -36,6 +36,7 @@ from gptlit.training.metrics import (
     publish,
 )
 from gptlit.training.network import NetworkModule
+from gptlit.training.strategies import holds_whole_model
 from gptlit.version import __version__
 
 
@@ -137,7 +138,7 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         if outcome and self.trainer.is_global_zero:
             print(outcome, file=sys.stderr)
         if not self.global_step and self.trainer.enable_validation:
-            self.validate_initial_weights()
+            self.validate_initial_weights(holds_whole_model(self.trainer) and self.network.logits_are_zero)
 
     def on_train_epoch_start(self) -> None:
         self._epoch_start = self.global_step

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import lightning.pytorch as pl
 import torch
@@ -13,7 +13,7 @@ from gptlit.model.gpt import GPT, meta_model
 from gptlit.training.compiling import flops_per_token
 from gptlit.training.module import LitGPT
 
-ROUNDS = 5
+ROUNDS, FEWEST_ROUNDS = 5, 3  # measured at most, and at least
 ENOUGH_SECONDS = 1.0
 CLEARLY_FASTER = 0.9  # one thread is chosen if its step takes less than this share of the time with all threads
 LEAST_TERAFLOPS = 1.0  # of a run that is worth a measurement: some 250 steps of `base`
@@ -56,7 +56,8 @@ def fastest_threads(trainer: pl.Trainer, module: LitGPT, data: TextDataModule) -
 def faster_of(step: Callable[[], object], available: int, clock: Callable[[], float] = time.perf_counter) -> int:
     """Time a step with one thread and with all in turn; return the number of threads with the lower median.
 
-    The first round warms up, and counts only where it takes all the time that a measurement may take.
+    The first round warms up, and counts only where it takes all the time that a measurement may take. Rounds that all
+    say the same end the measurement early.
 
     Args:
         step: makes one step.
@@ -71,10 +72,17 @@ def faster_of(step: Callable[[], object], available: int, clock: Callable[[], fl
             before = clock()
             step()
             taken.append(clock() - before)
-        if clock() - started >= ENOUGH_SECONDS:
+        if clock() - started >= ENOUGH_SECONDS or agree(*(taken[1:] for taken in seconds.values())):
             break
     one, all_threads = (statistics.median(taken[1:] or taken) for taken in seconds.values())
     return 1 if one < CLEARLY_FASTER * all_threads else available
+
+
+def agree(one: Sequence[float], all_threads: Sequence[float]) -> bool:
+    """Return whether every step with one thread was clearly faster than every step with all threads, or slower."""
+    if len(one) < FEWEST_ROUNDS:
+        return False
+    return max(one) < CLEARLY_FASTER * min(all_threads) or max(all_threads) < min(one)
 
 
 def one_step(trainer: pl.Trainer, module: LitGPT, data: TextDataModule) -> Callable[[], object]:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -14,22 +15,23 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 REPOSITORY = Path(__file__).parent.parent.parent
+Value = TypeVar("Value")
 
 
-def in_turn(clocks: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+def in_turn(clocks: Mapping[str, Callable[[], Value]], rounds: int, warm_up: int = 1) -> dict[str, list[Value]]:
     """Call A B C A B C …, so that changes of the machine affect all alike.
 
     Args:
-        clocks: functions that do their work once and return seconds.
+        clocks: functions that do their work once and return seconds, or several figures.
         rounds: number of values kept for each.
         warm_up: discarded rounds before them.
     """
-    values: dict[str, list[float]] = {name: [] for name in clocks}
+    values: dict[str, list[Value]] = {name: [] for name in clocks}
     for number in range(warm_up + rounds):
         for name, clock in clocks.items():
             value = clock()
@@ -63,6 +65,10 @@ class Finished:
     """From start to end."""
     first_byte: float | None
     """Seconds to the first byte on stdout."""
+    first_byte_user: float
+    """User CPU seconds to the first byte on stdout, or to the end without one."""
+    user: float
+    """User CPU seconds from start to end."""
     peak_bytes: int
     """Peak resident memory."""
     out: str
@@ -83,7 +89,7 @@ def run_process(
     paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     variables = {**os.environ, "PYTHONPATH": paths, **(environment or {})}
     with tempfile.TemporaryFile() as errors:
-        started = time.perf_counter()
+        user_before, started = user_seconds_of_children(), time.perf_counter()
         process = subprocess.Popen(
             [str(part) for part in command],
             cwd=cwd,
@@ -98,10 +104,10 @@ def run_process(
         cut.start()
         watch = PeakMemory(process.pid)
         first = process.stdout.read(1)
-        first_byte = time.perf_counter() - started if first else None
+        first_byte, first_byte_user = time.perf_counter() - started if first else None, user_seconds(process.pid)
         out = first + process.stdout.read()
         process.wait()
-        seconds = time.perf_counter() - started
+        seconds, user = time.perf_counter() - started, user_seconds_of_children() - user_before
         was_cut = cut.finished.is_set()
         cut.cancel()
         errors.seek(0)
@@ -110,7 +116,23 @@ def run_process(
         raise RuntimeError(
             f"{' '.join(map(str, command))} failed ({process.returncode}):\n{out[-2000:].decode()}{err[-2000:]}"
         )
-    return Finished(seconds, first_byte, watch.peak, out.decode(errors="replace"), err)
+    first_byte_user = first_byte_user if first else user
+    text = out.decode(errors="replace")
+    return Finished(seconds, first_byte, first_byte_user, user, watch.peak, text, err)
+
+
+def user_seconds(pid: int) -> float:
+    """Return the user CPU seconds of a running process so far, in steps of 0.01, from /proc (Linux); NaN elsewhere."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")
+
+
+def user_seconds_of_children() -> float:
+    """Return the user CPU seconds of all child processes that have ended."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
 
 
 class PeakMemory(threading.Thread):

@@ -37,7 +37,7 @@ def test_time_to_a_loss_ends_with_the_first_validation_below_it() -> None:
         return {"step": str(step), "val/loss": loss, **speed}
 
     rows = [row(10, 20.0), row(20, 40.0, "2.0"), row(30, 10.0, "1.8"), row(40, 10.0, "1.7")]
-    done = Finished(9.0, None, 1, "", "compiled in 13 s\n")
+    done = Finished(9.0, None, 0.0, 0.0, 1, "", "compiled in 13 s\n")
     run = read(rows, 1.85, done)
     assert (run.met, run.loss, run.steps, run.best, run.compiling) == (True, 1.8, 30, 1.7, 13.0)
     assert run.seconds == pytest.approx(0.2 + 0.4 + 0.1)

@@ -68,6 +68,20 @@ def test_a_layer_has_the_text_on_both_axes_of_every_head() -> None:
         assert axes.images[0].get_clim() == (0, 1), "the same shade means the same weight in every head"
 
 
+@pytest.mark.parametrize("heads", [1, 2, 5])
+def test_a_picture_shows_its_own_layer(heads: int) -> None:
+    """Layers share one figure, whose axes are placed once: the pixels are those of a figure for each layer."""
+    tokenizer = CharTokenizer("\n $ab")
+    model = random_gpt(GPTConfig(vocab_size=5, block_size=6, n_layer=3, n_head=heads, n_embd=8 * heads))
+    weights = attention_weights(model, torch.tensor(tokenizer.encode("ab a")))
+    drawn = [(tag, rasterize(figure)) for tag, figure in figures(model, tokenizer, "ab a")]
+    assert [tag for tag, _ in drawn] == ["pictures/layer_1", "pictures/layer_2", "pictures/layer_3"]
+    for layer, (_, pixels) in enumerate(drawn):
+        alone = attention_figure(weights[layer], ["a", "b", "␣", "a"], f"Attention, layer {layer + 1} of 3")
+        np.testing.assert_array_equal(pixels, rasterize(alone))
+    assert not np.array_equal(drawn[0][1], drawn[1][1])
+
+
 @pytest.mark.parametrize("heads", [1, 2, 5, 12])
 def test_the_title_fits_and_a_colour_bar_explains_the_shades(heads: int) -> None:
     """Guards against titles that are cut where there is one head, and shades without a scale."""
@@ -115,8 +129,15 @@ def test_attention_is_shown_while_it_forms_at_ten_validations_or_fewer() -> None
                 accumulate_grad_batches=1,
                 max_steps=1000,
                 global_step=step,
+                callbacks=[],
             )
-            Pictures(when, text="ab a").on_validation_end(trainer, module)
+            pictures = Pictures(when, text="ab a")
+            pictures.on_validation_end(trainer, module)
+            if step == 0:
+                assert not logger.experiment.add_image.called, "the first step does not wait for a picture"
+            trainer.global_step += 1
+            pictures.on_train_batch_end(trainer, module, None, None, step)
+            pictures.on_train_batch_end(trainer, module, None, None, step + 1)
         steps[when] = [call.args[2] for call in logger.experiment.add_image.call_args_list]
     assert steps == {"validation": [0, *range(100, 1001, 100)], "end": [], "never": []}
 
@@ -124,7 +145,7 @@ def test_attention_is_shown_while_it_forms_at_ten_validations_or_fewer() -> None
 def test_labels_show_white_space_and_unknown_characters_are_left_out() -> None:
     tokenizer = CharTokenizer("\n $ab")
     model = random_gpt(GPTConfig(vocab_size=5, block_size=6, n_layer=2, n_head=2, n_embd=8))
-    drawn = figures(model, tokenizer, "ab\n $?ba and on")
+    drawn = dict(figures(model, tokenizer, "ab\n $?ba and on"))
     assert list(drawn) == ["pictures/layer_1", "pictures/layer_2"]
     labels = [tick.get_text() for tick in drawn["pictures/layer_1"].axes[0].xaxis.get_ticklabels()]
     assert labels == ["a", "b", "↵", "␣", r"\$", "b"]
@@ -133,7 +154,7 @@ def test_labels_show_white_space_and_unknown_characters_are_left_out() -> None:
     assert pixels.shape[2] == 3
     assert pixels.dtype == np.uint8
     assert len(np.unique(pixels)) > 10, "not a blank sheet"
-    assert figures(model, tokenizer, "????") == {}, "no text is left"
+    assert list(figures(model, tokenizer, "????")) == [], "no text is left"
 
 
 def test_the_bigram_table_is_shown_next_to_the_counts_that_it_should_learn() -> None:
@@ -148,7 +169,7 @@ def test_the_bigram_table_is_shown_next_to_the_counts_that_it_should_learn() -> 
     learned = bigram_probabilities(model)
     torch.testing.assert_close(learned, model(torch.arange(3)[:, None])[:, 0].softmax(-1).float())
 
-    (figure,) = figures(model, tokenizer, "", tokens).values()
+    ((_, figure),) = figures(model, tokenizer, "", tokens)
     plots = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in plots] == [
         "p(next | this), learned",

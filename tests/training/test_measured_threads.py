@@ -9,7 +9,7 @@ from command import PLAY
 
 from gptlit import GPTConfig, LitGPT, OptimizerConfig, TextDataModule
 from gptlit.training import threads
-from gptlit.training.threads import ENOUGH_SECONDS, ROUNDS, faster_of, fastest_threads, measuring_pays
+from gptlit.training.threads import ENOUGH_SECONDS, FEWEST_ROUNDS, ROUNDS, faster_of, fastest_threads, measuring_pays
 
 SIZE = {"block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.3, "token_noise": 0.1}
 
@@ -51,11 +51,14 @@ def test_a_few_slow_steps_change_nothing(stalls: tuple[int, ...]) -> None:
 
 
 def test_a_measurement_is_short() -> None:
-    """Small models make a few rounds, large ones a single step with each number."""
+    """Small models make a few rounds, fewer where all agree; large ones a single step with each number."""
     small, large = Machine({1: 0.01, 2: 0.01}), Machine({1: 20.0, 2: 10.0})
     assert (small.answer(), large.answer()) == (2, 2)
     assert small.steps == 2 * (1 + ROUNDS)
     assert large.steps == 2
+    for clear in (Machine({1: 0.057, 2: 0.037}), Machine({1: 0.056, 2: 0.124})):
+        clear.answer()
+        assert clear.steps == 2 * (1 + FEWEST_ROUNDS)
     middle = Machine({1: 0.2, 2: 0.2})
     middle.answer()
     assert middle.now < ENOUGH_SECONDS + 0.4 + 1e-6

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from gptlit import GPTConfig, LitGPT, OptimizerConfig, ScheduleConfig, TextDataModule, UserError
 from gptlit.callbacks.metrics import MetricsFile, MetricsLogger
 from gptlit.data.chunks import RandomChunks
+from gptlit.model import GPT
 from gptlit.optim import learning_rate_factor
 from gptlit.training.evaluation import TokenSums, token_losses
 
@@ -164,6 +165,35 @@ def test_the_initial_weights_are_validated_and_logged_at_step_0(corpus: Path) ->
     model = LitGPT(GPTConfig(**TINY), OptimizerConfig(name="adamw"))
     again.fit(model, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6), ckpt_path=path)
     assert list(table(corpus.parent / "resumed" / "metrics.csv")["val/loss"]) == [8]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+@pytest.mark.parametrize("init", ["zero", "normal"])
+def test_logits_of_zero_need_no_forward_pass(
+    corpus: Path, init: Any, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metrics at step 0 are the same numbers; guards against a shortcut for other weights, or later steps."""
+
+    def run() -> tuple[dict[str, float], int]:
+        first: list[tuple[dict[str, float], int]] = []
+        passes: list[Any] = []
+
+        class AtStart(Callback):
+            def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+                first.append(({name: float(trainer.callback_metrics[name]) for name in VAL}, len(passes)))
+
+        model = LitGPT(GPTConfig(**TINY, init=init), OptimizerConfig(name="adamw"))
+        monkeypatch.setattr(model, "forward", lambda ids: [passes.append(ids), LitGPT.forward(model, ids)][1])
+        fit(corpus, model, callbacks=[AtStart()], precision=precision, num_sanity_val_steps=0)
+        assert len(passes) > first[0][1]  # the validations after steps
+        return first[0]
+
+    metrics, passes = run()
+    monkeypatch.setattr(GPT, "logits_are_zero", False)
+    expected, all_passes = run()
+    assert metrics == expected
+    assert passes == (0 if init == "zero" else all_passes)
+    assert all_passes > 0
 
 
 def test_the_gradient_norm_is_logged_without_clipping_too(corpus: Path) -> None:
