@@ -1,19 +1,21 @@
 """Parsers of the verbs: texts as typed, nulls, own classes, configuration files, one read per checkpoint."""
 
+import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 from unittest import mock
 
 import pytest
 import torch
+import yaml
 from command import gptlit, write_config
 
 from gptlit.cli import settings
 from gptlit.cli.export import export_parser
 from gptlit.cli.fit.parser import make_parser
 from gptlit.cli.fit.plan import parse_fit
-from gptlit.cli.parser import is_text, parse
+from gptlit.cli.parser import Parser, is_text, parse
 from gptlit.cli.predict.command import make_parser as predict_parser
 
 TEXTS = (
@@ -216,3 +218,21 @@ def test_a_folder_of_other_checkpoints_names_them(tmp_path: Path) -> None:
     answer = gptlit("predict", "--ckpt_path", tmp_path / "own")
     assert (answer.code, answer.err.count("\n")) == (2, 1)
     assert f"name one of {tmp_path / 'own' / 'step=4.ckpt'}" in answer.err
+
+
+@pytest.mark.parametrize("kind", [Union[float, int, None], Union[int, float, None], float | int], ids=str)  # noqa: UP007
+def test_a_whole_number_stays_one_whatever_the_order_of_its_union(kind: Any) -> None:
+    """`limit_val_batches: 1` is one batch and 1.0 all of them; which comes first depends on what was imported before."""
+    parser = Parser(exit_on_error=False)
+    parser.add_argument("--limit", type=kind)
+    for text, value in (("1", 1), ("1.0", 1.0), ("0.5", 0.5)):
+        found = parse(parser, ["--limit", text]).limit
+        assert (found, type(found)) == (value, type(value))
+
+
+def test_one_batch_of_the_trainer_is_one_batch() -> None:
+    """In a process of its own, where imports are in the order of the command."""
+    command = [sys.executable, "-m", "gptlit", "fit", "--trainer.limit_val_batches", "1", "--print_config"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert yaml.safe_load(shown)["trainer"]["limit_val_batches"] == 1
+    assert isinstance(yaml.safe_load(shown)["trainer"]["limit_val_batches"], int)
