@@ -108,7 +108,7 @@ def check_before_yaml(action: Any) -> None:
     kind = getattr(action, "_typehint", None)
     if kind is None or "_check_type_" in vars(action):
         return
-    kind = action._typehint = whole_numbers_first(kind)
+    kind = action._typehint = whole_numbers_first(kind)  # noqa: SLF001
     check = action._check_type_
     text, texts = is_text(kind), list[str] in members(kind)
     if text and isinstance(action.default, Enum):  # a str that is also an Enum cannot be written as YAML
@@ -155,8 +155,8 @@ def refuse_nulls(parser: Any, config: Any) -> None:
 def whole_numbers_first(kind: Any) -> Any:
     """Return a union with int before float, where it has both: of `1`, jsonargparse makes what comes first.
 
-    Lightning means 1 batch by `limit_val_batches: 1` and all of them by 1.0. It declares int first, but Python keeps one
-    object for unions that are equal, in the order of the first one that any library has declared.
+    Lightning means 1 batch by `limit_val_batches: 1` and all of them by 1.0. It declares int first, but Python keeps
+    one object for unions that are equal, in the order of the first one that any library has declared.
     """
     parts = members(kind)
     if int not in parts or float not in parts or parts.index(int) < parts.index(float):

@@ -222,7 +222,7 @@ def test_a_folder_of_other_checkpoints_names_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [Union[float, int, None], Union[int, float, None], float | int], ids=str)  # noqa: UP007
 def test_a_whole_number_stays_one_whatever_the_order_of_its_union(kind: Any) -> None:
-    """`limit_val_batches: 1` is one batch and 1.0 all of them; which comes first depends on what was imported before."""
+    """`limit_val_batches: 1` is one batch, 1.0 all of them; which comes first depends on what was imported before."""
     parser = Parser(exit_on_error=False)
     parser.add_argument("--limit", type=kind)
     for text, value in (("1", 1), ("1.0", 1.0), ("0.5", 0.5)):
