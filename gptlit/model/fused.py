@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gptlit.model.rope import rotate_
+
 softmax_backward = torch.ops.aten._softmax_backward_data  # noqa: SLF001  # it has no public name
 # Rows of scores that are computed together: fewer waste less on keys that are masked, and make more matmuls.
 ROWS = 128
@@ -142,14 +144,6 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _rows(T: int) -> list[tuple[int, int]]:
     return [(start, min(start + ROWS, T)) for start in range(0, T, ROWS)]
-
-
-def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotate x (…, T, D) in place, where `cos` and `sin` are RoPE's tables (T, D / 2)."""
-    first, second = x.chunk(2, dim=-1)
-    crossed = first * -sin
-    first.mul_(cos).addcmul_(second, sin)
-    second.mul_(cos).add_(crossed)
 
 
 class SquaredReLUFunction(torch.autograd.Function):

@@ -19,3 +19,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate channel pairs (i, i + D/2) of x (B, H, T, D) by angles given as (T, D / 2) or (B, 1, T, D / 2)."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate x (…, T, D) in place, as `rotate` does, by angles given as (T, D / 2)."""
+    first, second = x.chunk(2, dim=-1)
+    crossed = first * -sin
+    first.mul_(cos).addcmul_(second, sin)
+    second.mul_(cos).add_(crossed)

@@ -53,7 +53,7 @@ def rounded_gpt(model: GPT, dtype: WeightsDtype) -> GPT:
     return other
 
 
-# ---------------------------------------------------------------- products
+# ---------------------------------------------------------------- matmuls
 
 
 @needs_bfloat16

@@ -88,6 +88,12 @@ def make_parser() -> Parser:
         type=str | None,
         help="File to write: JSONL with log-probabilities if it ends in .jsonl, else text.",
     )
+    add_trainer_options(parser)
+    return parser
+
+
+def add_trainer_options(parser: Parser) -> None:
+    """Add the settings of the Trainer that concern sampling."""
     parser.add_argument("--trainer.accelerator", type=str, default="auto", help="Device: auto, cpu, gpu, mps or tpu.")
     parser.add_argument("--trainer.devices", type=int | str, default=1, help="Devices that share the prompts.")
     parser.add_argument("--trainer.strategy", type=str, default="auto", help="How devices work together, such as ddp.")
@@ -98,7 +104,6 @@ def make_parser() -> Parser:
         default="32-true",
         help="One of Lightning's precisions. auto and the mixed ones sample in that of the weights, float32.",
     )
-    return parser
 
 
 def predict(verb: str, arguments: list[str]) -> int:
@@ -192,7 +197,9 @@ def make_run(checkpoint: dict[str, Any], config: GenerationConfig, settings: Map
         settings = {**settings, "precision": "32-true"}
     device = single_device(settings)
     if config.weights_dtype == "bfloat16" and not is_amd() and first_process():
-        say("--weights_dtype bfloat16 was not faster than float32 on the Intel CPU that was measured; int8 may be")
+        say(
+            "--weights_dtype bfloat16 was not faster than float32 on the Intel CPU that was measured: try --weights_dtype int8"
+        )
     if device is None:
         from gptlit.cli.predict.distributed import with_trainer
 

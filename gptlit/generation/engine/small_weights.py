@@ -66,7 +66,7 @@ class Int8Weight:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x W (N, out) in float32."""
-        # Both products round before the scales: a text hardly depends on the number of rows.
+        # Both matmuls round before the scales: a text hardly depends on the number of rows.
         if x.size(0) < UNPACK_FROM_ROWS and x.size(1) % INT8_COLUMNS == 0:
             product = torch.ops.aten._weight_int8pack_mm.default(in_bfloat16(x), self.integers, self.ones)  # noqa: SLF001
         else:
