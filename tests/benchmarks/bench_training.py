@@ -74,9 +74,10 @@ def measure(name: str, options: argparse.Namespace, each: int, rounds: int) -> l
     steps: dict[str, tuple[Step, tuple[str, torch.dtype]]] = {
         f"gptlit `{name}`": (plain_step(config, module, data), configured)
     }
-    if module.matmul_precision != "highest":
+    if module.matmul_precision != "highest" or bf16:
         again, _ = build(config, options.text)
-        steps[f"gptlit `{name}`, full float32"] = plain_step(config, again, data), FULL
+        full = {**config, "trainer": {**config["trainer"], "precision": "32-true"}}
+        steps[f"gptlit `{name}`, full float32"] = plain_step(full, again, data), FULL
     if options.compile:
         again, _ = build(config, options.text)
         steps[f"gptlit `{name}`, compiled"] = plain_step(config, again, data, "parts"), configured

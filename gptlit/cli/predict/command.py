@@ -197,9 +197,7 @@ def make_run(checkpoint: dict[str, Any], config: GenerationConfig, settings: Map
         settings = {**settings, "precision": "32-true"}
     device = single_device(settings)
     if config.weights_dtype == "bfloat16" and not is_amd() and first_process():
-        say(
-            "--weights_dtype bfloat16 was not faster than float32 on the Intel CPU that was measured: try --weights_dtype int8"
-        )
+        say("--weights_dtype bfloat16 was not faster than float32 on the Intel CPU that was measured: try int8")
     if device is None:
         from gptlit.cli.predict.distributed import with_trainer
 
