@@ -190,6 +190,18 @@ def test_a_folder_says_what_it_left_out(here: Path) -> None:
     assert refusal("docs").endswith("give a glob, e.g. 'docs/**/*.tex'"), "the texts, not the pictures"
 
 
+def test_a_table_whose_first_value_is_no_text_is_refused_and_not_left_out(here: Path) -> None:
+    """It has the column: its other rows would be lost, with a wrong reason."""
+    (here / "mixed").mkdir()
+    (here / "mixed" / "a.jsonl").write_text('{"text": 1984}\n{"text": "a row"}\n')
+    (here / "mixed" / "b.txt").write_text("a text")
+    with zipfile.ZipFile("mixed.zip", "w") as archive:
+        for name in ("a.jsonl", "b.txt"):
+            archive.write(here / "mixed" / name, name)
+    for spec, where in (("mixed", "mixed/a.jsonl"), ("mixed.zip", "a.jsonl in mixed.zip")):
+        assert refusal(spec).startswith(f"text_column 'text' holds 1984 in line 1 of {where}, which is not text")
+
+
 def test_a_folder_of_tables_without_the_column_is_answered_with_their_columns(here: Path) -> None:
     (here / "chats").mkdir()
     (here / "chats" / "a.json").write_text('{"name": "x", "messages": []}')

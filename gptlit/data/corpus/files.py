@@ -11,6 +11,7 @@ from gptlit.data.corpus.json_tables import json_rows
 from gptlit.data.corpus.streams import COMPRESSIONS, open_bytes
 from gptlit.data.corpus.text import decode, reading
 from gptlit.data.corpus.token_folders import nanogpt_text
+from gptlit.data.corpus.values import NoSuchColumnError
 from gptlit.errors import UserError
 
 ROW_FILES: dict[str, Callable[[Iterable[bytes], str, str], Iterator[str]]] = {
@@ -113,12 +114,14 @@ def select_members(path: Path, column: str, where: str) -> tuple[frozenset[str],
     return chosen, {name: without(column) if name in lacking else unpacked(name) for name in others}
 
 
-def column_error(units: Iterator[Pieces]) -> UserError | None:
+def column_error(units: Iterator[Pieces]) -> NoSuchColumnError | None:
     """Return the error of a table that lacks the column. Other errors are raised when it is read."""
     try:
         next(units, None)
-    except UserError as error:
-        return error if error.setting == "text_column" else None
+    except NoSuchColumnError as error:
+        return error
+    except UserError:
+        pass
     return None
 
 

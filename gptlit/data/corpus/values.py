@@ -14,6 +14,10 @@ SHOWN = 60  # characters of a value, or of the name of a column, in a message
 COLUMN_ROWS = 1000  # rows without the column after which it is taken for missing
 
 
+class NoSuchColumnError(UserError):
+    """A table has no column of the name that the user gave."""
+
+
 def text_of(value: Any, column: str, where: str, row: str) -> str:
     """Return the text of one value; an empty one where there is none.
 
@@ -116,11 +120,11 @@ def part_of(value: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def no_such_column(column: str, where: str, columns: Iterable[str], remedy: str = "") -> UserError:
+def no_such_column(column: str, where: str, columns: Iterable[str], remedy: str = "") -> NoSuchColumnError:
     """Return the error for a table without the column that the user named."""
     names = [shortened(" ".join(name.split())) for name in columns]
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return UserError(
+    return NoSuchColumnError(
         f"{column!r} is not a column of {where}, which has {', '.join(names[:12])}{more}{remedy}", "text_column"
     )
 
