@@ -147,7 +147,7 @@ def product_dtype(matrices: Tensor) -> torch.dtype:
     if matrices.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     if matrices.device.type == "cpu" and matrices.dtype == torch.float32 and not products_are_exact(matrices):
-        return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
+        return torch.bfloat16
     return torch.promote_types(matrices.dtype, torch.float32)
 
 
@@ -185,9 +185,13 @@ def newton_schulz(stack: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
 
 
 def products_are_exact(x: Tensor) -> bool:
-    """Return whether matmuls of x keep its full precision; float32 may be allowed to round to bfloat16 or TF32."""
-    exact_float32 = x.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    return exact_float32 or x.dtype == torch.float64
+    """Return whether matmuls of x keep its full precision.
+
+    Those of float32 may be allowed to round to bfloat16 or TF32. A CPU does so only with instructions for bfloat16.
+    """
+    if x.dtype != torch.float32:
+        return x.dtype == torch.float64
+    return torch.get_float32_matmul_precision() == "highest" or (x.is_cpu and not cpu_multiplies_bfloat16())
 
 
 def _iterate_on_gram(A: Tensor, steps: int) -> Tensor:

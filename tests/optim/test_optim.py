@@ -747,6 +747,7 @@ def test_newton_schulz_is_stable_when_matmuls_round_to_bfloat16(
         return multiply
 
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    monkeypatch.setattr("gptlit.optim.muon.cpu_multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(torch, "bmm", rounded("bmm"))
     monkeypatch.setattr(torch, "baddbmm", rounded("baddbmm"))
     error = (newton_schulz(gradients[None]) - exact).norm() / exact.norm()
@@ -771,3 +772,18 @@ def test_newton_schulz_uses_bfloat16_only_where_allowed_and_fast(
     monkeypatch.setattr("gptlit.optim.muon.cpu_multiplies_bfloat16", lambda: hardware)
     assert product_dtype(torch.zeros(1, 2, 2)) == dtype
     assert product_dtype(torch.zeros(1, 2, 2, dtype=torch.float64)) == torch.float64
+
+
+@pytest.mark.parametrize("shape", [(256, 64), (64, 256)], ids=str)
+def test_newton_schulz_takes_the_short_way_where_no_cpu_instruction_could_round(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    """Without instructions for bfloat16, `medium` is full float32: the iteration on the Gram matrix is exact there and
+    half the work. The permission to round made it take the long way on every such CPU.
+    """
+    stack = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("gptlit.optim.muon.cpu_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
+    exact = newton_schulz(stack)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert torch.equal(newton_schulz(stack), exact)
