@@ -1,4 +1,4 @@
-"""The CPU's vendor, and whether torch uses its instructions for bfloat16."""
+"""The CPU's vendor, and whether torch uses its instructions for half precision."""
 
 import os
 import platform
@@ -37,3 +37,8 @@ def onednn_uses_bfloat16() -> bool:
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     return supported and limit.upper() not in WITHOUT_BFLOAT16
+
+
+def cpu_multiplies_float16() -> bool:
+    """Return whether torch's matmuls use instructions of this CPU for float16 (AVX512_FP16); they are oneDNN's too."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()  # noqa: SLF001

@@ -100,12 +100,16 @@ def test_predict_takes_auto(tmp_path: Path, bfloat16: Callable[[bool], None]) ->
     assert texts == texts[:1] * 3
 
 
-def test_predict_announces_weights_that_are_slow_here(tmp_path: Path, bfloat16: Callable[[bool], None]) -> None:
+def test_predict_announces_weights_that_are_slow_here(
+    tmp_path: Path, bfloat16: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Mixed precisions are as fast as float32."""
     config, run = write_config(tmp_path, trainer__max_steps=2), tmp_path / "run"
     assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
     common = ("predict", "--ckpt_path", run, "--max_new_tokens", 2, "--trainer.accelerator", "cpu")
-    for fast, name, announced in ((False, "bf16-true", 1), (True, "bf16-true", 0), (False, "bf16-mixed", 0)):
+    cases = ((False, "bf16-true", 1), (True, "bf16-true", 0), (False, "bf16-mixed", 0), (True, "16-true", 1))
+    monkeypatch.setattr(precision, "cpu_multiplies_float16", lambda: False)
+    for fast, name, announced in cases:
         bfloat16(fast)
         answer = gptlit(*common, "--trainer.precision", name)
         assert answer.code == 0, answer.err
@@ -140,6 +144,20 @@ def test_a_precision_that_is_slow_here_is_obeyed_and_announced(
     assert SLOW in gptlit("validate", "--ckpt_path", run, "--trainer.accelerator", "cpu").err
     bfloat16(True)
     assert SLOW not in gptlit("validate", "--ckpt_path", run, "--trainer.accelerator", "cpu").err
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_float16_is_announced_where_the_cpu_cannot_multiply_it(
+    bfloat16: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    """With `16-true` a step of `base` took ten times as long, and nothing said so. Instructions for bfloat16 do not
+    help it.
+    """
+    bfloat16(True)
+    monkeypatch.setattr(precision, "cpu_multiplies_float16", lambda: fast)
+    line = slow_precision({"accelerator": "cpu", "precision": "16-true"})
+    wanted = SLOW.replace("bf16-mixed", "16-true").replace("bfloat16", "float16")
+    assert line == (None if fast else wanted)
 
 
 @pytest.mark.parametrize("name", ["32-true", "64-true", None, 32])

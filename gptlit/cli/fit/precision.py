@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.precision import Precision
 
-from gptlit.device.cpu import cpu_multiplies_bfloat16
+from gptlit.device.cpu import cpu_multiplies_bfloat16, cpu_multiplies_float16
 
 PRECISION: Any = Literal["auto"] | inspect.signature(pl.Trainer).parameters["precision"].annotation
 BFLOAT16_ON_A_CPU = ("bf16-mixed", "bf16-true", "bf16", "16-mixed", "16", 16)  # Lightning takes 16 for bf16 there
@@ -42,11 +42,17 @@ def is_precision(plugin: Any) -> bool:
 def slow_precision(trainer: Mapping[str, Any]) -> str | None:
     """Return a line that says that the precision is slow on this machine, and which one is not; else None."""
     precision = trainer["precision"]
-    if precision not in BFLOAT16_ON_A_CPU or device_type(trainer["accelerator"]) != "cpu" or cpu_multiplies_bfloat16():
+    if device_type(trainer["accelerator"]) != "cpu":
+        return None
+    if precision in BFLOAT16_ON_A_CPU and not cpu_multiplies_bfloat16():
+        kind = "bfloat16"
+    elif precision == "16-true" and not cpu_multiplies_float16():
+        kind = "float16"
+    else:
         return None
     return (
         f"trainer.precision {precision} is several times slower here, where torch uses no CPU instructions for "
-        "bfloat16: --trainer.precision 32-true"
+        f"{kind}: --trainer.precision 32-true"
     )
 
 

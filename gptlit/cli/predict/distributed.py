@@ -34,7 +34,8 @@ def with_trainer(
         UserError: if the machine or the Trainer does not support the settings.
     """
     quiet_libraries()
-    if settings["precision"] == "bf16-true" and first_process() and (line := slow_precision(settings)):
+    true_half = settings["precision"] in ("bf16-true", "16-true")  # mixed precisions sample in float32
+    if true_half and first_process() and (line := slow_precision(settings)):
         say(line, style="yellow")
     model = load_model(checkpoint)
     model.generation_config = config
