@@ -2,8 +2,10 @@
 
     python tests/benchmarks/bench_against.py --text input.txt --against ../older-checkout [--only base minute]
                                              [--set model.optimizer.muon_interval=1] [--peer path/to/nanoGPT]
+                                             [--set-older trainer.precision=32-true]
 
 Every configuration is read from its own checkout. --set adds a third side: this checkout with some settings changed.
+--set-older changes settings of the older one, for CPUs without bfloat16, which it did not look for.
 --peer adds nanoGPT's step at the same sizes. Each side is a process of its own that makes some steps when it is asked
 to, so that all see the same machine.
 """
@@ -167,12 +169,13 @@ def main() -> None:
     options_of.add_argument("--only", nargs="*", default=["base", "minute", "nanogpt_cpu"], help="configurations")
     options_of.add_argument("--each", type=int, default=10, help="steps per measurement")
     options_of.add_argument("--set", nargs="*", default=[], help="settings of a third side")
+    options_of.add_argument("--set-older", nargs="*", default=[], help="settings of the older checkout")
     options = options_of.parse_args()
     begin(options)
     rows, numbers = [], {}
     for name in options.only:
         sides = {
-            f"`{name}`, older build": Side(options.against.resolve(), name, options, []),
+            f"`{name}`, older build": Side(options.against.resolve(), name, options, options.set_older),
             f"`{name}`": Side(REPOSITORY, name, options, []),
         }
         if options.set:
