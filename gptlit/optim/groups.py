@@ -22,6 +22,8 @@ class OptimizerConfig:
     (https://kellerjordan.github.io/posts/muon/) and AdamW for the rest."""
     lr: float = 5e-3
     """Learning rate of AdamW."""
+    head_lr: float | None = None
+    """Learning rate of AdamW for lm_head; null is lr. Not with gpt.tie_weights, where the head is the embedding."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's coefficients of the running means of gradients and squared gradients."""
     eps: float = 1e-8
@@ -42,7 +44,7 @@ class OptimizerConfig:
     time, since orthogonalising is up to a third of a step's work."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps", "muon_lr"):
+        for name in ("lr", "eps", "muon_lr", *(() if self.head_lr is None else ("head_lr",))):
             require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0")
         for name in ("weight_decay", "muon_weight_decay"):
             require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
@@ -59,6 +61,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     | role | parameters | optimizer |
     |---|---|---|
     | matrix | with `name: muon`, weights of the projections inside the blocks | Muon |
+    | head | with a `head_lr`, the weight of `lm_head` | AdamW at that rate, with weight decay |
     | decay | other weights of projections and embeddings; with `decay: all`, every other parameter | AdamW |
     | no_decay | biases and weights of norms | AdamW without weight decay |
 
@@ -76,7 +79,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         is 3 for `c_attn`, which holds queries, keys and values, else 1.
 
     Raises:
-        UserError: when Muon would get sharded parameters, since it needs whole matrices.
+        UserError: when Muon would get sharded parameters, since it needs whole matrices; when there is a `head_lr` but
+            no head of its own.
         RuntimeError: when a parameter has no role or several; names it.
     """
     roles_of, thirds = roles_by_module(model, config)
@@ -117,16 +121,29 @@ def empty_groups(config: OptimizerConfig) -> dict[str, dict[str, Any]]:
             "interval": config.muon_interval,
             "splits": [],
         },
+        "head": {**adamw_settings, "weight_decay": config.weight_decay},
         "decay": {**adamw_settings, "weight_decay": config.weight_decay},
         "no_decay": {**adamw_settings, "weight_decay": 0.0},
     }
+    if config.head_lr is not None:
+        groups["head"].update(lr=config.head_lr, initial_lr=config.head_lr)
     for role, group in groups.items():
         group.update(role=role, names=[], params=[])
     return groups
 
 
 def roles_by_module(model: nn.Module, config: OptimizerConfig) -> tuple[dict[Tensor, set[str]], set[Tensor]]:
-    """Return the roles that the modules give to their parameters, and the parameters that hold three matrices."""
+    """Return the roles that the modules give to their parameters, and the parameters that hold three matrices.
+
+    Raises:
+        UserError: when there is a `head_lr`, but the head is the embedding.
+    """
+    head = model.get_submodule("lm_head")
+    if config.head_lr is not None and head.weight is model.get_submodule("transformer.wte").weight:
+        raise UserError(
+            "is for a head with weights of its own, but model.gpt.tie_weights makes it the embedding: leave it out",
+            "model.optimizer.head_lr",
+        )
     in_blocks = set(model.get_submodule("transformer.h").modules())
     roles: dict[Tensor, set[str]] = defaultdict(set)  # tensors hash by identity
     thirds: set[Tensor] = set()
@@ -134,7 +151,8 @@ def roles_by_module(model: nn.Module, config: OptimizerConfig) -> tuple[dict[Ten
         for leaf, parameter in module.named_parameters(recurse=False):
             if leaf == "weight" and isinstance(module, nn.Linear | nn.Embedding):
                 by_muon = config.name == "muon" and module in in_blocks and isinstance(module, nn.Linear)
-                roles[parameter].add("matrix" if by_muon else "decay")
+                own_rate = config.head_lr is not None and module is head
+                roles[parameter].add("matrix" if by_muon else "head" if own_rate else "decay")
                 if name.endswith(".c_attn"):
                     thirds.add(parameter)
             elif isinstance(module, nn.Linear | nn.LayerNorm):

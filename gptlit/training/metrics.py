@@ -76,7 +76,7 @@ class StepMetrics:
             )
 
     def tensors(self, optimizer: Optimizer) -> dict[str, Tensor]:
-        """Return `train/loss`, `train/grad_norm` and `lr/adamw`, `lr/muon`, without waiting for the device."""
+        """Return `train/loss`, `train/grad_norm` and the learning rates (`lr/…`), without waiting for the device."""
         found = {
             rate_name(group["role"]): torch.tensor(group["lr"], dtype=torch.float64) for group in optimizer.param_groups
         }
@@ -87,8 +87,8 @@ class StepMetrics:
 
 
 def rate_name(role: str) -> str:
-    """Return the metric of the learning rate of a parameter group: the two groups of AdamW have the same rate."""
-    return "lr/muon" if role == "matrix" else "lr/adamw"
+    """Return the metric of the learning rate of a parameter group: `decay` and `no_decay` have the same rate."""
+    return {"matrix": "lr/muon", "head": "lr/head"}.get(role, "lr/adamw")
 
 
 def is_logged(trainer: pl.Trainer, step: int) -> bool:

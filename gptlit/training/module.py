@@ -46,10 +46,10 @@ class LitGPT(NetworkModule, EvaluatesTokens):
     The network is built in `configure_model`, when the tokenizer is known: from the hyper-parameters of a checkpoint
     or, in a new run, from the DataModule.
 
-    Every `log_every_n_steps` optimizer steps it logs `train/loss`, `train/grad_norm` (before clipping), `lr/adamw` and
-    `lr/muon`; at each validation, and before the first step, `val/loss` (nats per token over the whole validation
-    part), `val/bpc` (bits per character), `val/bpb` (bits per byte of UTF-8) and `val/perplexity`. The x-axis is the
-    number of optimizer steps made.
+    Every `log_every_n_steps` optimizer steps it logs `train/loss`, `train/grad_norm` (before clipping), `lr/adamw`,
+    `lr/muon` and, with a `head_lr`, `lr/head`; at each validation, and before the first step, `val/loss` (nats per
+    token over the whole validation part), `val/bpc` (bits per character), `val/bpb` (bits per byte of UTF-8) and
+    `val/perplexity`. The x-axis is the number of optimizer steps made.
 
     Args:
         gpt: architecture.

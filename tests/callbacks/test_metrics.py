@@ -16,7 +16,7 @@ from gptlit.optim import ScheduleConfig, learning_rate_factor
 
 STEPS, EVERY, VALIDATE = 14, 4, 6  # none divides another, so that no count is right by coincidence
 TRAIN = {"train/loss", "train/grad_norm", "perf/step_milliseconds", "perf/characters_per_second"}
-RATES = {"lr/muon", "lr/adamw"}
+RATES = {"lr/muon", "lr/adamw", "lr/head"}
 VAL = {"val/loss", "val/bpc", "val/bpb", "val/perplexity", "val/loss_estimate", "train/loss_estimate"}
 TRAIN_STEPS, VAL_STEPS = [4, 8, 12, 14], [0, 6, 12, 14]
 
@@ -32,6 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         trainer__val_check_interval=VALIDATE,
         trainer__accumulate_grad_batches=2,
         data__estimate_batches=2,
+        model__optimizer__lr=4e-3,
+        model__optimizer__head_lr=1e-3,
     )
     assert gptlit("fit", "--config", config, "--run_dir", folder / "run").code == 0
     return folder / "run"
@@ -62,8 +64,10 @@ def test_every_point_is_logged_at_the_number_of_optimizer_steps_done(scalars: di
 def test_the_logged_rate_is_the_one_that_the_step_used(scalars: dict[str, dict[int, float]]) -> None:
     """Guards against logging the rate of the next step."""
     schedule = ScheduleConfig(shape="cosine", warmup_steps=3)
-    expected = {step: 0.02 * learning_rate_factor(step - 1, STEPS, schedule) for step in TRAIN_STEPS}
-    assert scalars["lr/muon"] == pytest.approx(expected, rel=1e-6)
+    factors = {step: learning_rate_factor(step - 1, STEPS, schedule) for step in TRAIN_STEPS}
+    for name, peak in (("lr/muon", 0.02), ("lr/adamw", 4e-3), ("lr/head", 1e-3)):
+        expected = {step: peak * factor for step, factor in factors.items()}
+        assert scalars[name] == pytest.approx(expected, rel=1e-6), name
 
 
 def test_the_csv_holds_the_numbers_of_tensorboard_in_one_row_a_step(

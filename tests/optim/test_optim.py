@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -133,6 +133,32 @@ class TestParameterGroups:
         before = copy.deepcopy(model)
         train(model, optimizer, range(1))
         assert all((a != b).any() for a, b in zip(model.parameters(), before.parameters(), strict=True))
+
+    @pytest.mark.parametrize("name", ["muon", "adamw"])
+    def test_the_head_has_a_rate_of_its_own_where_one_is_given(self, name: Literal["muon", "adamw"]) -> None:
+        """Through the schedule too, and nothing else changes: the first step of AdamW is as long as its rate."""
+        steps = {}
+        for head_lr in (None, 1e-3):
+            model = build(LECTURE)
+            before = copy.deepcopy(model)
+            optimizer = build_optimizer(model, OptimizerConfig(name=name, lr=4e-3, head_lr=head_lr), fused=False)
+            train(model, optimizer, range(1))
+            steps[head_lr] = {
+                key: (a - b).detach().abs().max().item()
+                for (key, a), b in zip(model.named_parameters(), before.parameters(), strict=True)
+            }
+        rates = {g["role"]: g["initial_lr"] for g in optimizer.param_groups}
+        assert rates["head"] == 1e-3
+        assert rates["decay"] == 4e-3
+        ratio = steps[1e-3].pop("lm_head.weight") / steps[None].pop("lm_head.weight")
+        assert ratio == pytest.approx(0.25, rel=0.01)
+        assert steps[1e-3] == steps[None]
+
+    def test_a_rate_for_a_head_that_is_the_embedding_is_refused(self) -> None:
+        with pytest.raises(UserError, match="tie_weights") as refused:
+            parameter_groups(GPT(replace(SMALL, tie_weights=True)), OptimizerConfig(head_lr=1e-3))
+        assert refused.value.setting == "model.optimizer.head_lr"
+        assert parameter_groups(GPT(replace(SMALL, tie_weights=True)), OptimizerConfig())
 
     def test_decay_all_reaches_biases_and_norms_under_both_optimizers(self) -> None:
         """The lecture uses torch's AdamW with its defaults, which decay every parameter."""
@@ -687,6 +713,7 @@ class TestSettings:
             ("lr", 0.0),
             ("lr", math.nan),
             ("lr", math.inf),
+            ("head_lr", 0.0),
             ("eps", 0.0),
             ("weight_decay", -0.1),
             ("muon_lr", 0.0),

@@ -28,7 +28,7 @@ from gptlit.tokenizer import Tokenizer
 from gptlit.training.lightning_internals import datamodule_of
 from gptlit.training.module import LitGPT
 
-STATES = {"matrix": 1, "decay": 2, "no_decay": 2}  # numbers per weight that Muon and AdamW keep
+STATES = {"matrix": 1, "head": 2, "decay": 2, "no_decay": 2}  # numbers per weight that Muon and AdamW keep
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 OVERFITTED = 1.05  # last validation loss over the best one, from which on the closing table says so
 Rows = list[tuple[str, str]]
