@@ -193,7 +193,7 @@ def rule_for(kind: Any, value: Any) -> str:
     """Return what an option of this type must be, with what is wrong about a number: its notation, or its size."""
     rule, parts = f"it must be {describe(kind)}", members(kind)
     if int in parts and float not in parts and EXPONENT.fullmatch(str(value)):
-        return rule.replace(PLAIN[int], f"{PLAIN[int]}, written in digits")
+        return f"{rule}, written in digits"
     if float in parts and NOT_FINITE.fullmatch(str(value)):
         return rule.replace(PLAIN[float], "a finite number")
     return rule

@@ -277,7 +277,7 @@ PREDICT --max_new_tokens many                                 | --max_new_tokens
 PREDICT --max_new_tokens 1e3                                  | is 1e3: it must be a whole number, written in digits
 PREDICT --temperature inf                                     | --temperature is inf: it must be a finite number
 PREDICT --temperature .inf                                    | (the most probable token) or more, and finite
-PREDICT --top_k 1e1                                           | a whole number, written in digits or null
+PREDICT --top_k 1e1                                           | a whole number or null, written in digits
 PREDICT --num_samples 0                                       | --num_samples is 0
 PREDICT --seed x                                              | --seed is x
 PREDICT --context all                                         | --context is all
