@@ -87,6 +87,7 @@ def test_the_python_example_trains_loads_and_samples(tmp_path: Path) -> None:
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
+    assert "weights_only" not in done.stdout + done.stderr  # a note of Lightning's about its default
     assert "MARENNA:" in done.stdout
     probabilities = [float(p) for p in re.findall(r"^(0\.\d+) '", done.stdout, flags=re.MULTILINE)]
     assert len(probabilities) == 5
@@ -142,6 +143,15 @@ def test_commands_name_verbs_options_and_configs_that_exist(
         parse_fit(ladder_parser().parse_known_args(words)[1])
     elif verb in ("compare", "play"):
         (compare_parser() if verb == "compare" else play_parser()).parse_args(words)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_after_a_fit_on_another_text_read_its_run_folder(document: Path) -> None:
+    """Which is named after the configuration and the text."""
+    for block in re.findall(r"```bash\n(.*?)```", text_of(document), flags=re.DOTALL):
+        made = re.findall(r"gptlit fit --config (\S+) --data\.corpus (\S+)", block)
+        read = set(re.findall(r"--ckpt_path (checkpoints/\S+)", block))
+        assert not made or read <= {f"checkpoints/{config}-{Path(text).stem}" for config, text in made}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,16 +1,20 @@
 """Which checkpoint file a path means, and what it holds."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gptlit.checkpoint.run_dir import RUNS
-from gptlit.checkpoint.torch_file import read_torch_file
+from gptlit.checkpoint.torch_file import DamagedFileError, read_torch_file
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
 
 SETTING = "--ckpt_path"  # for messages
+SHOWN = 5  # names in a message, at most
+OTHER = {"best.ckpt": "last.ckpt", "last.ckpt": "best.ckpt"}
+TRAIN_AGAIN = "train again"
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ def find_resume_point(path: str) -> ResumePoint:
     """Return the checkpoint that `fit --ckpt_path` resumes from: a file, or the newest file of a run folder.
 
     Raises:
-        UserError: as `find_checkpoint` and `read_checkpoint`. If only one file of a run folder is damaged, the message
-            names the intact one.
+        UserError: as `find_checkpoint` and `read_checkpoint`. Of a run folder, the message names each damaged file, and
+            the intact one if there is one.
     """
     place = find_place(path)
     if place.is_file():
@@ -44,17 +48,20 @@ def find_resume_point(path: str) -> ResumePoint:
     if not files:
         raise nothing_saved(path)
     intact: list[tuple[Path, dict[str, Any]]] = []
-    damaged: UserError | None = None
+    refused: list[UserError] = []
     for file in files:
         try:
-            intact.append((file, read_checkpoint(file)))
+            intact.append((file, read_and_check(file, SETTING)))
         except UserError as error:
-            damaged = error
+            refused.append(error)
     newest = max(intact, key=lambda pair: pair[1]["global_step"], default=None)  # on a tie the first: last.ckpt
-    if damaged is not None:
+    if refused:
+        refused[0].message = "; ".join(error.message for error in refused)
         if newest is not None:
-            damaged.message += f"; {newest[0].name} is intact: resume from {newest[0]}"
-        raise damaged
+            refused[0].message += f"; {newest[0].name} is intact: resume from {newest[0]}"
+        elif any(isinstance(error, DamagedFileError) for error in refused):
+            refused[0].message += f": {TRAIN_AGAIN}"
+        raise refused[0]
     assert newest is not None
     return ResumePoint(*newest, run_dir=place if is_run_folder(place) else None)
 
@@ -100,9 +107,16 @@ def find_checkpoint(path: str, prefer: str) -> Path:
 
 
 def nothing_saved(path: str) -> UserError:
+    """Return the error for a folder that is not a run; it names the checkpoints below."""
     others = sorted(str(file) for file in Path(path).rglob("*.ckpt"))
-    found = f"name one of {', '.join(others[:5])}" if others else "nothing was saved there"
+    found = f"name {'one of ' * (len(others) > 1)}{some_of(others)}" if others else "nothing was saved there"
     return UserError(f"{path}: the folder holds neither best.ckpt nor last.ckpt: {found}", SETTING)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the names as a list for a message, which is cut: `a, b, c, d, e and 7 more`."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def find_place(path: str) -> Path:
@@ -118,19 +132,45 @@ def find_place(path: str) -> Path:
     except OSError as error:  # for example a name that is too long
         raise UserError(f"{path}: {error.strerror}", SETTING) from error
     runs = sorted(str(run) for run in RUNS.glob("*") if any(run.glob("*.ckpt"))) if RUNS.is_dir() else []
-    known = f" (runs here: {', '.join(runs)})" if runs else ""
+    known = f" (runs here: {some_of(runs)})" if runs else ""
     raise UserError(f"{path}: no such file or run folder{known}", SETTING)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, setting: str = SETTING) -> dict[str, Any]:
     """Read a gptlit checkpoint as plain types and memory-mapped tensors. Nothing in it is executed.
 
+    Args:
+        path: of the file.
+        setting: name of the setting that holds the path, for messages.
+
     Raises:
-        UserError: as `read_torch_file`; and if the file is not a checkpoint of this version of gptlit or an older one.
+        UserError: as `read_torch_file`, with what to do about a damaged file; and if the file is not a checkpoint of
+            this version of gptlit or an older one.
     """
-    checkpoint = read_torch_file(path)
-    check_is_gptlit(checkpoint, path, SETTING)
+    try:
+        return read_and_check(path, setting)
+    except DamagedFileError as error:
+        error.message += f": {way_out(path, setting)}"
+        raise
+
+
+def read_and_check(path: Path, setting: str) -> dict[str, Any]:
+    """Read a gptlit checkpoint; a message about a damaged file ends without advice."""
+    checkpoint = read_torch_file(path, setting=setting)
+    check_is_gptlit(checkpoint, path, setting)
     return checkpoint
+
+
+def way_out(damaged: Path, setting: str = "") -> str:
+    """Return what to do about a damaged checkpoint: name the other one of its run if that is intact, or train again."""
+    other = damaged.with_name(OTHER.get(damaged.name, damaged.name))
+    if other == damaged or not other.is_file():
+        return f"name an intact checkpoint, or {TRAIN_AGAIN}"
+    try:
+        read_and_check(other, SETTING)
+    except UserError:
+        return f"{other} is not intact either: {TRAIN_AGAIN}"
+    return f"{other.name} is intact: give {f'{setting} {other}'.strip()}"
 
 
 def check_is_gptlit(checkpoint: dict[str, Any], path: Path, setting: str) -> None:

@@ -10,6 +10,18 @@ import torch
 from gptlit.errors import UserError
 
 
+class DamagedFileError(UserError):
+    """A file that is empty, cut short or changed, or that no program wrote as a checkpoint."""
+
+
+def untrusted(place: object, setting: str) -> UserError:
+    """Return the error for a file that `torch.load` refuses with `weights_only=True`."""
+    return UserError(
+        f"{place}: the file holds more than tensors and plain types; it is not trusted, and nothing in it was executed",
+        setting,
+    )
+
+
 def read_torch_file(
     path: Path, map_location: Any = "cpu", mmap: bool = True, setting: str = "--ckpt_path"
 ) -> dict[str, Any]:
@@ -22,33 +34,31 @@ def read_torch_file(
         setting: name of the setting that holds the path, for messages.
 
     Raises:
-        UserError: if the file is missing, empty, damaged, not a dict, or holds anything but tensors and plain types.
+        DamagedFileError: if the file is empty or damaged.
+        UserError: if it is missing, not a dict, or holds anything but tensors and plain types.
     """
     try:
         if path.stat().st_size == 0:
-            raise UserError(f"{path}: the file is empty", setting)
+            raise DamagedFileError(f"{path}: the file is empty", setting)
         if not zipfile.is_zipfile(path):
-            raise UserError(
+            raise DamagedFileError(
                 f"{path}: the file is cut short or not a checkpoint written by torch.save; nothing in it was executed",
                 setting,
             )
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not verify the checksums
         if damaged is not None:
-            raise UserError(f"{path}: the file is damaged: the checksum of {damaged} does not match", setting)
+            raise DamagedFileError(f"{path}: the file is damaged: the checksum of {damaged} does not match", setting)
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path}: the file cannot be read ({error.strerror or error})", setting) from error
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: the file holds more than tensors and plain types; it is not trusted, and nothing in it was "
-            "executed",
-            setting,
-        ) from error
+        raise untrusted(path, setting) from error
     except Exception as error:  # a damaged archive can raise any exception
-        raise UserError(f"{path}: the file is damaged or not a checkpoint ({type(error).__name__})", setting) from error
+        problem = f"{path}: the file is damaged or not a checkpoint ({type(error).__name__})"
+        raise DamagedFileError(problem, setting) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a checkpoint (it holds a {type(content).__name__})", setting)
     return content

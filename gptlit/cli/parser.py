@@ -131,7 +131,7 @@ def check_before_yaml(action: Any) -> None:
                 inner.option = f"{action.dest}.{inner.option}"
                 raise inner from error
             value = given.val if nested else given
-            raise WrongValueError(option, value, class_problem(error) or f"it must be {describe(kind)}") from error
+            raise WrongValueError(option, value, class_problem(error) or rule_for(kind, value)) from error
 
     action._check_type_ = check_value
 
@@ -185,6 +185,18 @@ def is_bracketed(value: str) -> bool:
 
 
 PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+")  # 1e5: a text for PyYAML
+NOT_FINITE = re.compile(r"[-+]?\.?(inf|infinity|nan)", re.IGNORECASE)
+
+
+def rule_for(kind: Any, value: Any) -> str:
+    """Return what an option of this type must be, with what is wrong about a number: its notation, or its size."""
+    rule, parts = f"it must be {describe(kind)}", members(kind)
+    if int in parts and float not in parts and EXPONENT.fullmatch(str(value)):
+        return f"{rule}, written in digits"
+    if float in parts and NOT_FINITE.fullmatch(str(value)):
+        return rule.replace(PLAIN[float], "a finite number")
+    return rule
 
 
 def describe(kind: Any) -> str:

@@ -1,6 +1,5 @@
 """Settings outside of the parser: configuration files, settings of a checkpoint, options among arguments, YAML."""
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -8,16 +7,14 @@ from typing import Any, ClassVar
 
 import yaml
 
-from gptlit.cli.parser import unknown_option
+from gptlit.cli.parser import EXPONENT, unknown_option
 from gptlit.errors import UserError
-
-NUMBER_TO_THE_PARSER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+")  # 1e5: a text for PyYAML
 
 
 def represent_text(dumper: Any, text: str) -> Any:
     """Quote two kinds of text that PyYAML writes without quotes and that are then read as something else."""
     style = None
-    if NUMBER_TO_THE_PARSER.fullmatch(text):
+    if EXPONENT.fullmatch(text):
         style = "'"
     elif "\x85" in text:  # next line: written as it is, it would be read as a space
         style = '"'

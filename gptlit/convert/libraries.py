@@ -23,7 +23,7 @@ def import_optional(extra: str, *names: str) -> list[Any]:
         try:
             modules.append(import_module(name))
         except ImportError as error:
-            raise UserError(f"{name} is not installed: pip install 'gptlit[{extra}]'") from error
+            raise UserError(f"{name} is not installed: in the checkout of gptlit, pip install '.[{extra}]'") from error
     return modules
 
 

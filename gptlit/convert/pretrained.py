@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptlit.checkpoint.torch_file import read_torch_file
+from gptlit.checkpoint.files import way_out
+from gptlit.checkpoint.torch_file import DamagedFileError, read_torch_file
 from gptlit.convert.compare import network_weights
 from gptlit.convert.dialects import TRAINING_ONLY
 from gptlit.convert.foreign import refuse_file, refuse_folder, refuse_weights
@@ -109,7 +110,11 @@ def fit_to(pretrained: Pretrained, **wanted: Any) -> Pretrained:
 def from_torch_file(path: Path) -> Pretrained:
     """Return the model of a checkpoint of gptlit or of nanoGPT, distinguished by its keys."""
     refuse_file(path)
-    content = read_torch_file(path, setting=SETTING)
+    try:
+        content = read_torch_file(path, setting=SETTING)
+    except DamagedFileError as error:
+        error.message += f": {way_out(path)}"
+        raise
     try:
         if {"state_dict", "hyper_parameters"} <= content.keys():
             return from_run(content, path)

@@ -43,7 +43,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         T, k, p, m = self.temperature, self.top_k, self.top_p, self.min_p
-        require(0 <= T < math.inf, "temperature", T, "0 (the most probable token) or more")
+        require(0 <= T < math.inf, "temperature", T, "0 (the most probable token) or more, and finite")
         require(k is None or k >= 1, "top_k", k, "1 or more; leave it out to keep every token")
         require(p is None or 0 < p <= 1, "top_p", p, "above 0 and at most 1, which keeps every token")
         require(m is None or 0 <= m <= 1, "min_p", m, "between 0, which keeps every token, and 1")

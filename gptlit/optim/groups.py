@@ -45,9 +45,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "muon_lr", *(() if self.head_lr is None else ("head_lr",))):
-            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0")
+            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0, and finite")
         for name in ("weight_decay", "muon_weight_decay"):
-            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
+            require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more, and finite")
         two = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(two, "betas", self.betas, "two numbers of at least 0 and below 1")
         require(0 <= self.muon_momentum < 1, "muon_momentum", self.muon_momentum, "at least 0 and below 1")

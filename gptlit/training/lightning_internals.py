@@ -10,9 +10,12 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Timer, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
 
 from gptlit.errors import UserError
+
+restricted_classmethod = _restricted_classmethod  # refuses a call on an instance, whose result would be lost
 
 # ---------------------------------------------------------------- attributes that Trainer does not declare
 

@@ -1,15 +1,19 @@
 """LitGPT: the GPT as a LightningModule with its training step, metrics, optimizer and checkpoints."""
 
+import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from pathlib import Path
+from typing import IO, Any, Literal, Self
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gptlit.checkpoint.files import read_checkpoint
+from gptlit.checkpoint.torch_file import untrusted
 from gptlit.device.seeds import mix, seed_device
 from gptlit.errors import settings_under
 from gptlit.model.config import GPTConfig
@@ -23,6 +27,7 @@ from gptlit.training.lightning_internals import (
     averaged_state,
     datamodule_of,
     forget_elapsed_time,
+    restricted_classmethod,
     set_metrics,
     set_progress_to_step_boundary,
     trainer_of,
@@ -219,6 +224,39 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         return build_optimizer(self.network, self.optimizer_config, fused_step_works(self.trainer, self.device))
 
     # ---------------------------------------------------------------- checkpoints
+
+    @restricted_classmethod
+    def load_from_checkpoint(
+        cls,  # noqa: N805
+        checkpoint_path: str | Path | IO[Any],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Return the model of a checkpoint. Nothing in the file is executed, unless `weights_only` is False.
+
+        Args:
+            checkpoint_path: path, URL or open file.
+            map_location: as for `torch.load`.
+            hparams_file: YAML or CSV file that replaces the hyper-parameters of the checkpoint.
+            strict: whether the weights must fit exactly.
+            weights_only: False reads any pickle, and so executes code that is in the file. None means True.
+            **kwargs: override hyper-parameters of the checkpoint.
+
+        Raises:
+            UserError: if the file is damaged, is not a gptlit checkpoint, or holds more than tensors and plain types.
+        """
+        safe = weights_only is not False
+        if safe and isinstance(checkpoint_path, str | Path) and "://" not in str(checkpoint_path):
+            read_checkpoint(Path(checkpoint_path), setting="")
+        try:
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only=safe, **kwargs
+            )
+        except pickle.UnpicklingError as error:
+            raise untrusted(checkpoint_path, "") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the configuration of the run and the fingerprint of its text, so that the file alone can be resumed."""

@@ -236,6 +236,76 @@ def test_for_a_damaged_last_checkpoint_the_error_names_the_intact_best_checkpoin
     assert load(tmp_path / "run" / "last.ckpt")["global_step"] == 6
 
 
+@pytest.mark.parametrize("verb", ["validate", "predict", "export", "play"])
+def test_for_a_damaged_best_checkpoint_the_error_names_the_intact_last_checkpoint(
+    run: Path, tmp_path: Path, verb: str
+) -> None:
+    """The verbs that read best.ckpt; what the message says works."""
+    shutil.copytree(run, tmp_path / "run")
+    best, last = tmp_path / "run" / "best.ckpt", tmp_path / "run" / "last.ckpt"
+    one_bit_flipped(run, best)
+    answer = use(verb, tmp_path / "run", tmp_path)
+    assert_refused(answer, best)
+    assert answer.err.endswith(f"last.ckpt is intact: give --ckpt_path {last}\n")
+    assert use(verb, last, tmp_path).code == 0
+
+
+def test_a_new_run_from_a_damaged_checkpoint_is_told_of_the_intact_one(run: Path, tmp_path: Path) -> None:
+    """`--model.init_from`."""
+    shutil.copytree(run, tmp_path / "run")
+    one_bit_flipped(run, tmp_path / "run" / "best.ckpt")
+    config = write_config(tmp_path, trainer__max_steps=1)
+    answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "new", "--model.init_from", tmp_path / "run")
+    assert_refused(answer, tmp_path / "run" / "best.ckpt")
+    assert answer.err.endswith(f"last.ckpt is intact: give {tmp_path / 'run' / 'last.ckpt'}\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_where_no_checkpoint_of_a_run_is_intact_both_are_named(run: Path, tmp_path: Path, verb: str) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    for name in ("best.ckpt", "last.ckpt"):
+        one_bit_flipped(run, tmp_path / "run" / name)
+    answer = use(verb, tmp_path / "run", tmp_path)
+    assert_refused(answer, tmp_path / "run" / "best.ckpt")
+    assert str(tmp_path / "run" / "last.ckpt") in answer.err
+    assert answer.err.endswith(": train again\n")
+
+
+@pytest.mark.parametrize("verb", ["fit", "predict"])
+def test_for_the_only_checkpoint_of_a_run_the_advice_is_to_train_again(run: Path, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "run").mkdir()
+    one_bit_flipped(run, tmp_path / "run" / "last.ckpt")
+    answer = use(verb, tmp_path / "run", tmp_path)
+    assert_refused(answer, tmp_path / "run" / "last.ckpt")
+    assert answer.err.endswith("train again\n")
+
+
+@pytest.mark.parametrize(("count", "named"), [(1, 1), (5, 5), (6, 5), (300, 5)])
+def test_a_folder_of_runs_is_answered_with_a_short_list(run: Path, tmp_path: Path, count: int, named: int) -> None:
+    """It says how many more there are, and does not offer a choice of one."""
+    files = [tmp_path / "runs" / f"run-{number:03d}" / "best.ckpt" for number in range(count)]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    answer = use("predict", tmp_path / "runs", tmp_path)
+    assert_refused(answer, tmp_path / "runs")
+    listed = ", ".join(map(str, files[:named])) + (f" and {count - named} more" if count > named else "")
+    assert answer.err.endswith(f"best.ckpt nor last.ckpt: name {'one of ' if count > 1 else ''}{listed}\n")
+
+
+@pytest.mark.parametrize(("count", "more"), [(1, ""), (5, ""), (7, " and 2 more")])
+def test_a_path_that_does_not_exist_is_answered_with_a_short_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, more: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(count):
+        (tmp_path / "checkpoints" / f"run-{number}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"run-{number}" / "last.ckpt").touch()
+    answer = use("predict", Path("missing"), tmp_path)
+    runs = ", ".join(f"checkpoints/run-{number}" for number in range(min(count, 5)))
+    assert answer.err == f"gptlit: --ckpt_path missing: no such file or run folder (runs here: {runs}{more})\n"
+
+
 # ---------------------------------------------------------------- golden files
 
 

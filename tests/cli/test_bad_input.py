@@ -104,6 +104,9 @@ FIT --trainer.callbacks foo.Bar                               | --trainer.callba
 FIT --trainer.callbacks.class_path foo.Bar                    | foo.Bar
 FIT --trainer.logger foo                                      | --trainer.logger
 FIT --trainer.accelerator gpuu                                | gpuu
+FIT --trainer.max_steps 1e12                                  | is 1e12: it must be a whole number, written in digits
+FIT --model.optimizer.lr inf                                  | --model.optimizer.lr is inf: it must be a finite number
+FIT --model.optimizer.lr .inf                                 | it must be above 0, and finite
 FIT --trainer.devices 0                                       | trainer
 FIT --trainer.devices some                                    | trainer
 FIT --trainer.strategy nope                                   | nope
@@ -271,6 +274,10 @@ PREDICT --top_p 1.5                                           | --top_p is 1.5
 PREDICT --min_p 2                                             | --min_p is 2
 PREDICT --max_new_tokens 0                                    | --max_new_tokens is 0
 PREDICT --max_new_tokens many                                 | --max_new_tokens is many
+PREDICT --max_new_tokens 1e3                                  | is 1e3: it must be a whole number, written in digits
+PREDICT --temperature inf                                     | --temperature is inf: it must be a finite number
+PREDICT --temperature .inf                                    | (the most probable token) or more, and finite
+PREDICT --top_k 1e1                                           | a whole number or null, written in digits
 PREDICT --num_samples 0                                       | --num_samples is 0
 PREDICT --seed x                                              | --seed is x
 PREDICT --context all                                         | --context is all

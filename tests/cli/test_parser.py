@@ -217,7 +217,7 @@ def test_a_folder_of_other_checkpoints_names_them(tmp_path: Path) -> None:
     (tmp_path / "own" / "step=4.ckpt").touch()
     answer = gptlit("predict", "--ckpt_path", tmp_path / "own")
     assert (answer.code, answer.err.count("\n")) == (2, 1)
-    assert f"name one of {tmp_path / 'own' / 'step=4.ckpt'}" in answer.err
+    assert f": name {tmp_path / 'own' / 'step=4.ckpt'}" in answer.err
 
 
 @pytest.mark.parametrize("kind", [Union[float, int, None], Union[int, float, None], float | int], ids=str)  # noqa: UP007

@@ -16,7 +16,7 @@ from gptlit.device.cpu import cpu_multiplies_bfloat16
 
 CPU = {"accelerator": "cpu", "precision": "bf16-mixed"}
 SLOW = "trainer.precision bf16-mixed is several times slower here, where torch uses no CPU instructions for bfloat16: "
-SLOW += "--trainer.precision 32-true"
+SLOW += "use --trainer.precision 32-true"
 
 
 @pytest.fixture

@@ -57,6 +57,32 @@ def test_the_trainer_gives_the_same_text(run: Path, tmp_path: Path) -> None:
             ]
 
 
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+def test_a_gpu_that_is_not_there_is_refused_in_one_line(run: Path, tmp_path: Path, verb: str, name: str) -> None:
+    """By the flag, with what to give instead."""
+    start = ["--config", "base", "--run_dir", tmp_path / "new"] if verb == "fit" else ["--ckpt_path", run]
+    answer = gptlit(verb, *start, "--trainer.accelerator", name)
+    line = f"gptlit: --trainer.accelerator is {name}, but torch finds none here: use cpu or auto\n"
+    assert (answer.code, answer.err, answer.out) == (2, line, "")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unknown", "line"),
+    [
+        ("", "error", "prompt 1: it is empty, so that it begins with a newline\n"),
+        ("\u00e9\u20ac~", "skip", "prompt 1: every character of it is skipped, so that it begins with a newline\n"),
+        ("To\u20ac", "skip", ""),
+    ],
+)
+def test_a_prompt_without_a_known_character_is_announced(run: Path, prompt: str, unknown: str, line: str) -> None:
+    flags = ("--prompt", prompt, "--unknown", unknown, "--max_new_tokens", 3)
+    answer = gptlit("predict", "--ckpt_path", run, "--trainer.accelerator", "cpu", *flags)
+    assert (answer.code, answer.err) == (0, line)
+
+
 @pytest.mark.parametrize(
     ("changes", "device"),
     [

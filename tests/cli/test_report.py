@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,3 +126,24 @@ def test_a_report_that_cannot_be_made_is_refused_in_one_line(run: Path, flags: t
     answer = gptlit("validate", "--ckpt_path", run, "--report", "full", *flags)
     assert (answer.code, answer.out) == (2, "")
     assert answer.err == f"gptlit: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "setting"),
+    [
+        ("validate", ("--trainer.limit_val_batches", 1), "limit_val_batches"),
+        ("validate", ("--trainer.fast_dev_run", "true"), "fast_dev_run"),
+        ("test", ("--trainer.limit_test_batches", 0.5), "limit_test_batches"),
+        ("validate", (), None),
+        ("test", ("--trainer.limit_test_batches", 1000), None),
+    ],
+)
+def test_metrics_of_a_part_are_announced(run: Path, verb: str, flags: tuple[Any, ...], setting: str | None) -> None:
+    """On stderr, with the setting; a limit that leaves nothing out is not one."""
+    answer = gptlit(verb, "--ckpt_path", run, "--data.eval_batch_size", 16, *flags)
+    assert answer.code == 0, answer.err
+    found = re.search(
+        r"the metrics are those of (\d+) of (\d+) batches of the validation part: trainer\.(\w+) is set", answer.err
+    )
+    assert (found and found[3]) == setting
+    assert found is None or 0 < int(found[1]) < int(found[2])

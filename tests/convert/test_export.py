@@ -346,7 +346,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line with the command that installs it, without an ImportError."""
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'gptlit\[hf\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[hf\]'"):
         export_run(checkpoint_of(random_gpt(MODERN), TOKENIZER), tmp_path / "model")
 
 

@@ -267,7 +267,7 @@ def test_a_missing_library_of_a_format_is_named_with_its_extra(
     """One line with the command that installs it, and no file is left."""
     pytest.importorskip(module)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf"{module}.*pip install 'gptlit\[{extra}\]'"):
+    with pytest.raises(UserError, match=rf"{module}.*checkout of gptlit, pip install '\.\[{extra}\]'"):
         export_run(checkpoint_of(random_gpt(NANOGPT), TOKENIZER), tmp_path / "model", format)
     assert list(tmp_path.iterdir()) == []
 

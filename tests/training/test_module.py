@@ -1,8 +1,10 @@
 """LitGPT: exact metrics, a step that equals plain PyTorch, and self-contained checkpoints."""
 
 import math
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -116,10 +118,63 @@ def test_a_checkpoint_alone_is_enough(corpus: Path, tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     corpus.unlink()
     torch.load(tmp_path / "model.ckpt", weights_only=True)
-    loaded = LitGPT.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True).eval()
+    loaded = LitGPT.load_from_checkpoint(tmp_path / "model.ckpt").eval()
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("rhyme")) == "rhyme"
     ids = torch.tensor([loaded.tokenizer.encode("one letter"[:8])])
     torch.testing.assert_close(loaded(ids), module.eval()(ids), rtol=0, atol=0)
+
+
+def test_load_from_checkpoint_reads_every_source(corpus: Path, tmp_path: Path) -> None:
+    """From a path, as text too, and from an open file; a call on an instance would lose its result and is refused."""
+    module, trainer = trained(corpus, tmp_path)
+    place = tmp_path / "model.ckpt"
+    trainer.save_checkpoint(place)
+    with open(place, "rb") as file:
+        models = [LitGPT.load_from_checkpoint(source, map_location="cpu") for source in (place, str(place), file)]
+    for model in models:
+        for a, b in zip(model.network.parameters(), module.network.parameters(), strict=True):
+            assert torch.equal(a, b)
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        module.load_from_checkpoint(place)
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["path", "file"])
+def test_load_from_checkpoint_refuses_a_file_that_holds_code(corpus: Path, tmp_path: Path, opened: bool) -> None:
+    """With gptlit's own error; only `weights_only=False` executes what is in the file."""
+    _, trainer = trained(corpus, tmp_path)
+    place, proof = tmp_path / "model.ckpt", tmp_path / "proof"
+    trainer.save_checkpoint(place)
+    torch.save(torch.load(place, weights_only=True) | {"extra": Payload(proof)}, place)
+    for weights_only in ({}, {"weights_only": True}, {"weights_only": None}):
+        with open(place, "rb") as file, pytest.raises(UserError, match="nothing in it was executed") as refusal:
+            LitGPT.load_from_checkpoint(file if opened else place, **weights_only)
+        assert isinstance(refusal.value.__cause__, pickle.UnpicklingError)
+        assert "weights_only=False" not in str(refusal.value)
+        assert not proof.exists()
+    LitGPT.load_from_checkpoint(place, weights_only=False)
+    assert proof.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [(b"", "the file is empty"), (b"To be" * 99, "not a checkpoint"), (None, "cannot be read")]
+)
+def test_load_from_checkpoint_refuses_another_file(tmp_path: Path, content: bytes | None, problem: str) -> None:
+    place = tmp_path / "model.ckpt"
+    if content is not None:
+        place.write_bytes(content)
+    with pytest.raises(UserError, match=problem) as refusal:
+        LitGPT.load_from_checkpoint(place)
+    assert str(refusal.value).startswith(str(place))
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.proof,)
 
 
 def test_first_weights_depend_on_the_seed_alone() -> None:

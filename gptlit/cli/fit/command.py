@@ -30,7 +30,7 @@ from gptlit.cli.fit.plan import Plan, parse_evaluation, parse_fit
 from gptlit.cli.fit.precision import slow_precision
 from gptlit.cli.fit.resume import readable
 from gptlit.cli.fit.threads import Threads, choose_threads
-from gptlit.cli.fit.trainer_settings import check_trainer_settings
+from gptlit.cli.fit.trainer_settings import check_accelerator, check_trainer_settings
 from gptlit.cli.messages import say, table
 from gptlit.cli.report import check_report, report_on
 from gptlit.cli.settings import edited_copies
@@ -59,6 +59,7 @@ def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> N
     Raises:
         UserError: when the settings do not fit, or leave nothing to evaluate on.
     """
+    check_accelerator(plan.settings["trainer"]["accelerator"])
     if line := slow_precision(plan.settings["trainer"]):
         say_once(line, style="yellow")
     objects = instantiate(plan)
@@ -74,12 +75,25 @@ def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> N
     if not found:
         limit = "val" if plan.verb == "validate" else "test"
         raise UserError(f"trainer.limit_{limit}_batches is 0: nothing is left to {plan.verb} on")
+    if note := part_note(plan.verb, trainer):
+        say_once(note, style="yellow")
     if process_rank() == 0:
         for name, value in found[0].items():
             print(f"{name} {value:.6f}")
     if report:
         print(f"\n{report_on(trainer, objects.model, objects.data, plan.settings['report_stride'])}")
     leave_process_group()
+
+
+def part_note(verb: str, trainer: pl.Trainer) -> str | None:
+    """Return a line that says that only a part was evaluated, after `validate` or `test`; None after the whole part."""
+    name = "val" if verb == "validate" else "test"
+    done = sum(getattr(trainer, f"num_{name}_batches"))
+    whole = sum(map(len, getattr(trainer, f"{name}_dataloaders")))
+    if done == whole:
+        return None
+    setting = "fast_dev_run" if trainer.fast_dev_run else f"limit_{name}_batches"
+    return f"the metrics are those of {done:,} of {whole:,} batches of the validation part: trainer.{setting} is set"
 
 
 def run_fit(plan: Plan, extra_callbacks: Sequence[pl.Callback] = (), quiet: bool = False) -> int:

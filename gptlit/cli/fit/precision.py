@@ -52,7 +52,7 @@ def slow_precision(trainer: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"trainer.precision {precision} is several times slower here, where torch uses no CPU instructions for "
-        f"{kind}: --trainer.precision 32-true"
+        f"{kind}: use --trainer.precision 32-true"
     )
 
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -55,6 +56,7 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
         UserError: names the setting.
     """
     trainer = settings["trainer"]
+    check_accelerator(trainer["accelerator"])
     with settings_under("trainer"):
         for name, (harmless, reason) in REFUSED_OPTIONS.items():
             if not any(
@@ -81,6 +83,18 @@ def check_trainer_settings(settings: Mapping[str, Any]) -> None:
     require(0 <= decay < 1, "average.decay", decay, "0 (off) or more, and less than 1")
     tokens = settings["sample_text"]["max_new_tokens"]
     require(tokens >= 0, "sample_text.max_new_tokens", tokens, "0 (off) or more")
+
+
+def check_accelerator(accelerator: Any) -> None:
+    """Refuse the name of a GPU that torch does not find on this machine.
+
+    Args:
+        accelerator: a name, or a class with its arguments, which is left to Lightning.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    found = {"gpu": cuda or mps, "cuda": cuda, "mps": mps}
+    if isinstance(accelerator, str) and not found.get(accelerator, True):
+        raise UserError(f"is {accelerator}, but torch finds none here: use cpu or auto", "trainer.accelerator")
 
 
 def check_interval(interval: Any) -> None:

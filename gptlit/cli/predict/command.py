@@ -168,7 +168,7 @@ def run_predict(options: Namespace, config: GenerationConfig) -> int:
     with open_output(options.output) if first else open(os.devnull, "w", encoding="utf-8") as file:
         for prompt, text in zip(prompts, texts, strict=True):
             if not prompt.text:
-                say_start(prompt, text is not None, tokenizer)
+                say_start(prompt, text, tokenizer)
         writer = TextWriter(file, config, options.output, options.repeat_prompt)
         try:
             run(prompts, writer)
@@ -231,8 +231,12 @@ def single_device(settings: Mapping[str, Any]) -> torch.device | None:
     return None if found is None else torch.device(found)
 
 
-def say_start(prompt: Prompt, given: bool, tokenizer: Tokenizer) -> None:
-    """Print what the model reads instead of an empty or missing prompt."""
+def say_start(prompt: Prompt, given: str | None, tokenizer: Tokenizer) -> None:
+    """Print what the model reads instead of a missing prompt, or one without a character that it knows."""
     start = tokenizer.decode(prompt.ids)
-    subject = f"prompt {prompt.index + 1} is empty: it" if given else "no --prompt: the text"
+    if given is None:
+        subject = "no --prompt: the text"
+    else:
+        why = "every character of it is skipped" if given else "it is empty"
+        subject = f"prompt {prompt.index + 1}: {why}, so that it"
     say(f"{subject} begins with {'a newline' if start == chr(10) else repr(start)}")

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from gptlit.checkpoint.run_dir import first_process
 from gptlit.cli.fit.precision import slow_precision
+from gptlit.cli.fit.trainer_settings import check_accelerator
 from gptlit.cli.messages import quiet_libraries, say
 from gptlit.cli.predict.prompts import Prompt, in_batches
 from gptlit.cli.predict.writer import TextWriter
@@ -56,6 +57,7 @@ def make_trainer(settings: Mapping[str, Any]) -> pl.Trainer:
     Raises:
         UserError: if the machine or the Trainer does not support the settings.
     """
+    check_accelerator(settings["accelerator"])
     try:
         return pl.Trainer(
             **settings,
