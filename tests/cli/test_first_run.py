@@ -78,6 +78,77 @@ def test_a_negative_number_of_passes_is_refused(config: Path) -> None:
     assert "fallback_epochs is -1.0: it must be 0 (do not shorten) or more" in answer.err
 
 
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hugging Face Hub cannot be reached either."""
+
+    def fail(name: str, *arguments: Any) -> None:
+        raise NetworkError(f"{name} on the Hugging Face Hub", OSError("no route to host"))
+
+    monkeypatch.setattr("gptlit.data.corpus.sources.open_hub", fail)
+
+
+@pytest.mark.usefixtures("offline", "no_hub")
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (("--data.corpus", "someone/dataset"), "'someone/dataset' is no file or folder here, and someone/dataset on the"),
+        (("--data.corpus", "hf://someone/dataset"), "someone/dataset on the Hugging Face Hub cannot be reached"),
+        (("--data.corpus=https://example.org/my.txt",), "cannot be reached"),
+        (("--data.corpus+=https://example.org/my.txt",), "cannot be reached"),
+        (("--data", '{"corpus": "https://example.org/my.txt"}'), "cannot be reached"),
+        (("--data.val_corpus", "https://example.org/my.txt"), "cannot be reached"),
+        (("--config", "mine.yaml"), "cannot be reached"),
+    ],
+)
+def test_a_corpus_that_the_user_names_is_not_replaced_by_the_fallback_of_a_configuration(
+    config: Path, tmp_path: Path, flags: tuple[str, ...], what: str
+) -> None:
+    Path("mine.yaml").write_text("data:\n  corpus: https://example.org/my.txt\n", encoding="utf-8")
+    run = tmp_path / "run"
+    answer = gptlit("fit", "--config", config, *flags, "--run_dir", run)
+    assert (answer.code, answer.err.count("\n")) == (2, 1), answer.err
+    assert what in answer.err
+    assert not run.exists()
+
+
+@pytest.mark.usefixtures("offline", "no_hub")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--data.corpus", "someone/dataset", "--data.fallback", "sample"),
+        ("--data.fallback", "sample", "--config", "mine.yaml"),
+        ("--config", "mine.yaml", "--config", "fallback.yaml"),
+    ],
+)
+def test_a_fallback_that_is_given_with_the_corpus_or_later_is_obeyed(
+    config: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    Path("mine.yaml").write_text("data:\n  corpus: https://example.org/my.txt\n", encoding="utf-8")
+    Path("fallback.yaml").write_text("data:\n  fallback: sample\n", encoding="utf-8")
+    run = tmp_path / "run"
+    answer = gptlit("fit", "--config", config, *flags, "--run_dir", run, "--fallback_epochs", "0.01")
+    assert answer.code == 0, answer.err
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["corpus"] == "sample"
+
+
+@pytest.mark.parametrize(
+    ("flags", "fallback"),
+    [
+        ((), "sample"),
+        (("--data.batch_size", "4"), "sample"),
+        (("--data.corpus", "my.txt"), None),
+        (("--data.corpus", "my.txt", "--data.fallback", "sample"), "sample"),
+    ],
+)
+def test_print_config_shows_the_fallback_that_is_used(
+    config: Path, flags: tuple[str, ...], fallback: str | None
+) -> None:
+    answer = gptlit("fit", "--config", config, *flags, "--print_config")
+    assert answer.code == 0, answer.err
+    assert yaml.safe_load(answer.out)["data"]["fallback"] == fallback
+
+
 # ---------------------------------------------------------------- names of runs
 
 

@@ -123,7 +123,11 @@ def _resolve(spec: str, column: str, cache_dir: Path | None, streaming: bool) ->
         if paths:
             return _files(paths, spec, _count(paths, spec), column)
     if _may_be_hub(spec, path):
-        return _hub(spec, column, cache_dir, streaming)
+        try:
+            return _hub(spec, column, cache_dir, streaming)
+        except UserError as error:  # a mistyped path looks like owner/name
+            error.message = f"{spec!r} is no file or folder here, and {error.message}"
+            raise
     if glob.has_magic(spec):
         raise UserError(f"{spec!r} matches no file")
     raise UserError(_missing(spec, path))
