@@ -106,7 +106,7 @@ def encode_text(spec: TextSpec, tokenizer: Tokenizer | None, kind: str, vocab_si
         name=corpus.name,
         source=corpus.words,
         sha256=facts.sha256,
-        notices=(*corpus.notices, *notices(facts, train_characters, tokenizer, sum(map(len, ids)))),
+        notices=(*corpus.notices, *facts.notices, *notices(facts, train_characters, tokenizer, sum(map(len, ids)))),
         used_fallback=corpus.spec.corpus != spec.corpus,
         document_start=corpus.document_start,
         tokenizer=tokenizer,

@@ -92,7 +92,10 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        (("--data.corpus", "someone/dataset"), "'someone/dataset' is no file or folder here, and someone/dataset on the"),
+        (
+            ("--data.corpus", "someone/dataset"),
+            "'someone/dataset' is no file or folder here, and someone/dataset on",
+        ),
         (("--data.corpus", "hf://someone/dataset"), "someone/dataset on the Hugging Face Hub cannot be reached"),
         (("--data.corpus=https://example.org/my.txt",), "cannot be reached"),
         (("--data.corpus+=https://example.org/my.txt",), "cannot be reached"),

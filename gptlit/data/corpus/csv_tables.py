@@ -22,7 +22,7 @@ OTHER_LINE_END = "\0"  # in a field; `decode` refuses files that hold it
 
 
 def csv_rows(chunks: Iterable[bytes], column: str, where: str, delimiter: str) -> Iterator[str]:
-    """Yield the texts of a column of CSV or TSV; rows without text are left out.
+    """Yield the texts of a column of CSV or TSV, an empty one for a row without text.
 
     Recognised: another delimiter, where the one expected does not give the column, and Excel's first line `sep=;`;
     blanks after the delimiters; row numbers without a header, as R writes them; a comma at the end of every row; TSV in
@@ -52,8 +52,7 @@ def csv_rows(chunks: Iterable[bytes], column: str, where: str, delimiter: str) -
                 f"{where} has {len(row)} fields in the row that ends in line {line:,}, and {width} in its "
                 f"{'header' if form.named else 'first row'}: put texts that hold the delimiter or line ends in quotes"
             )
-        if row[at]:
-            yield row[at].replace(OTHER_LINE_END, "\n")
+        yield row[at].replace(OTHER_LINE_END, "\n")
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,12 @@ class Corpus:
             return None
         return "\n\n" if self.separator is None else self.separator
 
+    @property
+    def rows_notices(self) -> tuple[str, ...]:
+        """For the user: rows of tables that have no text. Known when the text was read once."""
+        found = (source.rows_notice for source in (*self.sources, *self.val_sources))
+        return tuple(filter(None, found))
+
     def parts(self) -> Iterator[tuple[int, str]]:
         """Yield the text in pieces of about a million characters, each with the number of its part.
 
