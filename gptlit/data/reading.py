@@ -89,7 +89,8 @@ def read(corpus: Corpus, limit: int) -> tuple[Facts, list[tuple[int, str]] | Non
     """
     path = token_folder() / f"{key_of(corpus)}.facts"
     if fields := read_record(path):
-        facts = Facts(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        several = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+        facts = Facts(**{**fields, **several})
         if sum(facts.characters) > limit:
             return facts, None
     reader, pieces, bytes_read = FactsReader(), list[tuple[int, str]](), 0

@@ -431,6 +431,39 @@ def test_an_empty_table_is_refused(here: Path, name: str) -> None:
     assert name in refusal(name)
 
 
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ("body;id\nHello, you;1\nx;2\n", "body, id"),
+        ("body|id\nHello|1\n", "body, id"),
+        ("body\tid\n", "body, id"),
+        ("body,id\nHello; you,1\n", "body, id"),
+        ("body; all\nHello\n", "body; all"),
+    ],
+    ids=["semicolon", "bar", "tab", "comma", "one column"],
+)
+def test_the_columns_of_a_file_without_the_text_column_are_listed_one_by_one(
+    here: Path, content: str, columns: str
+) -> None:
+    (here / "a.csv").write_text(content)
+    assert f"which has {columns}; if that" in refusal("a.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl", '{"text": "x"}\n{"text": "abc\n', "Unterminated string starting at column 10 of line 2"),
+        ("a.json", '[{"text": "x"}, {"text": "abc', "Unterminated string starting at column 10 in row 2"),
+        ("a.jsonl", '{"text": "a\tb"}\n', "Invalid control character at column 12 of line 1"),
+        ("a.jsonl", '{"text" "x"}\n', "Expecting ':' delimiter at column 9 of line 1"),
+    ],
+)
+def test_what_is_wrong_with_json_is_said_with_its_column(here: Path, name: str, content: str, reason: str) -> None:
+    (here / name).write_text(content)
+    assert f"{name} is not JSON" in refusal(name)
+    assert f": {reason}" in refusal(name)
+
+
 # --- rows without text ------------------------------------------------------------------------------------------------
 
 

@@ -102,8 +102,17 @@ def form_of(first: list[str], column: str, where: str, delimiter: str) -> Form:
             names, _ = header_of(first[skipped:], other, False)
             if 0 < int(column) <= len(names):
                 return Form(other, False, int(column) - 1, len(names), skipped, named=False)
-    names, _ = header_of(first[skipped:], delimiter, False)
+    names, _ = header_of(first[skipped:], delimiter_of(first[skipped:], delimiter), False)
     raise no_such_column(column, where, names, "; if that is no header, name a column by its number: 1")
+
+
+def delimiter_of(lines: list[str], expected: str) -> str:
+    """Return the delimiter that makes the first two rows equally wide, with several fields; else the expected one."""
+    for delimiter in (expected, *DELIMITERS):
+        widths = {len(row) for row in itertools.islice(csv.reader(lines, delimiter=delimiter), 2)}
+        if len(widths) == 1 and max(widths) > 1:
+            return delimiter
+    return expected
 
 
 def table_text(pieces: Iterable[str]) -> Iterator[str]:

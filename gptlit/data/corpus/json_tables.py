@@ -158,4 +158,6 @@ def scan(decoder: json.JSONDecoder, text: str, at: int = 0) -> tuple[Any, int]:
 
 def reason(error: ValueError) -> str:
     """Return what is wrong with a line of JSON, without its place in the text."""
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"  # some end in "at", before the place

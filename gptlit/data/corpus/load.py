@@ -43,7 +43,7 @@ class TextSpec:
             ("split", self.split, SPLITS),
         ):
             require(value in allowed, setting, repr(value), ", ".join("null" if a is None else a for a in allowed))
-        require(0.0 < self.val_fraction < 1.0, "val_fraction", self.val_fraction, "between 0 and 1")
+        require(0.0 < self.val_fraction < 1.0, "val_fraction", self.val_fraction, "above 0 and below 1")
         require(self.separator != "", "separator", "empty", "a text, or null")
         if self.split == "documents" and self.val_corpus is not None:
             raise UserError("is 'documents', but val_corpus is a validation text of its own: drop one", "split")
