@@ -226,6 +226,43 @@ def test_a_loss_far_above_its_best_is_called_overfitting() -> None:
     assert all(len(value) <= 80 - len("training time  ") for _, value in rows)
 
 
+@pytest.mark.parametrize(("best", "last"), [(0.0, 0.0), (0.00001, 0.00004)])
+def test_losses_that_print_alike_are_not_called_overfitting(best: float, last: float) -> None:
+    assert overfitting_rows(best, 400, last) == []
+    assert overfitting_rows(best, 400, last + 0.0001) != []
+
+
+def test_a_text_of_one_character_trains_and_is_described_in_the_singular(tmp_path: Path) -> None:
+    config = write_config(tmp_path, data__batch_size=1, trainer__max_steps=1)
+    (tmp_path / "text.txt").write_text("a" * 5000)
+    answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    assert "5,000 characters, 1 token\n" in answer.err
+    assert "1 sequence × 16 tokens = 16 tokens per step" in answer.err
+    assert "1 step\n" in answer.err
+    assert "overfitting" not in answer.err
+
+
+def test_a_finished_run_names_the_settings_that_it_does_not_use(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert gptlit("fit", "--config", write_config(tmp_path), "--run_dir", run).code == 0
+    answer = gptlit("fit", "--ckpt_path", run)
+    assert answer.err.splitlines()[0].endswith("nothing is left to do")
+    flags = ("--model.optimizer.muon_lr", "0.5", "--trainer.max_steps", "10", "--run_dir", "other")
+    answer = gptlit("fit", "--ckpt_path", run, *flags)
+    assert answer.code == 0
+    said = "made 20 steps and trainer.max_steps is 10: nothing is left to do; not used: model.optimizer.muon_lr 0.5, "
+    assert f"{said}run_dir other\n" in answer.err
+
+
+def test_a_run_folder_that_was_asked_for_and_is_taken_is_named_with_the_one_used_instead(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, trainer__max_steps=1), tmp_path / "run"
+    assert "exists" not in gptlit("fit", "--config", config, "--run_dir", run).err
+    assert f"{run} exists: this run goes to {run}-2\n" in gptlit("fit", "--config", config, "--run_dir", run).err
+    resumed = gptlit("fit", "--ckpt_path", run, "--run_dir", run, "--trainer.max_steps", 2)
+    assert "exists" not in resumed.err, "the run continues in its own folder"
+
+
 def test_the_opening_lines_fit_a_terminal_of_80_columns(tmp_path: Path) -> None:
     """Apart from paths, which may be longer."""
     config = write_config(tmp_path)
