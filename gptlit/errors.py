@@ -54,6 +54,11 @@ def settings_under(group: str) -> Iterator[None]:
         raise
 
 
+def counted(count: int, noun: str) -> str:
+    """Return `1 token`, `2,000 tokens`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def reason_of(error: Exception) -> str:
     """Return kind and message of an error in one line, cut to 200 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptlit.data.tokens import StoredTokens
-from gptlit.errors import UserError
+from gptlit.errors import UserError, counted
 
 Tokens = Tensor | np.ndarray | StoredTokens
 Batch = tuple[Tensor, Tensor]
@@ -59,7 +59,7 @@ class RandomChunks:
     def __init__(self, tokens: Tokens, block_size: int, batch_size: int, seed: int) -> None:
         if len(tokens) < block_size + 1:
             raise UserError(
-                f"the training part has {len(tokens)} tokens, but a chunk of block_size {block_size} needs "
+                f"the training part has {counted(len(tokens), 'token')}, but a chunk of block_size {block_size} needs "
                 f"{block_size + 1}: give a longer text, or a smaller model.gpt.block_size"
             )
         self.tokens = tokens
@@ -165,8 +165,9 @@ class ValidationWindows:
     def __init__(self, tokens: Tokens, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if len(tokens) < block_size + 1:
             raise UserError(
-                f"the validation part has {len(tokens)} tokens, but a window of block_size {block_size} needs "
-                f"{block_size + 1}: give a longer text, a larger data.val_fraction, or a smaller model.gpt.block_size"
+                f"the validation part has {counted(len(tokens), 'token')}, but a window of block_size {block_size} "
+                f"needs {block_size + 1}: give a longer text, a larger data.val_fraction, or a smaller "
+                "model.gpt.block_size"
             )
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
         self.rank, self.world_size = rank, world_size

@@ -28,7 +28,8 @@ class TextDataModule(pl.LightningDataModule):
         batch_size: chunks of the whole batch of one optimizer step, over all devices and accumulation steps.
         val_fraction: share of the text that is held out for validation.
         val_corpus: a text of its own for validation, instead of a part of `corpus`.
-        fallback: `sample` trains on the packaged play when the network is out of reach.
+        fallback: `sample` trains on the packaged play when the network is out of reach. It replaces only texts that are
+            named together with it: the command drops it where a later file or flag names another text without it.
         text_column: column that holds the text in tables, `data.text` for one inside of another, or a number where CSV
             has no header; conversations (lists of messages) become lines `ROLE: TEXT`.
         streaming: keep only the text of a hub data set, while it arrives, instead of downloading all of it first.

@@ -24,7 +24,7 @@ from gptlit.data.chunks import Tokens
 from gptlit.data.corpus.load import Corpus, TextSpec, open_corpus, settings_from, together
 from gptlit.data.reading import Facts, Parts, read, split
 from gptlit.data.tokens import DamagedFileError, TokenFile, TokenWriter
-from gptlit.errors import UserError
+from gptlit.errors import UserError, counted
 from gptlit.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from gptlit.tokenizer.bpe import slices
 from gptlit.tokenizer.characters import describe, smallest_dtype
@@ -106,7 +106,7 @@ def encode_text(spec: TextSpec, tokenizer: Tokenizer | None, kind: str, vocab_si
         name=corpus.name,
         source=corpus.words,
         sha256=facts.sha256,
-        notices=(*corpus.notices, *notices(facts, train_characters, tokenizer, sum(map(len, ids)))),
+        notices=(*corpus.notices, *facts.notices, *notices(facts, train_characters, tokenizer, sum(map(len, ids)))),
         used_fallback=corpus.spec.corpus != spec.corpus,
         document_start=corpus.document_start,
         tokenizer=tokenizer,
@@ -134,7 +134,9 @@ def characters_to_train_on(corpus: Corpus, facts: Facts) -> int:
     train_characters = text if corpus.has_val_part else int(text * (1.0 - corpus.spec.val_fraction))
     if train_characters in (0, total):
         what = "documents" if corpus.spec.split == "documents" else "characters"
-        raise UserError(f"{corpus.words} has only {total} characters: too few {what} for two parts", "corpus")
+        raise UserError(
+            f"{corpus.words} has only {counted(total, 'character')}: too few {what} for two parts", "corpus"
+        )
     return train_characters
 
 
@@ -232,8 +234,8 @@ def refuse_unknown_symbols(facts: Facts, tokenizer: Tokenizer, source: str) -> N
         more = f" (and {others} other character{'s' * (others > 1)})" if others else ""
         raise UserError(
             f"{source} holds {describe(symbol)} at character {first + 1:,}{more}, which is not in the vocabulary of "
-            f"{tokenizer.source or 'the model'} ({tokenizer.vocab_size} characters): take it out of the text, or train "
-            "a new model on this text"
+            f"{tokenizer.source or 'the model'} ({counted(tokenizer.vocab_size, 'character')}): take it out of the "
+            "text, or train a new model on this text"
         )
 
 

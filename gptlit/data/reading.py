@@ -4,7 +4,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -14,6 +14,7 @@ from gptlit.data.corpus.files import ending, inner_name
 from gptlit.data.corpus.load import Corpus
 from gptlit.data.corpus.sources import Source
 
+FACTS = 2  # format of the facts; a new number puts older ones out of use
 SAMPLES, SAMPLE = 64, 2**16  # places of a text whose bytes tell that it is unchanged, and bytes read at each
 
 Parts = Iterable[tuple[int, str]]
@@ -29,12 +30,14 @@ class Facts:
         characters: of part 0 and of part 1, as `Corpus.parts` numbers them.
         symbols: every character, once, in order.
         first: place of each symbol in the text, counted in characters from 0.
+        notices: rows without text, for the user.
     """
 
     sha256: str
     characters: tuple[int, int]
     symbols: str
     first: tuple[int, ...]
+    notices: tuple[str, ...] = ()
 
     def missing_before(self, characters: int) -> str:
         """Return the symbols that the first so many characters lack."""
@@ -86,7 +89,8 @@ def read(corpus: Corpus, limit: int) -> tuple[Facts, list[tuple[int, str]] | Non
     """
     path = token_folder() / f"{key_of(corpus)}.facts"
     if fields := read_record(path):
-        facts = Facts(fields["sha256"], tuple(fields["characters"]), fields["symbols"], tuple(fields["first"]))
+        several = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+        facts = Facts(**{**fields, **several})
         if sum(facts.characters) > limit:
             return facts, None
     reader, pieces, bytes_read = FactsReader(), list[tuple[int, str]](), 0
@@ -103,7 +107,7 @@ def read(corpus: Corpus, limit: int) -> tuple[Facts, list[tuple[int, str]] | Non
                 pieces.clear()
                 advance = stack.enter_context(progress("reading", plain_bytes(corpus.sources + corpus.val_sources)))
                 advance(bytes_read)
-    facts = reader.facts()
+    facts = replace(reader.facts(), notices=corpus.rows_notices)
     if advance is None:
         return facts, pieces
     write_record(path, asdict(facts))
@@ -141,7 +145,7 @@ def key_of(corpus: Corpus) -> str:
     settings = [spec.text_column, spec.documents, spec.separator, corpus.separator, spec.split]
     if spec.split == "documents":
         settings += [str(spec.val_fraction), str(spec.seed)]
-    return hash_of(signature(corpus.sources), signature(corpus.val_sources), settings, FORMAT)
+    return hash_of(signature(corpus.sources), signature(corpus.val_sources), settings, FORMAT, FACTS)
 
 
 def signature(sources: tuple[Source, ...]) -> list[list[object]]:

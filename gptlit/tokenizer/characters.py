@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
-from gptlit.errors import UserError
+from gptlit.errors import UserError, counted
 
 JSON_VERSION = 1
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class CharTokenizer:
         more = f" (and {others} other character{'s' * (others > 1)} of this text)" if others else ""
         return UserError(
             f"{describe(text[at])} at line {line}, column {column}{more} is not in the vocabulary{of(self.source)} "
-            f"({self.vocab_size} characters): {remedy}"
+            f"({counted(self.vocab_size, 'character')}): {remedy}"
         )
 
 

@@ -206,7 +206,7 @@ FIT --data.corpus {}/table.csv                                | data.text_column
 FIT --data.corpus {}/broken.jsonl                             | {}/broken.jsonl
 FIT --data.corpus {}/broken.txt.gz                            | {}/broken.txt.gz
 FIT --data.val_corpus {}/missing.txt                          | missing.txt
-FIT --data.val_corpus {}/one.txt                              | the validation part has 1 tokens
+FIT --data.val_corpus {}/one.txt                              | the validation part has 1 token,
 FIT --data.tokenizer words                                    | data.tokenizer is 'words'
 FIT --data.tokenizer {}/tokenizer.json                        | {}/tokenizer.json
 FIT --data.tokenizer {}/notes.json                            | {}/notes.json
@@ -384,7 +384,7 @@ def test_unusual_texts_are_trained_on(prepared: Path, tmp_path: Path, content: b
     arguments = ["--config", prepared / "small.yaml", "--run_dir", tmp_path / "run", "--data.corpus", text]
     answer = gptlit("fit", *arguments, "--trainer.limit_val_batches", 2)
     assert answer.code == 0, answer.err
-    assert f" characters, {vocabulary} tokens\n" in answer.err
+    assert f" characters, {vocabulary} token{'s' * (vocabulary > 1)}\n" in answer.err
 
 
 @pytest.mark.slow

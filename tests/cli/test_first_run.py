@@ -78,6 +78,80 @@ def test_a_negative_number_of_passes_is_refused(config: Path) -> None:
     assert "fallback_epochs is -1.0: it must be 0 (do not shorten) or more" in answer.err
 
 
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hugging Face Hub cannot be reached either."""
+
+    def fail(name: str, *arguments: Any) -> None:
+        raise NetworkError(f"{name} on the Hugging Face Hub", OSError("no route to host"))
+
+    monkeypatch.setattr("gptlit.data.corpus.sources.open_hub", fail)
+
+
+@pytest.mark.usefixtures("offline", "no_hub")
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (
+            ("--data.corpus", "someone/dataset"),
+            "'someone/dataset' is no file or folder here, and someone/dataset on",
+        ),
+        (("--data.corpus", "hf://someone/dataset"), "someone/dataset on the Hugging Face Hub cannot be reached"),
+        (("--data.corpus=https://example.org/my.txt",), "cannot be reached"),
+        (("--data.corpus+=https://example.org/my.txt",), "cannot be reached"),
+        (("--data", '{"corpus": "https://example.org/my.txt"}'), "cannot be reached"),
+        (("--data.val_corpus", "https://example.org/my.txt"), "cannot be reached"),
+        (("--config", "mine.yaml"), "cannot be reached"),
+    ],
+)
+def test_a_corpus_that_the_user_names_is_not_replaced_by_the_fallback_of_a_configuration(
+    config: Path, tmp_path: Path, flags: tuple[str, ...], what: str
+) -> None:
+    Path("mine.yaml").write_text("data:\n  corpus: https://example.org/my.txt\n", encoding="utf-8")
+    run = tmp_path / "run"
+    answer = gptlit("fit", "--config", config, *flags, "--run_dir", run)
+    assert (answer.code, answer.err.count("\n")) == (2, 1), answer.err
+    assert what in answer.err
+    assert not run.exists()
+
+
+@pytest.mark.usefixtures("offline", "no_hub")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--data.corpus", "someone/dataset", "--data.fallback", "sample"),
+        ("--data.fallback", "sample", "--config", "mine.yaml"),
+        ("--config", "mine.yaml", "--config", "fallback.yaml"),
+    ],
+)
+def test_a_fallback_that_is_given_with_the_corpus_or_later_is_obeyed(
+    config: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    Path("mine.yaml").write_text("data:\n  corpus: https://example.org/my.txt\n", encoding="utf-8")
+    Path("fallback.yaml").write_text("data:\n  fallback: sample\n", encoding="utf-8")
+    run = tmp_path / "run"
+    answer = gptlit("fit", "--config", config, *flags, "--run_dir", run, "--fallback_epochs", "0.01")
+    assert answer.code == 0, answer.err
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["corpus"] == "sample"
+
+
+@pytest.mark.parametrize(
+    ("flags", "fallback"),
+    [
+        ((), "sample"),
+        (("--data.batch_size", "4"), "sample"),
+        (("--data.corpus", "my.txt"), None),
+        (("--data.corpus", "my.txt", "--data.fallback", "sample"), "sample"),
+    ],
+)
+def test_print_config_shows_the_fallback_that_is_used(
+    config: Path, flags: tuple[str, ...], fallback: str | None
+) -> None:
+    answer = gptlit("fit", "--config", config, *flags, "--print_config")
+    assert answer.code == 0, answer.err
+    assert yaml.safe_load(answer.out)["data"]["fallback"] == fallback
+
+
 # ---------------------------------------------------------------- names of runs
 
 
@@ -150,6 +224,43 @@ def test_a_loss_far_above_its_best_is_called_overfitting() -> None:
     for advice in ("--trainer.max_steps 500", "--model.gpt.dropout", "--model.gpt.token_noise", "longer text"):
         assert advice in text
     assert all(len(value) <= 80 - len("training time  ") for _, value in rows)
+
+
+@pytest.mark.parametrize(("best", "last"), [(0.0, 0.0), (0.00001, 0.00004)])
+def test_losses_that_print_alike_are_not_called_overfitting(best: float, last: float) -> None:
+    assert overfitting_rows(best, 400, last) == []
+    assert overfitting_rows(best, 400, last + 0.0001) != []
+
+
+def test_a_text_of_one_character_trains_and_is_described_in_the_singular(tmp_path: Path) -> None:
+    config = write_config(tmp_path, data__batch_size=1, trainer__max_steps=1)
+    (tmp_path / "text.txt").write_text("a" * 5000)
+    answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    assert "5,000 characters, 1 token\n" in answer.err
+    assert "1 sequence × 16 tokens = 16 tokens per step" in answer.err
+    assert "1 step\n" in answer.err
+    assert "overfitting" not in answer.err
+
+
+def test_a_finished_run_names_the_settings_that_it_does_not_use(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert gptlit("fit", "--config", write_config(tmp_path), "--run_dir", run).code == 0
+    answer = gptlit("fit", "--ckpt_path", run)
+    assert answer.err.splitlines()[0].endswith("nothing is left to do")
+    flags = ("--model.optimizer.muon_lr", "0.5", "--trainer.max_steps", "10", "--run_dir", "other")
+    answer = gptlit("fit", "--ckpt_path", run, *flags)
+    assert answer.code == 0
+    said = "made 20 steps and trainer.max_steps is 10: nothing is left to do; not used: model.optimizer.muon_lr 0.5, "
+    assert f"{said}run_dir other\n" in answer.err
+
+
+def test_a_run_folder_that_was_asked_for_and_is_taken_is_named_with_the_one_used_instead(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, trainer__max_steps=1), tmp_path / "run"
+    assert "exists" not in gptlit("fit", "--config", config, "--run_dir", run).err
+    assert f"{run} exists: this run goes to {run}-2\n" in gptlit("fit", "--config", config, "--run_dir", run).err
+    resumed = gptlit("fit", "--ckpt_path", run, "--run_dir", run, "--trainer.max_steps", 2)
+    assert "exists" not in resumed.err, "the run continues in its own folder"
 
 
 def test_the_opening_lines_fit_a_terminal_of_80_columns(tmp_path: Path) -> None:

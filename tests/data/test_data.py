@@ -148,7 +148,7 @@ def test_ids_in_memory_are_as_narrow_as_torch_can_index(tmp_path: Path, characte
         ({"batch_size": 0}, "batch_size is 0: it must be 1 or more"),
         ({"eval_batch_size": 0}, "eval_batch_size is 0: it must be 1 or more"),
         ({"estimate_batches": -1}, "estimate_batches is -1: it must be 0 or more"),
-        ({"val_fraction": 0.0}, "val_fraction is 0.0: it must be between 0 and 1"),
+        ({"val_fraction": 0.0}, "val_fraction is 0.0: it must be above 0 and below 1"),
     ],
 )
 def test_a_setting_out_of_range_is_named(settings: dict[str, float], message: str) -> None:

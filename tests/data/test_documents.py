@@ -138,7 +138,7 @@ def test_cutting_at_a_separator_undoes_joining(texts: list[str], size: int) -> N
         ({"split": "documents"}, "split is 'documents', but a.txt is one document: set documents to lines"),
         ({"split": "random"}, "split is 'random': it must be tail, documents"),
         ({"split": "documents", "documents": "lines", "val_corpus": "a.txt"}, "split is 'documents', but val_corpus"),
-        ({"val_fraction": 1.0}, "val_fraction is 1.0: it must be between 0 and 1"),
+        ({"val_fraction": 1.0}, "val_fraction is 1.0: it must be above 0 and below 1"),
         ({"fallback": "other"}, "fallback is 'other': it must be null, sample"),
     ],
 )

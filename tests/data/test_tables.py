@@ -1,10 +1,13 @@
 """JSON and CSV as they are found: one column, always as text, and an error that names the row."""
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
+import pyarrow.feather
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
@@ -12,8 +15,10 @@ from corpora import own_cache, refusal, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptlit.data.corpus import TextSpec
 from gptlit.data.corpus.csv_tables import csv_rows
 from gptlit.data.corpus.json_tables import json_rows, json_values
+from gptlit.data.encode import IN_MEMORY_CHARACTERS, encode_text
 
 
 @pytest.fixture(autouse=True)
@@ -285,7 +290,7 @@ def test_what_the_csv_module_writes_is_read_back(texts: list[str]) -> None:
         ('"text","n"\n"1","a",3\n"2","b",4\n', ["a", "b"]),
         ("text\n007\nTRUE\n\n1e5\nNA\nnull\n", ["007", "TRUE", "1e5", "NA", "null"]),
         ("n;text\n1;a, b\n", ["a, b"]),
-        ("text,n\n,1\nx,2\n", ["x"]),
+        ("text,n\n,1\nx,2\n", ["", "x"]),
         ("sep=;\r\nid;text\r\n1;a, b\r\n", ["a, b"]),
         ('"sep=|"\ntext|n\n"a|b"|1\n', ["a|b"]),
         ('id, text\n1, "a, b"\n2, c \n', ["a, b", "c "]),
@@ -424,3 +429,95 @@ def test_csv_that_would_give_a_wrong_text_is_refused(content: str, words: str) -
 def test_an_empty_table_is_refused(here: Path, name: str) -> None:
     (here / name).write_text("")
     assert name in refusal(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ("body;id\nHello, you;1\nx;2\n", "body, id"),
+        ("body|id\nHello|1\n", "body, id"),
+        ("body\tid\n", "body, id"),
+        ("body,id\nHello; you,1\n", "body, id"),
+        ("body; all\nHello\n", "body; all"),
+    ],
+    ids=["semicolon", "bar", "tab", "comma", "one column"],
+)
+def test_the_columns_of_a_file_without_the_text_column_are_listed_one_by_one(
+    here: Path, content: str, columns: str
+) -> None:
+    (here / "a.csv").write_text(content)
+    assert f"which has {columns}; if that" in refusal("a.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl", '{"text": "x"}\n{"text": "abc\n', "Unterminated string starting at column 10 of line 2"),
+        ("a.json", '[{"text": "x"}, {"text": "abc', "Unterminated string starting at column 10 in row 2"),
+        ("a.jsonl", '{"text": "a\tb"}\n', "Invalid control character at column 12 of line 1"),
+        ("a.jsonl", '{"text" "x"}\n', "Expecting ':' delimiter at column 9 of line 1"),
+    ],
+)
+def test_what_is_wrong_with_json_is_said_with_its_column(here: Path, name: str, content: str, reason: str) -> None:
+    (here / name).write_text(content)
+    assert f"{name} is not JSON" in refusal(name)
+    assert f": {reason}" in refusal(name)
+
+
+# --- rows without text ------------------------------------------------------------------------------------------------
+
+
+ROWS = [{"id": 1, "text": "one"}, {"id": 2}, {"id": 3, "text": None}, {"id": 4, "text": "two"}, {"id": 5, "text": ""}]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as a table of the kind that the name says."""
+    names = list({name: None for row in rows for name in row})
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        path.write_text("\n".join([",".join(names), *(f"{row['id']},{row.get('text') or ''}" for row in rows)]))
+    else:
+        table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+        (pyarrow.parquet.write_table if path.suffix == ".parquet" else pyarrow.feather.write_feather)(table, path)
+
+
+def notices_of(corpus: str | list[str], **settings: Any) -> tuple[str, ...]:
+    """Return the lines for the user."""
+    return encode_text(TextSpec(corpus, val_fraction=0.5, **settings), None, "char", 300).notices
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.feather"])
+def test_rows_without_text_are_counted_in_a_notice_whatever_the_format(here: Path, name: str) -> None:
+    write_rows(here / name, ROWS)
+    assert text_of(name) == "one\ntwo"
+    assert notices_of(name)[0] == f"3 of 5 rows of {name} have no text: left out (the first is row 2)"
+    write_rows(here / name, ROWS[:2])
+    assert notices_of(name)[0] == f"1 of 2 rows of {name} has no text: left out (row 2)"
+    write_rows(here / name, ROWS[:1])
+    assert not any("rows" in notice for notice in notices_of(name))
+
+
+def test_rows_without_text_are_counted_over_the_files_of_a_corpus(here: Path) -> None:
+    (here / "many").mkdir()
+    for number in range(5):
+        write_rows(here / "many" / f"{number}.jsonl", ROWS if number == 3 else ROWS[:1])
+    notice = "3 of 9 rows of 5 files of many have no text: left out (the first is row 2 of many/3.jsonl)"
+    assert notices_of("many")[0] == notice
+    with zipfile.ZipFile("many.zip", "w") as archive:
+        for path in sorted(Path("many").iterdir()):
+            archive.write(path, path.name)
+    notice = "3 of 9 rows of many.zip have no text: left out (the first is row 2 of 3.jsonl in many.zip)"
+    assert notices_of("many.zip")[0] == notice
+    assert notices_of("many.zip", split="documents")[0] == notice
+
+
+def test_a_long_table_that_is_not_read_again_has_the_same_notice(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(IN_MEMORY_CHARACTERS, "char", 100)
+    write_rows(here / "a.jsonl", ROWS + [{"text": f"line {number}"} for number in range(2000)])
+    first = notices_of("a.jsonl")
+    assert first[0].startswith("3 of 2,005 rows of a.jsonl have no text")
+    monkeypatch.setattr("gptlit.data.reading.FactsReader.add", lambda *_: pytest.fail("read again"))
+    assert notices_of("a.jsonl") == first

@@ -37,7 +37,7 @@ from gptlit.cli.settings import edited_copies
 from gptlit.data import TextDataModule
 from gptlit.device.memory import keep_freed_memory
 from gptlit.device.processes import leave_process_group, restored_environment
-from gptlit.errors import UserError
+from gptlit.errors import UserError, counted
 from gptlit.training.module import LitGPT
 from gptlit.version import __version__
 
@@ -124,6 +124,9 @@ def run_fit(plan: Plan, extra_callbacks: Sequence[pl.Callback] = (), quiet: bool
     if line := shorten_run(plan, objects):
         say_once(line, style="bold red")
     folder = None if plan.settings["trainer"]["fast_dev_run"] else open_run_dir(plan, objects.data)
+    wanted = plan.settings["run_dir"]
+    if folder is not None and wanted and folder.path.resolve() != Path(wanted).resolve():
+        say_once(f"{wanted} exists: this run goes to {folder.path}", style="yellow")
     try:
         trainer, parts = make_trainer(plan, objects, None if folder is None else folder.path, extra_callbacks, quiet)
     except BaseException:
@@ -287,9 +290,20 @@ def say_nothing_left(plan: Plan) -> None:
     """Say that the run of the checkpoint is finished, and how to train longer."""
     assert plan.start is not None
     steps, wanted = plan.start.steps, plan.settings["trainer"]["max_steps"]
+    unused = ", ".join(f"{key} {readable(value)}" for key, value in given_for_this_start(plan).items())
     command = f"gptlit fit --ckpt_path {shlex.quote(str(plan.start.path))}"
-    say_once(f"this run has made {steps:,} steps and trainer.max_steps is {wanted:,}: nothing is left to do")
+    say_once(
+        f"this run has made {counted(steps, 'step')} and trainer.max_steps is {wanted:,}: nothing is left to do"
+        + (f"; not used: {unused}" if unused else "")
+    )
     say_once(f"to train longer: {command} --trainer.max_steps {2 * steps}")
+
+
+def given_for_this_start(plan: Plan) -> dict[str, Any]:
+    """Return the settings, apart from `trainer.max_steps`, that were given with `--ckpt_path` and differ from its."""
+    changed = {key: new for key, (_, new) in plan.changes.items() if key != "trainer.max_steps"}
+    of_this_start = {"run_dir": plan.settings["run_dir"], "trainer.max_time": plan.settings["trainer"]["max_time"]}
+    return changed | {key: value for key, value in of_this_start.items() if value is not None}
 
 
 def say_once(text: str, style: str | None = None) -> None:

@@ -37,7 +37,8 @@ def shorten_run(plan: Plan, objects: Namespace) -> str | None:
         if isinstance(trainer.val_check_interval, int) and trainer.val_check_interval > interval:
             changed["val_check_interval"] = interval
         what = ", ".join(f"trainer.{name} {trainer[name]:,} -> {value:,}" for name, value in changed.items())
-        line = f"{passes:g} passes over the short text are enough (fallback_epochs): {what}"
+        times = "1 pass over the short text is" if passes == 1 else f"{passes:g} passes over the short text are"
+        line = f"{times} enough (fallback_epochs): {what}"
         settings["trainer"] |= changed
         for name, value in changed.items():
             trainer[name] = value

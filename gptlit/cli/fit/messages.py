@@ -20,7 +20,7 @@ from gptlit.cli.fit.plan import Plan
 from gptlit.cli.fit.threads import Threads
 from gptlit.cli.messages import duration
 from gptlit.data import TextDataModule
-from gptlit.errors import UserError
+from gptlit.errors import UserError, counted
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import meta_model
 from gptlit.optim import OptimizerConfig, learning_rate_factor, parameter_groups
@@ -45,9 +45,10 @@ def opening_rows(
     assert data.corpus is not None
     characters = data.corpus.train_characters + data.corpus.val_characters
     rows = [("config", str(path)) for path in plan.config_files]
-    rows += [("text", f"{data.corpus.source}: {characters:,} characters, {data.tokenizer.vocab_size} tokens")]
+    sizes = f"{counted(characters, 'character')}, {counted(data.tokenizer.vocab_size, 'token')}"
+    rows += [("text", f"{data.corpus.source}: {sizes}")]
     rows += [("model", model_size(module, data.tokenizer, trainer)), ("step", step_size(data, trainer))]
-    rows.append(("length", f"{trainer.max_steps:,} steps"))
+    rows.append(("length", counted(trainer.max_steps, "step")))
     if plan.precision_chosen:
         rows.append(("precision", f"{plan.settings['trainer']['precision']} (auto)"))
     if threads.number is not None:
@@ -77,10 +78,10 @@ def model_size(module: LitGPT, tokenizer: Tokenizer, trainer: pl.Trainer) -> str
 def step_size(data: TextDataModule, trainer: pl.Trainer) -> str:
     """Return `6 sequences × 2 accumulation × 4 devices × 64 tokens = 3,072 tokens per step`, without factors of 1."""
     devices, accumulation = trainer.world_size, trainer.accumulate_grad_batches
-    factors = [f"{data.batch_size // (accumulation * devices)} sequences"]
+    factors = [counted(data.batch_size // (accumulation * devices), "sequence")]
     factors += [f"{accumulation} accumulation"] * (accumulation > 1) + [f"{devices} devices"] * (devices > 1)
     product = data.batch_size * data.block_size
-    return f"{' × '.join([*factors, f'{data.block_size} tokens'])} = {product:,} tokens per step"
+    return f"{' × '.join([*factors, counted(data.block_size, 'token')])} = {counted(product, 'token')} per step"
 
 
 def count_numbers(config: GPTConfig, optimizer: OptimizerConfig) -> tuple[int, int]:
@@ -165,7 +166,7 @@ def closing_rows(
 
 def overfitting_rows(best: float, step: int, last: float) -> Rows:
     """Return what happened and what helps if the validation loss has risen far above its best; else nothing."""
-    if last < OVERFITTED * best:
+    if last < OVERFITTED * best or f"{last:.4f}" == f"{best:.4f}":
         return []
     return [
         ("overfitting", f"val loss is {last:.4f}, but was {best:.4f} at step {step:,} (best.ckpt)"),

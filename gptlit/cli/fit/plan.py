@@ -2,11 +2,12 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 
 from gptlit.checkpoint.files import ResumePoint, find_checkpoint, find_resume_point, read_checkpoint
@@ -119,8 +120,8 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         layers += ["--config", as_yaml(taken)]
         flags = [*without_option(flags, "--ckpt_path"), "--ckpt_path", str(start.path)]
     for file in files:
-        layers += ["--config", str(file)]
-    config = parse(parser, [*layers, *flags])
+        layers += [*without_fallback(names_in_file(file)), "--config", str(file)]
+    config = parse(parser, [*layers, *without_fallback(names_in_flags(flags)), *flags])
     if start is None and config.ckpt_path:
         raise UserError("ckpt_path is in a configuration file: give it as a flag, --ckpt_path")
     precision_chosen = config.trainer.precision == "auto"
@@ -156,6 +157,28 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         precision_chosen=precision_chosen,
         finished=finished,
     )
+
+
+def without_fallback(names: Collection[str]) -> list[str]:
+    """Return the arguments that drop `data.fallback` before a file or flags that name a text.
+
+    A fallback replaces only the texts that are named together with it, in one file or on one command line.
+
+    Args:
+        names: of the settings in the file, or of the flags.
+    """
+    named = not {"data", "data.corpus", "data.val_corpus"}.isdisjoint(names)
+    return ["--config", as_yaml({"data": {"fallback": None}})] if named else []
+
+
+def names_in_file(file: Path) -> set[str]:
+    """Return the names of the settings in a configuration file."""
+    return set(flat(yaml.safe_load(file.read_text(encoding="utf-8-sig"))))
+
+
+def names_in_flags(flags: Sequence[str]) -> set[str]:
+    """Return the names of the options among flags: `data.corpus` for `--data.corpus X` and `--data.corpus+=X`."""
+    return {word.partition("=")[0].removeprefix("--").removesuffix("+") for word in flags if word.startswith("--")}
 
 
 def not_given_again(left_out: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:

@@ -101,7 +101,7 @@ def names_in(fields: "Iterable[pyarrow.Field]", prefix: str = "") -> Iterator[st
 
 
 def texts(tables: "Iterable[pyarrow.RecordBatch | pyarrow.Table]", column: str, where: str) -> Iterator[str]:
-    """Yield the texts of a column; rows without text are left out.
+    """Yield the texts of a column, an empty one for a row without text.
 
     Raises:
         UserError: no such column, bytes that are not UTF-8, or values that are not text.
@@ -120,5 +120,4 @@ def texts(tables: "Iterable[pyarrow.RecordBatch | pyarrow.Table]", column: str, 
                     raise UserError(f"{column!r} of {where} is not UTF-8 in row {row:,}: {error.reason}") from error
             if not isinstance(value, str) or "\r" in value:
                 value = text_in({name: value}, column, where, f"row {row:,}")
-            if value:
-                yield value
+            yield value or ""

@@ -22,7 +22,7 @@ OTHER_LINE_END = "\0"  # in a field; `decode` refuses files that hold it
 
 
 def csv_rows(chunks: Iterable[bytes], column: str, where: str, delimiter: str) -> Iterator[str]:
-    """Yield the texts of a column of CSV or TSV; rows without text are left out.
+    """Yield the texts of a column of CSV or TSV, an empty one for a row without text.
 
     Recognised: another delimiter, where the one expected does not give the column, and Excel's first line `sep=;`;
     blanks after the delimiters; row numbers without a header, as R writes them; a comma at the end of every row; TSV in
@@ -52,8 +52,7 @@ def csv_rows(chunks: Iterable[bytes], column: str, where: str, delimiter: str) -
                 f"{where} has {len(row)} fields in the row that ends in line {line:,}, and {width} in its "
                 f"{'header' if form.named else 'first row'}: put texts that hold the delimiter or line ends in quotes"
             )
-        if row[at]:
-            yield row[at].replace(OTHER_LINE_END, "\n")
+        yield row[at].replace(OTHER_LINE_END, "\n")
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,17 @@ def form_of(first: list[str], column: str, where: str, delimiter: str) -> Form:
             names, _ = header_of(first[skipped:], other, False)
             if 0 < int(column) <= len(names):
                 return Form(other, False, int(column) - 1, len(names), skipped, named=False)
-    names, _ = header_of(first[skipped:], delimiter, False)
+    names, _ = header_of(first[skipped:], delimiter_of(first[skipped:], delimiter), False)
     raise no_such_column(column, where, names, "; if that is no header, name a column by its number: 1")
+
+
+def delimiter_of(lines: list[str], expected: str) -> str:
+    """Return the delimiter that makes the first two rows equally wide, with several fields; else the expected one."""
+    for delimiter in (expected, *DELIMITERS):
+        widths = {len(row) for row in itertools.islice(csv.reader(lines, delimiter=delimiter), 2)}
+        if len(widths) == 1 and max(widths) > 1:
+            return delimiter
+    return expected
 
 
 def table_text(pieces: Iterable[str]) -> Iterator[str]:

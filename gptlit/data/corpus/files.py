@@ -24,6 +24,9 @@ ROW_FILES: dict[str, Callable[[Iterable[bytes], str, str], Iterator[str]]] = {
 COLUMN_FILES = {".parquet": parquet_rows, ".arrow": arrow_rows, ".feather": arrow_rows}
 TABLES = frozenset({*ROW_FILES, *COLUMN_FILES})
 
+Tally = dict[str, tuple[int, int, int]]
+"""By the name of a table that was read to its end: rows, those without text, and the number of the first of them."""
+
 
 def inner_name(name: str) -> tuple[str, str | None]:
     """Return the name of a file without the ending of a compression, and that compression."""
@@ -42,43 +45,55 @@ def is_table(name: str) -> bool:
     return archive_kind(name) is None and ending(name) in TABLES
 
 
-def members_of(path: Path, column: str, where: str, chosen: frozenset[str]) -> Iterator[Iterator[Pieces]]:
+def rows_with_text(rows: Iterable[str], where: str, tally: Tally) -> Iterator[Pieces]:
+    """Yield the rows of a table that have text, each as a unit; at the end of the table count them all."""
+    count = empty = first = 0
+    for text in rows:
+        count += 1
+        if text:
+            yield [text]
+        else:
+            empty += 1
+            first = first or count
+    tally[where] = count, empty, first
+
+
+def members_of(path: Path, column: str, where: str, chosen: frozenset[str], tally: Tally) -> Iterator[Iterator[Pieces]]:
     """Yield the chosen members of an archive, each as the iterator of its units."""
     with reading(where, Exception):
         for name, chunks in members(path, where):
             if name in chosen:
-                yield stream_units(name, chunks, column, f"{name} in {where}")
+                yield stream_units(name, chunks, column, f"{name} in {where}", tally)
 
 
-def units_of(path: Path, column: str, where: str) -> Iterator[Pieces]:
+def units_of(path: Path, column: str, where: str, tally: Tally) -> Iterator[Pieces]:
     """Yield the units of a file that is not an archive, read as its name says.
 
     Args:
         path: the file.
         column: of the text in tables.
         where: the file's name, for errors.
+        tally: takes the numbers of rows.
     """
     kind = ending(path.name)
     inner, compression = inner_name(path.name)
     if kind in COLUMN_FILES:
         if compression:
             raise UserError(f"{where} is compressed as a whole, which cannot be read by columns: unpack it")
-        for text in COLUMN_FILES[kind](path, column, where):
-            yield [text]
+        yield from rows_with_text(COLUMN_FILES[kind](path, column, where), where, tally)
     elif kind == ".bin":
         yield guarded(nanogpt_text(path, where), where)
     else:
-        yield from stream_units(inner, open_bytes(path, compression), column, where)
+        yield from stream_units(inner, open_bytes(path, compression), column, where, tally)
 
 
-def stream_units(name: str, chunks: Iterable[bytes], column: str, where: str) -> Iterator[Pieces]:
+def stream_units(name: str, chunks: Iterable[bytes], column: str, where: str, tally: Tally) -> Iterator[Pieces]:
     """Yield the units of a text, JSON or CSV file from its bytes."""
     read = ROW_FILES.get(PurePosixPath(name).suffix.lower())
     if read is None:
         yield guarded(decode(chunks, where), where)
     else:
-        for text in guarded(read(chunks, column, where), where):
-            yield [text]
+        yield from rows_with_text(guarded(read(chunks, column, where), where), where, tally)
 
 
 def guarded(texts: Iterator[str], where: str) -> Iterator[str]:
@@ -102,7 +117,7 @@ def select_members(path: Path, column: str, where: str) -> tuple[frozenset[str],
             if (
                 is_table(name)
                 and readable(name)
-                and (error := column_error(stream_units(name, chunks, column, f"{name} in {where}")))
+                and (error := column_error(stream_units(name, chunks, column, f"{name} in {where}", {})))
             ):
                 lacking[name] = error
     known = [name for name in names if readable(name) and name not in lacking]

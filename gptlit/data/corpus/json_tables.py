@@ -23,7 +23,7 @@ NUMBER = "0123456789.eE+-"  # characters with which a number may continue after 
 def json_rows(chunks: Iterable[bytes], column: str, where: str, per_line: bool) -> Iterator[str]:
     """Yield the texts of a column of JSON objects, or texts that stand in the place of objects.
 
-    Rows without text are left out.
+    A row without text gives an empty one.
 
     Args:
         chunks: bytes of the file.
@@ -46,12 +46,11 @@ def json_rows(chunks: Iterable[bytes], column: str, where: str, per_line: bool) 
         text = text_in(row, column, where, place)
         if text is not None:
             found = True
-            if text:
-                yield text
         elif not found:
             seen.update(dict.fromkeys(keys_of(row, "")))
             if count + 1 == COLUMN_ROWS:
                 raise no_such_column(column, where, seen)
+        yield text or ""
     if not found and seen:
         raise no_such_column(column, where, seen)
 
@@ -159,4 +158,6 @@ def scan(decoder: json.JSONDecoder, text: str, at: int = 0) -> tuple[Any, int]:
 
 def reason(error: ValueError) -> str:
     """Return what is wrong with a line of JSON, without its place in the text."""
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"  # some end in "at", before the place

@@ -29,4 +29,4 @@ def kept(source: Source, text_column: str) -> Source:
         with path.open(encoding="utf-8") as stream:
             yield from ([json.loads(line)] for line in stream)
 
-    return Source(source.name, source.words, lambda: iter([units()]), (path,), rows=True)
+    return Source(source.name, source.words, lambda: iter([units()]), (path,), rows=True, tally=source.tally)

@@ -43,7 +43,7 @@ class TextSpec:
             ("split", self.split, SPLITS),
         ):
             require(value in allowed, setting, repr(value), ", ".join("null" if a is None else a for a in allowed))
-        require(0.0 < self.val_fraction < 1.0, "val_fraction", self.val_fraction, "between 0 and 1")
+        require(0.0 < self.val_fraction < 1.0, "val_fraction", self.val_fraction, "above 0 and below 1")
         require(self.separator != "", "separator", "empty", "a text, or null")
         if self.split == "documents" and self.val_corpus is not None:
             raise UserError("is 'documents', but val_corpus is a validation text of its own: drop one", "split")
@@ -89,6 +89,12 @@ class Corpus:
         if how == "whole" and self.spec.separator is None:
             return None
         return "\n\n" if self.separator is None else self.separator
+
+    @property
+    def rows_notices(self) -> tuple[str, ...]:
+        """For the user: rows of tables that have no text. Known when the text was read once."""
+        found = (source.rows_notice for source in (*self.sources, *self.val_sources))
+        return tuple(filter(None, found))
 
     def parts(self) -> Iterator[tuple[int, str]]:
         """Yield the text in pieces of about a million characters, each with the number of its part.

@@ -11,7 +11,7 @@ import stat
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,11 +20,13 @@ from gptlit.data.corpus.columnar import dataset_rows
 from gptlit.data.corpus.documents import Pieces
 from gptlit.data.corpus.download import fetch, open_hub, open_saved
 from gptlit.data.corpus.files import (
+    Tally,
     column_error,
     ending,
     inner_name,
     is_table,
     members_of,
+    rows_with_text,
     select_members,
     units_of,
     without,
@@ -52,6 +54,7 @@ class Source:
         rows: whether all units are rows of tables.
         streamed: whether reading it again means fetching it again.
         notice: files of a folder or an archive that are not read, for the user; empty when there are none.
+        tally: rows of the tables that were read to their ends so far.
     """
 
     name: str
@@ -62,6 +65,18 @@ class Source:
     rows: bool = False
     streamed: bool = False
     notice: str = ""
+    tally: Tally = field(default_factory=dict)
+
+    @property
+    def rows_notice(self) -> str:
+        """How many rows have no text, for the user; empty when there are none, or before the source was read."""
+        rows, empty = (sum(counts[i] for counts in self.tally.values()) for i in (0, 1))
+        if not empty:
+            return ""
+        table, first = next((where, first) for where, (_, _, first) in self.tally.items() if first)
+        place = f"row {first:,}" + f" of {table}" * (len(self.tally) > 1)
+        verb, others = ("has", "") if empty == 1 else ("have", "the first is ")
+        return f"{empty:,} of {rows:,} rows of {self.words} {verb} no text: left out ({others}{place})"
 
 
 def resolve(
@@ -123,7 +138,11 @@ def _resolve(spec: str, column: str, cache_dir: Path | None, streaming: bool) ->
         if paths:
             return _files(paths, spec, _count(paths, spec), column)
     if _may_be_hub(spec, path):
-        return _hub(spec, column, cache_dir, streaming)
+        try:
+            return _hub(spec, column, cache_dir, streaming)
+        except UserError as error:  # a mistyped path looks like owner/name
+            error.message = f"{spec!r} is no file or folder here, and {error.message}"
+            raise
     if glob.has_magic(spec):
         raise UserError(f"{spec!r} matches no file")
     raise UserError(_missing(spec, path))
@@ -185,7 +204,7 @@ def _folder(folder: Path, spec: str, column: str) -> Source:
             continue
         if not _reads_in_folder(name):
             left_out[name] = ""
-        elif is_table(name) and (error := column_error(units_of(folder / name, column, str(folder / name)))):
+        elif is_table(name) and (error := column_error(units_of(folder / name, column, str(folder / name), {}))):
             left_out[name] = without(column)
             lacking.append(error)
         else:
@@ -236,10 +255,12 @@ def _saved(folder: Path, spec: str, split: str | None, column: str) -> Source:
 
 
 def _rows(name: str, words: str, rows: Any, column: str, files: tuple[Path, ...], streamed: bool = False) -> Source:
-    def units() -> Iterator[Pieces]:
-        return ([text] for text in dataset_rows(rows, column, words))
+    tally: Tally = {}
 
-    return Source(name, words, lambda: iter([units()]), files, rows=True, streamed=streamed)
+    def units() -> Iterator[Pieces]:
+        return rows_with_text(dataset_rows(rows, column, words), words, tally)
+
+    return Source(name, words, lambda: iter([units()]), files, rows=True, streamed=streamed, tally=tally)
 
 
 def _files(paths: list[Path], name: str, words: str, column: str) -> Source:
@@ -247,6 +268,7 @@ def _files(paths: list[Path], name: str, words: str, column: str) -> Source:
     where = {path: words if len(paths) == 1 else str(path) for path in paths}
     chosen: dict[Path, frozenset[str]] = {}
     left_out: dict[str, str] = {}
+    tally: Tally = {}
     for path in paths:
         if archive_kind(path.name):
             chosen[path], others = select_members(path, column, where[path])
@@ -259,13 +281,14 @@ def _files(paths: list[Path], name: str, words: str, column: str) -> Source:
     def files() -> Iterator[Iterator[Pieces]]:
         for path in paths:
             if path in chosen:
-                yield from members_of(path, column, where[path], chosen[path])
+                yield from members_of(path, column, where[path], chosen[path], tally)
             else:
-                yield units_of(path, column, where[path])
+                yield units_of(path, column, where[path], tally)
 
     names = [name for path in paths for name in chosen.get(path, (path.name,))]
     notice = _left_out(left_out, words)
-    return Source(name, words, files, tuple(paths), len(names) > 1, all(map(is_table, names)), notice=notice)
+    rows = all(map(is_table, names))
+    return Source(name, words, files, tuple(paths), len(names) > 1, rows, notice=notice, tally=tally)
 
 
 def _stem(name: str) -> str:
