@@ -75,7 +75,7 @@ def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> N
     if not found:
         limit = "val" if plan.verb == "validate" else "test"
         raise UserError(f"trainer.limit_{limit}_batches is 0: nothing is left to {plan.verb} on")
-    if note := part_note(plan.verb, trainer):
+    if note := part_note(plan, trainer):
         say_once(note, style="yellow")
     if process_rank() == 0:
         for name, value in found[0].items():
@@ -85,14 +85,14 @@ def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> N
     leave_process_group()
 
 
-def part_note(verb: str, trainer: pl.Trainer) -> str | None:
+def part_note(plan: Plan, trainer: pl.Trainer) -> str | None:
     """Return a line that says that only a part was evaluated, after `validate` or `test`; None after the whole part."""
-    name = "val" if verb == "validate" else "test"
+    name = "val" if plan.verb == "validate" else "test"
     done = sum(getattr(trainer, f"num_{name}_batches"))
     whole = sum(map(len, getattr(trainer, f"{name}_dataloaders")))
     if done == whole:
         return None
-    setting = "fast_dev_run" if trainer.fast_dev_run else f"limit_{name}_batches"
+    setting = "fast_dev_run" if plan.settings["trainer"]["fast_dev_run"] else f"limit_{name}_batches"
     return f"the metrics are those of {done:,} of {whole:,} batches of the validation part: trainer.{setting} is set"
 
 
