@@ -187,8 +187,9 @@ def _keep_settings(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
         (group["role"], group["names"]) for group in current
     ]:
         raise UserError(
-            "the checkpoint's optimizer state belongs to other parameter groups: resume with the model.optimizer.name "
-            "and model.optimizer.decay of the saved run, or start a new run from its weights alone"
+            "the checkpoint's optimizer state belongs to other parameter groups: resume with the model.optimizer.name, "
+            "model.optimizer.decay and model.optimizer.head_lr (a rate, or null) of the saved run, or start a new run "
+            "from its weights alone"
         )
     groups = [{**group, "params": other["params"]} for group, other in zip(current, saved, strict=True)]
     return {**state_dict, "param_groups": groups}
