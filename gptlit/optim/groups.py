@@ -112,6 +112,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 def empty_groups(config: OptimizerConfig) -> dict[str, dict[str, Any]]:
     """Return the groups by role, with their settings and without parameters."""
     adamw_settings = {"lr": config.lr, "initial_lr": config.lr, "betas": config.betas, "eps": config.eps}
+    head_lr = config.lr if config.head_lr is None else config.head_lr
     groups: dict[str, dict[str, Any]] = {
         "matrix": {
             "lr": config.muon_lr,
@@ -121,12 +122,10 @@ def empty_groups(config: OptimizerConfig) -> dict[str, dict[str, Any]]:
             "interval": config.muon_interval,
             "splits": [],
         },
-        "head": {**adamw_settings, "weight_decay": config.weight_decay},
+        "head": {**adamw_settings, "lr": head_lr, "initial_lr": head_lr, "weight_decay": config.weight_decay},
         "decay": {**adamw_settings, "weight_decay": config.weight_decay},
         "no_decay": {**adamw_settings, "weight_decay": 0.0},
     }
-    if config.head_lr is not None:
-        groups["head"].update(lr=config.head_lr, initial_lr=config.head_lr)
     for role, group in groups.items():
         group.update(role=role, names=[], params=[])
     return groups
