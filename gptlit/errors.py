@@ -1,6 +1,6 @@
 """User errors: an invalid flag, file or configuration, which the command reports in one line (exit code 2)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -57,6 +57,12 @@ def settings_under(group: str) -> Iterator[None]:
 def counted(count: int, noun: str) -> str:
     """Return `1 token`, `2,000 tokens`."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def some_of(names: Sequence[str], count: int) -> str:
+    """Return the first so many names as a list for a message: `a, b, c and 7 more`."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"{', '.join(names[:count])}{more}"
 
 
 def reason_of(error: Exception) -> str:

@@ -1,14 +1,13 @@
 """Which checkpoint file a path means, and what it holds."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gptlit.checkpoint.run_dir import RUNS
-from gptlit.checkpoint.torch_file import DamagedFileError, read_torch_file
-from gptlit.errors import UserError
+from gptlit.checkpoint.torch_file import DamagedCheckpointError, read_torch_file
+from gptlit.errors import UserError, some_of
 from gptlit.model.config import GPTConfig
 
 SETTING = "--ckpt_path"  # for messages
@@ -59,7 +58,7 @@ def find_resume_point(path: str) -> ResumePoint:
         refused[0].message = "; ".join(error.message for error in refused)
         if newest is not None:
             refused[0].message += f"; {newest[0].name} is intact: resume from {newest[0]}"
-        elif any(isinstance(error, DamagedFileError) for error in refused):
+        elif any(isinstance(error, DamagedCheckpointError) for error in refused):
             refused[0].message += f": {TRAIN_AGAIN}"
         raise refused[0]
     assert newest is not None
@@ -109,14 +108,8 @@ def find_checkpoint(path: str, prefer: str) -> Path:
 def nothing_saved(path: str) -> UserError:
     """Return the error for a folder that is not a run; it names the checkpoints below."""
     others = sorted(str(file) for file in Path(path).rglob("*.ckpt"))
-    found = f"name {'one of ' * (len(others) > 1)}{some_of(others)}" if others else "nothing was saved there"
+    found = f"name {'one of ' * (len(others) > 1)}{some_of(others, SHOWN)}" if others else "nothing was saved there"
     return UserError(f"{path}: the folder holds neither best.ckpt nor last.ckpt: {found}", SETTING)
-
-
-def some_of(names: Sequence[str]) -> str:
-    """Return the names as a list for a message, which is cut: `a, b, c, d, e and 7 more`."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def find_place(path: str) -> Path:
@@ -132,7 +125,7 @@ def find_place(path: str) -> Path:
     except OSError as error:  # for example a name that is too long
         raise UserError(f"{path}: {error.strerror}", SETTING) from error
     runs = sorted(str(run) for run in RUNS.glob("*") if any(run.glob("*.ckpt"))) if RUNS.is_dir() else []
-    known = f" (runs here: {some_of(runs)})" if runs else ""
+    known = f" (runs here: {some_of(runs, SHOWN)})" if runs else ""
     raise UserError(f"{path}: no such file or run folder{known}", SETTING)
 
 
@@ -149,7 +142,7 @@ def read_checkpoint(path: Path, setting: str = SETTING) -> dict[str, Any]:
     """
     try:
         return read_and_check(path, setting)
-    except DamagedFileError as error:
+    except DamagedCheckpointError as error:
         error.message += f": {way_out(path, setting)}"
         raise
 

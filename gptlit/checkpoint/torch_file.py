@@ -10,7 +10,7 @@ import torch
 from gptlit.errors import UserError
 
 
-class DamagedFileError(UserError):
+class DamagedCheckpointError(UserError):
     """A file that is empty, cut short or changed, or that no program wrote as a checkpoint."""
 
 
@@ -34,21 +34,22 @@ def read_torch_file(
         setting: name of the setting that holds the path, for messages.
 
     Raises:
-        DamagedFileError: if the file is empty or damaged.
+        DamagedCheckpointError: if the file is empty or damaged.
         UserError: if it is missing, not a dict, or holds anything but tensors and plain types.
     """
     try:
         if path.stat().st_size == 0:
-            raise DamagedFileError(f"{path}: the file is empty", setting)
+            raise DamagedCheckpointError(f"{path}: the file is empty", setting)
         if not zipfile.is_zipfile(path):
-            raise DamagedFileError(
+            raise DamagedCheckpointError(
                 f"{path}: the file is cut short or not a checkpoint written by torch.save; nothing in it was executed",
                 setting,
             )
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not verify the checksums
         if damaged is not None:
-            raise DamagedFileError(f"{path}: the file is damaged: the checksum of {damaged} does not match", setting)
+            problem = f"{path}: the file is damaged: the checksum of {damaged} does not match"
+            raise DamagedCheckpointError(problem, setting)
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except UserError:
         raise
@@ -58,7 +59,7 @@ def read_torch_file(
         raise untrusted(path, setting) from error
     except Exception as error:  # a damaged archive can raise any exception
         problem = f"{path}: the file is damaged or not a checkpoint ({type(error).__name__})"
-        raise DamagedFileError(problem, setting) from error
+        raise DamagedCheckpointError(problem, setting) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a checkpoint (it holds a {type(content).__name__})", setting)
     return content

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlit.checkpoint.files import way_out
-from gptlit.checkpoint.torch_file import DamagedFileError, read_torch_file
+from gptlit.checkpoint.torch_file import DamagedCheckpointError, read_torch_file
 from gptlit.convert.compare import network_weights
 from gptlit.convert.dialects import TRAINING_ONLY
 from gptlit.convert.foreign import refuse_file, refuse_folder, refuse_weights
@@ -112,7 +112,7 @@ def from_torch_file(path: Path) -> Pretrained:
     refuse_file(path)
     try:
         content = read_torch_file(path, setting=SETTING)
-    except DamagedFileError as error:
+    except DamagedCheckpointError as error:
         error.message += f": {way_out(path)}"
         raise
     try:

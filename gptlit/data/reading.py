@@ -12,7 +12,7 @@ import numpy as np
 from gptlit.data.cache import FORMAT, hash_of, progress, read_record, token_folder, write_record
 from gptlit.data.corpus.files import ending, inner_name
 from gptlit.data.corpus.load import Corpus
-from gptlit.data.corpus.sources import Source
+from gptlit.data.corpus.source import Source
 
 FACTS = 2  # format of the facts; a new number puts older ones out of use
 SAMPLES, SAMPLE = 64, 2**16  # places of a text whose bytes tell that it is unchanged, and bytes read at each

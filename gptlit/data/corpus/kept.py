@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from gptlit.checkpoint.atomic import flush_to_disk, rename
 from gptlit.data.cache import FORMAT, building, hash_of, progress, token_folder
 from gptlit.data.corpus.documents import Pieces
-from gptlit.data.corpus.sources import Source
+from gptlit.data.corpus.source import Source
 
 
 def kept(source: Source, text_column: str) -> Source:

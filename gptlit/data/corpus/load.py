@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from gptlit.data.corpus.documents import HOW, Pieces, documents_of, joined, part_of, separator_between
 from gptlit.data.corpus.download import NetworkError
 from gptlit.data.corpus.kept import kept
-from gptlit.data.corpus.sources import Source, resolve
+from gptlit.data.corpus.source import Source
+from gptlit.data.corpus.sources import resolve
 from gptlit.data.corpus.text import recut
 from gptlit.errors import UserError, require
 from gptlit.tokenizer.bpe import slices

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gptlit.data.corpus.text import clean
-from gptlit.errors import UserError
+from gptlit.errors import UserError, some_of
 
 SPEAKER = ("role", "from")  # keys of a message: OpenAI's, and that of ShareGPT and Telegram
 CONTENT = ("content", "value", "text")  # OpenAI's, ShareGPT's, Telegram's
@@ -123,9 +123,8 @@ def part_of(value: Any) -> str | None:
 def no_such_column(column: str, where: str, columns: Iterable[str], remedy: str = "") -> NoSuchColumnError:
     """Return the error for a table without the column that the user named."""
     names = [shortened(" ".join(name.split())) for name in columns]
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return NoSuchColumnError(
-        f"{column!r} is not a column of {where}, which has {', '.join(names[:12])}{more}{remedy}", "text_column"
+        f"{column!r} is not a column of {where}, which has {some_of(names, 12)}{remedy}", "text_column"
     )
 
 
