@@ -13,8 +13,9 @@ from gptlit.convert.dialects import GPT2, NANOCHAT, require_dialect
 from gptlit.convert.gpt2_weights import Weights, is_projection, with_all_biases
 from gptlit.convert.libraries import import_transformers, quiet_transformers
 from gptlit.errors import UserError
+from gptlit.model.block import RMS_NORM_EPS
 from gptlit.model.config import GPTConfig
-from gptlit.model.gpt import GPT, RMS_NORM_EPS
+from gptlit.model.gpt import GPT
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "relu2": "relu2"}  # ours: theirs
 LAYER_NORM_EPS = 1e-5  # default of torch and of GPT-2

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gptlit.device.processes import blank_batch
 from gptlit.errors import reason_of
-from gptlit.model.gpt import GPT, Block, next_token_loss
+from gptlit.model.block import Block
+from gptlit.model.gpt import GPT, next_token_loss
 from gptlit.training.lightning_internals import datamodule_of
 
 STEPS_ON_A_GPU = 500  # not measured

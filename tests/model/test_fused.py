@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptlit.model import fused
+from gptlit.model.block import RMSNorm
 from gptlit.model.config import GPTConfig
-from gptlit.model.gpt import GPT, RMSNorm
+from gptlit.model.gpt import GPT
 
 SMALL = {"vocab_size": 11, "block_size": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}
 CASES: dict[str, dict[str, Any]] = {

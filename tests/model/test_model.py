@@ -10,16 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptlit.errors import UserError
+from gptlit.model.block import CausalSelfAttention, attend, plain_attention_is_faster, rms_norm, shift_tokens
 from gptlit.model.config import GPTConfig
-from gptlit.model.gpt import (
-    GPT,
-    CausalSelfAttention,
-    attend,
-    meta_model,
-    plain_attention_is_faster,
-    rms_norm,
-    shift_tokens,
-)
+from gptlit.model.gpt import GPT, meta_model
 from gptlit.model.kv_cache import KVCache
 from gptlit.model.loss import cross_entropy
 from gptlit.model.noise import drop, with_noise

@@ -7,8 +7,9 @@ import pytest
 import torch
 from command import gptlit, write_config
 
+from gptlit.model.block import Block
 from gptlit.model.config import GPTConfig
-from gptlit.model.gpt import GPT, Block
+from gptlit.model.gpt import GPT
 from gptlit.training.compiling import compile_training, compiling_pays, flops_per_token
 
 BASE = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128)

@@ -95,7 +95,7 @@ class CacheView:
         return turned.reshape(qk.shape)
 
     def shift(self, layer: int, reach: int, h: Array, out: Array) -> None:
-        """Write `gptlit.model.gpt.shift_tokens` of h (B, C) to `out`, which may be h."""
+        """Write `gptlit.model.block.shift_tokens` of h (B, C) to `out`, which may be h."""
         assert self.cache is not None
         assert self.cache.earlier is not None
         earlier = self.cache.earlier[layer].numpy()  # (B, reach + capacity, S)

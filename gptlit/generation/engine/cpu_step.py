@@ -24,7 +24,7 @@ from gptlit.generation.engine.cache_view import Array, CacheView, SharedBuffer
 from gptlit.generation.engine.decoder import Decoder, Layer, Norm
 from gptlit.generation.engine.folding import fold
 from gptlit.generation.engine.limits import NUMPY_BELOW, VECTOR_SIZE
-from gptlit.model.gpt import RMS_NORM_EPS
+from gptlit.model.block import RMS_NORM_EPS
 from gptlit.model.kv_cache import KVCache
 
 Operation = Callable[[], object]

@@ -18,7 +18,8 @@ from gptlit.errors import UserError
 from gptlit.generation.engine.affine import Affine
 from gptlit.generation.engine.limits import ERF_BELOW
 from gptlit.generation.engine.small_weights import WeightsDtype
-from gptlit.model.gpt import GPT, activate, rms_norm, shift_tokens
+from gptlit.model.block import activate, rms_norm, shift_tokens
+from gptlit.model.gpt import GPT
 from gptlit.model.kv_cache import KVCache
 
 Norm = Callable[[Tensor], Tensor]

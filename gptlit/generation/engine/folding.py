@@ -17,7 +17,7 @@ from torch import Tensor
 from gptlit.generation.engine.affine import Affine
 from gptlit.generation.engine.decoder import Decoder, Layer, LayerNorm, Norm
 from gptlit.generation.engine.limits import ERF_BELOW
-from gptlit.model.gpt import RMS_NORM_EPS
+from gptlit.model.block import RMS_NORM_EPS
 
 
 @dataclass(frozen=True)
