@@ -59,7 +59,7 @@ def find_resume_point(path: str) -> ResumePoint:
         if newest is not None:
             refused[0].message += f"; {newest[0].name} is intact: resume from {newest[0]}"
         elif any(isinstance(error, DamagedCheckpointError) for error in refused):
-            refused[0].message += f": {TRAIN_AGAIN}"
+            refused[0].message += f"; {TRAIN_AGAIN}"
         raise refused[0]
     assert newest is not None
     return ResumePoint(*newest, run_dir=place if is_run_folder(place) else None)
@@ -143,7 +143,7 @@ def read_checkpoint(path: Path, setting: str = SETTING) -> dict[str, Any]:
     try:
         return read_and_check(path, setting)
     except DamagedCheckpointError as error:
-        error.message += f": {way_out(path, setting)}"
+        error.message += f"; {way_out(path, setting)}"
         raise
 
 
@@ -162,7 +162,7 @@ def way_out(damaged: Path, setting: str = "") -> str:
     try:
         read_and_check(other, SETTING)
     except UserError:
-        return f"{other} is not intact either: {TRAIN_AGAIN}"
+        return f"{other} is not intact either; {TRAIN_AGAIN}"
     return f"{other.name} is intact: give {f'{setting} {other}'.strip()}"
 
 

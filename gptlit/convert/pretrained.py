@@ -113,7 +113,7 @@ def from_torch_file(path: Path) -> Pretrained:
     try:
         content = read_torch_file(path, setting=SETTING)
     except DamagedCheckpointError as error:
-        error.message += f": {way_out(path)}"
+        error.message += f"; {way_out(path)}"
         raise
     try:
         if {"state_dict", "hyper_parameters"} <= content.keys():

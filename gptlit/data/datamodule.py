@@ -1,7 +1,7 @@
 """The DataModule: a text, encoded, as batches for training and validation."""
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -55,7 +55,7 @@ class TextDataModule(pl.LightningDataModule):
         batch_size: int = 16,
         val_fraction: float = 0.1,
         val_corpus: str | list[str] | None = None,
-        fallback: str | None = None,
+        fallback: Literal["sample"] | None = None,
         text_column: str = "text",
         streaming: bool = False,
         documents: str | None = None,

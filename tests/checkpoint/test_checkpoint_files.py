@@ -268,7 +268,7 @@ def test_where_no_checkpoint_of_a_run_is_intact_both_are_named(run: Path, tmp_pa
     answer = use(verb, tmp_path / "run", tmp_path)
     assert_refused(answer, tmp_path / "run" / "best.ckpt")
     assert str(tmp_path / "run" / "last.ckpt") in answer.err
-    assert answer.err.endswith(": train again\n")
+    assert answer.err.endswith("; train again\n")
 
 
 @pytest.mark.parametrize("verb", ["fit", "predict"])

@@ -382,6 +382,7 @@ def test_a_given_learning_rate_overrides_the_saved_one(copy: Path) -> None:
         (["--model.gpt.vocab_size", "50"], "model.gpt.vocab_size is 50"),
         (["--model.gpt.activation", "gelu"], "model.gpt.activation is 'gelu'"),
         (["--model.optimizer.name", "adamw"], "model.optimizer.name is 'adamw'"),
+        (["--model.optimizer.head_lr", "0.001"], "model.optimizer.head_lr is 0.001, but the checkpoint was trained"),
         (["--data.tokenizer", "bpe"], "data.tokenizer is 'bpe'"),
         (["--data.val_fraction", "0.2"], "data.val_fraction"),
         (["--data.corpus", "sample"], "data.corpus"),
@@ -395,6 +396,21 @@ def test_a_setting_that_does_not_fit_the_weights_is_refused_by_name(half: Path, 
     assert name in answer.err
     assert answer.err.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in half.rglob("*")} == before
+
+
+def test_the_rate_of_the_head_can_be_changed_but_not_dropped(tmp_path: Path) -> None:
+    """Without it the head belongs to another group, so that its moments would be lost."""
+    config, run = write_config(tmp_path, model__optimizer__head_lr=1e-3, trainer__max_steps=2), tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    again = ("fit", "--ckpt_path", run, "--trainer.max_steps", 4, "--model.optimizer.head_lr")
+    answer = gptlit(*again, "null")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "model.optimizer.head_lr is null, but the checkpoint was trained with 0.001" in answer.err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    answer = gptlit(*again, "0.002")
+    assert answer.code == 0, answer.err
+    assert "changed: model.optimizer.head_lr 0.001 -> 0.002" in answer.err
 
 
 def test_a_moved_corpus_is_accepted(copy: Path, half: Path) -> None:

@@ -262,7 +262,7 @@ PREDICT --config {}/list.yaml                                 | {}/list.yaml
 PREDICT --config {}/typo.yaml                                 | {}/typo.yaml: model.gpt.n_layers
 PREDICT -c {}/typo.yaml                                       | {}/typo.yaml: model.gpt.n_layers
 PREDICT --config {}/code.yaml                                 | {}/code.yaml, line 1
-PREDICT --prompt FILE:{}/nothing                              | {}/nothing
+PREDICT --prompt FILE:{}/nothing                              | --prompt FILE:{}/nothing
 PREDICT --output {}/nothing                                   | --output {}/nothing
 PREDICT --temprature 1                                        | did you mean --temperature?
 PREDICT --temperature -1                                      | --temperature is -1
@@ -288,7 +288,7 @@ PREDICT --prompt a --unknown ignore                           | --unknown
 PREDICT --prompt É --unknown replace:É                        | --unknown replace:É
 PREDICT --prompt É --unknown replace:ab                       | --unknown
 PREDICT --prompt a --prompts {}/prompts.txt                   | --prompts
-PREDICT --prompt FILE:{}/missing                              | {}/missing
+PREDICT --prompt FILE:{}/missing                              | --prompt FILE:{}/missing
 PREDICT --prompt FILE:{}/latin1.prompt                        | {}/latin1.prompt
 PREDICT --prompts {}/missing                                  | {}/missing
 PREDICT --prompts {}/prompts.txt                              | {}/prompts.txt

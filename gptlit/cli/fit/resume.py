@@ -19,6 +19,7 @@ FIXED = (
     "data.vocab_size",
 )
 FREE = tuple(f"model.gpt.{name}" for name in REGULARISATION)
+HEAD_LR = "model.optimizer.head_lr"  # null or not: whether the head is a parameter group of its own
 LIGHTNING = re.compile(r"(lightning\.pytorch\.(callbacks|strategies)\.\w+)?")
 TEXT_ARGUMENTS = ("monitor", "dirpath", "filename")  # of callbacks; a text there names no code
 NOT_TRUSTED = "it may name code: give it again, if you trust it"
@@ -107,14 +108,24 @@ def refuse_what_is_fixed(now: Mapping[str, Any], then: Mapping[str, Any]) -> dic
     Raises:
         UserError: for the first one that a checkpoint fixes.
     """
+    if HEAD_LR in now:
+        then = {HEAD_LR: None, **then}  # checkpoints of versions without it
     changes = {key: (then[key], now[key]) for key in sorted(then.keys() & now.keys()) if then[key] != now[key]}
     for key, (old, new) in changes.items():
-        if key not in FREE and any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED):
+        if is_fixed(key, old, new):
+            was, is_now = ("null" if value is None else repr(value) for value in (old, new))
             raise UserError(
-                f"{key} is {new!r}, but the checkpoint was trained with {old!r}: "
+                f"{key} is {is_now}, but the checkpoint was trained with {was}: "
                 "drop the flag to resume, or start a new run without --ckpt_path"
             )
     return changes
+
+
+def is_fixed(key: str, old: Any, new: Any) -> bool:
+    """Return whether a run cannot be resumed after this change of a setting."""
+    if key == HEAD_LR:
+        return (old is None) != (new is None)
+    return key not in FREE and any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)
 
 
 def refuse_another_text(checkpoint: dict[str, Any], datamodule: TextDataModule) -> None:

@@ -41,7 +41,7 @@ def read_prompts(prompt: str | None, prompts: str | None) -> list[str | None]:
         if prompt == "-":
             return [read_stdin("prompt")]
         if prompt is not None and prompt.startswith("FILE:"):
-            return [read_text(prompt.removeprefix("FILE:"), "prompt")]
+            return [read_text(prompt.removeprefix("FILE:"), "prompt", "FILE:")]
         return [prompt]
     text = read_stdin("prompts") if prompts == "-" else read_text(prompts, "prompts")
     if not text:
@@ -83,14 +83,14 @@ def read_stdin(setting: str) -> str:
         raise UserError(f"-: not UTF-8 at byte {error.start}: convert it first", setting) from error
 
 
-def read_text(path: str, setting: str) -> str:
-    """Read a UTF-8 file without the byte order mark."""
+def read_text(path: str, setting: str, prefix: str = "") -> str:
+    """Read a UTF-8 file without the byte order mark. Messages name it with the prefix that the user typed."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}: convert it first", setting) from error
+        raise UserError(f"{prefix}{path}: not UTF-8 at byte {error.start}: convert it first", setting) from error
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}: name a file that can be read", setting) from error
+        raise UserError(f"{prefix}{path}: {error.strerror}: name a file that can be read", setting) from error
 
 
 def encode_prompt(index: int, text: str | None, tokenizer: Tokenizer, unknown: str, start: str = "\n") -> Prompt:

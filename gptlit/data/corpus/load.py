@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from gptlit.data.corpus.documents import HOW, Pieces, documents_of, joined, part_of, separator_between
 from gptlit.data.corpus.download import NetworkError
@@ -29,7 +30,7 @@ class TextSpec:
     corpus: str | list[str]
     val_corpus: str | list[str] | None = None
     val_fraction: float = 0.1
-    fallback: str | None = None
+    fallback: Literal["sample"] | None = None
     text_column: str = "text"
     streaming: bool = False
     documents: str | None = None
