@@ -322,6 +322,12 @@ def test_losses_of_tokens_are_float32_or_better(dtype: torch.dtype) -> None:
     assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+@pytest.mark.parametrize(("dtype", "nats"), [(torch.float16, 30.0), (torch.bfloat16, 120.0), (torch.float32, 120.0)])
+def test_the_loss_of_a_token_whose_probability_underflows_is_finite(dtype: torch.dtype, nats: float) -> None:
+    """The logarithm of a softmax is −∞ there (findings/torchmetrics-perplexity-underflow.sh)."""
+    assert token_losses(torch.tensor([[[nats, 0.0]]], dtype=dtype), torch.tensor([[1]])).item() == nats
+
+
 def test_a_validation_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     """Guards against a run without best.ckpt that ends with exit code 0."""
 
