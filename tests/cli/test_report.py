@@ -147,3 +147,13 @@ def test_metrics_of_a_part_are_announced(run: Path, verb: str, flags: tuple[Any,
     )
     assert (found and found[3]) == setting
     assert found is None or 0 < int(found[1]) < int(found[2])
+
+
+@pytest.mark.parametrize("limit", [2, 0.5, 1.0, 0])
+def test_a_run_that_validates_on_a_part_says_so_at_its_end(limit: float, tmp_path: Path) -> None:
+    """The losses of its closing table are not those that the documents state."""
+    config = write_config(tmp_path, data__eval_batch_size=16)
+    answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "part", "--trainer.limit_val_batches", limit)
+    assert answer.code == 0, answer.err
+    said = "batches of the validation part: trainer.limit_val_batches is set"
+    assert (said in answer.err) == (limit in (2, 0.5))

@@ -86,10 +86,10 @@ def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> N
 
 
 def part_note(plan: Plan, trainer: pl.Trainer) -> str | None:
-    """Return a line that says that only a part was evaluated, after `validate` or `test`; None after the whole part."""
-    name = "val" if plan.verb == "validate" else "test"
+    """Return a line that says that only a part was evaluated, after any verb; None after the whole part or nothing."""
+    name = "test" if plan.verb == "test" else "val"
     done = sum(getattr(trainer, f"num_{name}_batches"))
-    whole = sum(map(len, getattr(trainer, f"{name}_dataloaders")))
+    whole = sum(map(len, getattr(trainer, f"{name}_dataloaders"))) if done else 0
     if done == whole:
         return None
     setting = "fast_dev_run" if plan.settings["trainer"]["fast_dev_run"] else f"limit_{name}_batches"
@@ -270,6 +270,8 @@ class Fit:
         done, wanted = self.trainer.global_step, self.trainer.max_steps
         if done >= wanted:
             table("done", rows)
+            if note := part_note(self.plan, self.trainer):
+                say_once(note, style="yellow")
         else:  # trainer.max_time, or a callback such as EarlyStopping
             table(
                 f"stopped after step {done:,} of {wanted:,}: trainer.max_time was reached, or a callback stopped it",
