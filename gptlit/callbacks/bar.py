@@ -23,6 +23,7 @@ REFRESHES_PER_SECOND = 4
 WIDEST_BAR = 40  # characters
 NARROWEST_BAR = 5
 WINDOW = 200  # steps that the time of a step is averaged over
+SUSPENDED, USUAL = 60.0, 20.0  # longer than so many seconds and so many usual steps: it was suspended (Ctrl-Z, sleep)
 FIRST_MINUTE, OFTEN, SELDOM = (
     60.0,
     5.0,
@@ -34,7 +35,8 @@ FIRST_MINUTE, OFTEN, SELDOM = (
 class Pace:
     """Measures the wall-clock time of a step and of a validation; estimates the time left.
 
-    The time of a validation includes its samples, pictures and `best.ckpt`.
+    The time of a validation includes its samples, pictures and `best.ckpt`. A step during which the process was
+    suspended does not count; two such steps in a row are a slow machine, and do.
 
     Args:
         clock: returns seconds.
@@ -50,6 +52,7 @@ class Pace:
     _warm: bool = False  # whether the first interval has ended, which includes one-time work such as compiling
     _mark: tuple[int, float] | None = None  # step and time at which the current interval began
     _paused: float | None = None
+    _left_out: bool = False  # whether the latest interval did not count
 
     def resume(self, step: int) -> None:
         """Count the time from now on as training; end the validation if one was running."""
@@ -71,10 +74,15 @@ class Pace:
         if self._mark is None or step <= self._mark[0]:
             return
         now = self.clock()
+        interval = (step - self._mark[0], now - self._mark[1])
+        usual = None if self.step_seconds is None else interval[0] * self.step_seconds
+        if usual is not None and interval[1] > max(SUSPENDED, USUAL * usual) and not self._left_out:
+            self._mark, self._left_out = (step, now), True
+            return
+        self._left_out = False
         if len(self._intervals) == 1 and not self._warm:
             self._drop_oldest()
             self._warm = True
-        interval = (step - self._mark[0], now - self._mark[1])
         self._intervals.append(interval)
         self._steps, self._seconds = self._steps + interval[0], self._seconds + interval[1]
         if len(self._intervals) > WINDOW:

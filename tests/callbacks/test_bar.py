@@ -105,6 +105,20 @@ def test_at_a_steady_pace_the_time_left_is_exact_after_the_first_validation_and_
     assert all(after <= before + 1e-6 for (before, _), (after, _) in itertools.pairwise(estimates))
 
 
+@pytest.mark.parametrize(("seconds", "times", "left"), [(900.0, 1, 90.0), (900.0, 2, None), (50.0, 1, None)])
+def test_a_suspended_process_does_not_change_the_time_left(seconds: float, times: int, left: float | None) -> None:
+    """Stopped by Ctrl-Z during one step of one second each, say; two such steps in a row are a slow machine."""
+    time = Clock()
+    pace = Pace(time)
+    for step in range(1, 11):
+        pace.resume(step - 1)
+        time.now += seconds if 5 <= step < 5 + times else 1.0
+        pace.lap(step)
+    estimate = pace.left(90, 0)
+    assert estimate is not None
+    assert estimate == left if left is not None else estimate > 100
+
+
 def trainer_at(step: int, interval: Any, accumulate: int = 1, limit: float = 1.0) -> Any:
     return SimpleNamespace(
         global_step=step,
