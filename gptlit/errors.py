@@ -45,11 +45,11 @@ def require(condition: bool, setting: str, value: object, rule: str) -> None:
 
 @contextmanager
 def settings_under(group: str) -> Iterator[None]:
-    """Prefix the setting of a `UserError` raised inside with the name of its group, such as `model.gpt`."""
+    """Prefix the setting of a `UserError` raised inside with its group, such as `model.gpt`, where it is not there."""
     try:
         yield
     except UserError as error:
-        if error.setting:
+        if error.setting and not error.setting.startswith(f"{group}."):
             error.setting = f"{group}.{error.setting}"
         raise
 

@@ -2,7 +2,7 @@
 
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -15,11 +15,12 @@ from torch.optim import Optimizer
 from gptlit.checkpoint.files import read_checkpoint
 from gptlit.checkpoint.torch_file import untrusted
 from gptlit.device.seeds import mix, seed_device
-from gptlit.errors import settings_under
+from gptlit.errors import UserError, require, settings_under
 from gptlit.model.config import GPTConfig
 from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor
 from gptlit.training.checks import check_callbacks, check_epoch
 from gptlit.training.compiling import compile_network
+from gptlit.training.distillation import SETTING, Teachers, distillation_loss
 from gptlit.training.evaluation import EvaluatesTokens
 from gptlit.training.gradients import clip_by_norm, fused_step_works
 from gptlit.training.lightning_internals import (
@@ -43,6 +44,9 @@ from gptlit.training.metrics import (
 from gptlit.training.network import NetworkModule
 from gptlit.training.strategies import holds_whole_model
 from gptlit.version import __version__
+
+TEACHER_WEIGHT = 0.5  # by default
+WEIGHT_SETTING = "model.teacher_weight"
 
 
 class LitGPT(NetworkModule, EvaluatesTokens):
@@ -73,6 +77,13 @@ class LitGPT(NetworkModule, EvaluatesTokens):
             more time for a fraction of the memory (arXiv:1604.06174).
         matmul_precision: precision of float32 matrix multiplications, as in torch.set_float32_matmul_precision.
             `medium` uses bfloat16 units of CPUs (AMX) and GPUs, which halves the time of a step there.
+        teachers: trained models, as for `init_from`, that predict next to this one while it trains: it learns their
+            mean prediction too (knowledge distillation, arXiv:1503.02531). They need the tokens of the data and a
+            context of at least `block_size`. Each adds a forward pass to a step. `train/loss` stays that of the text.
+        teacher_weight: weight of their prediction in the training loss, above 0 and at most 1; the text has the rest.
+
+    Raises:
+        UserError: when a model of `init_from` or `teachers` cannot be read, or a setting is out of its range.
     """
 
     def __init__(
@@ -86,12 +97,16 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         compile: bool | Literal["auto", "reduce-overhead"] = False,
         checkpoint_activations: bool = False,
         matmul_precision: Literal["highest", "high", "medium"] = "highest",
+        teachers: str | list[str] | None = None,
+        teacher_weight: float = TEACHER_WEIGHT,
     ) -> None:
         gpt = GPTConfig(**gpt) if isinstance(gpt, Mapping) else gpt
         super().__init__(gpt, tokenizer, init_from, seed, checkpoint_activations, matmul_precision)
         self.optimizer_config = OptimizerConfig(**optimizer) if isinstance(optimizer, Mapping) else optimizer
         self.schedule = ScheduleConfig(**schedule) if isinstance(schedule, Mapping) else schedule
         self.compile_network = compile
+        self.teachers = make_teachers(teachers, teacher_weight)
+        self.teacher_weight = teacher_weight
         self.weights_step: int | None = None  # step that the weights belong to when the optimizer returns
         self.run_config: str | None = None  # YAML of all settings of the run, kept in the checkpoint
         self._step = StepMetrics()
@@ -128,9 +143,16 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         return []
 
     def on_fit_start(self) -> None:
-        """Refuse callbacks that monitor an unknown metric."""
+        """Refuse callbacks that monitor an unknown metric, and bring the teachers to the device."""
         with settings_under("trainer.callbacks"):
             check_monitors(self.trainer)
+        if self.teachers is not None:
+            self._load_teachers(self.teachers)
+            self.teachers.move_to(self.device, next(self.network.parameters()).dtype)
+
+    def _load_teachers(self, teachers: Teachers) -> None:
+        assert self.tokenizer is not None
+        teachers.load(self.gpt, self.tokenizer)
 
     def on_train_start(self) -> None:
         """Forget the last fit, compile if asked to, and validate the initial weights."""
@@ -154,13 +176,21 @@ class LitGPT(NetworkModule, EvaluatesTokens):
             seed_device(self.device, mix(self.seed, batch_idx, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the mean cross-entropy (nats per token) of a micro-batch."""
+        """Return the training loss (nats per token) of a micro-batch: without teachers the mean cross-entropy."""
         inputs, targets = batch  # (B, T) each
         if self.compile_network == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()  # results of the last step may be overwritten from here on
-        loss: Tensor = self.network(inputs, targets=targets)
-        self._step.add(loss, last=(batch_idx + 1) % self.trainer.accumulate_grad_batches == 0)
+        loss, shown = self._losses(inputs, targets)
+        self._step.add(shown, last=(batch_idx + 1) % self.trainer.accumulate_grad_batches == 0)
         return loss
+
+    def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss to minimise and the one to show: they differ with teachers."""
+        if self.teachers is None:
+            loss: Tensor = self.network(inputs, targets=targets)
+            return loss, loss
+        probabilities = self.teachers.probabilities(inputs)
+        return distillation_loss(self.network(inputs), targets, probabilities, self.teacher_weight)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stop before the weights change when the loss is not finite."""
@@ -263,6 +293,8 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         fingerprint = getattr(datamodule_of(self.trainer), "fingerprint", None)
         corpus = None if fingerprint is None else fingerprint()
         checkpoint["gptlit"] = {"version": __version__, "config": self.run_config, "corpus": corpus}
+        if self.teachers is not None:
+            checkpoint["gptlit"]["teachers"] = dict(zip(self.teachers.sources, self.teachers.digests, strict=False))
         if "optimizer_states" not in checkpoint:  # weights only: Lightning does not ask the averaging callback then
             checkpoint["state_dict"] = averaged_state(self.trainer) or checkpoint["state_dict"]
 
@@ -275,4 +307,24 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         if trainer is not None and trainer.state.fn == "fit":
             use_trained_weights(trainer, checkpoint)
             forget_elapsed_time(trainer, checkpoint)
+            if self.teachers is not None:
+                self._load_teachers(self.teachers)
+                self.teachers.require_those_of(checkpoint)
         set_progress_to_step_boundary(checkpoint, 1 if trainer is None else trainer.accumulate_grad_batches)
+
+
+def make_teachers(teachers: str | Sequence[str] | None, weight: float) -> Teachers | None:
+    """Return the teachers of these names, or None.
+
+    Raises:
+        UserError: when a name is empty or the weight is out of its range, or has no teachers to apply to.
+    """
+    names = [teachers] if isinstance(teachers, str) else list(teachers or ())
+    if not names:
+        if weight != TEACHER_WEIGHT:
+            raise UserError(f"is {weight}, but there are no {SETTING}: name them, or leave it out", WEIGHT_SETTING)
+        return None
+    require(0 < weight <= 1, WEIGHT_SETTING, weight, "above 0 and at most 1")
+    if not all(names):
+        raise UserError("has an empty name: give a run folder or a checkpoint file", SETTING)
+    return Teachers(names)

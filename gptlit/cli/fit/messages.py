@@ -48,6 +48,8 @@ def opening_rows(
     sizes = f"{counted(characters, 'character')}, {counted(data.tokenizer.vocab_size, 'token')}"
     rows += [("text", f"{data.corpus.source}: {sizes}")]
     rows += [("model", model_size(module, data.tokenizer, trainer)), ("step", step_size(data, trainer))]
+    if module.teachers is not None:
+        rows.append(("teachers", f"{', '.join(module.teachers.sources)} (weight {module.teacher_weight:g})"))
     rows.append(("length", counted(trainer.max_steps, "step")))
     if plan.precision_chosen:
         rows.append(("precision", f"{plan.settings['trainer']['precision']} (auto)"))

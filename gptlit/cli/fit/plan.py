@@ -129,6 +129,8 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         config.trainer.precision = fastest_precision(vars(config.trainer))
         precision_chosen = config.trainer.precision is not None
     settings = json.loads(parser.dump(config, skip_unset=False, format="json"))
+    if verb != "fit" and settings["model"]["teachers"] is not None:
+        raise UserError(f"is for training: leave it out of gptlit {verb}", "model.teachers")
     left_out = not_given_again(left_out, settings)
     changes: dict[str, tuple[Any, Any]] = {}
     if start is not None:
