@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from gptlit.convert.pretrained import fit_to, load_pretrained
-from gptlit.errors import UserError
+from gptlit.errors import UserError, require
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 from gptlit.model.loss import cross_entropy
 from gptlit.tokenizer import Tokenizer
 
-SETTING = "model.teachers"
+SETTING, WEIGHT_SETTING = "model.teachers", "model.teacher_weight"
+TEACHER_WEIGHT = 0.5  # by default
 
 
 class Teachers:
@@ -111,6 +112,23 @@ class Teachers:
             total = found if total is None else total.add_(found)
         assert total is not None
         return total.div_(len(self.networks))
+
+
+def make_teachers(teachers: str | Sequence[str] | None, weight: float) -> Teachers | None:
+    """Return the teachers of these names, or None.
+
+    Raises:
+        UserError: when a name is empty or the weight is out of its range, or has no teachers to apply to.
+    """
+    names = [teachers] if isinstance(teachers, str) else list(teachers or ())
+    if not names:
+        if weight != TEACHER_WEIGHT:
+            raise UserError(f"is {weight}, but there are no {SETTING}: name them, or leave it out", WEIGHT_SETTING)
+        return None
+    require(0 < weight <= 1, WEIGHT_SETTING, weight, "above 0 and at most 1")
+    if not all(names):
+        raise UserError("has an empty name: give a run folder or a checkpoint file", SETTING)
+    return Teachers(names)
 
 
 def distillation_loss(logits: Tensor, targets: Tensor, probabilities: Tensor, weight: float) -> tuple[Tensor, Tensor]:

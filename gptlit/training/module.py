@@ -2,7 +2,7 @@
 
 import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from gptlit.checkpoint.files import read_checkpoint
 from gptlit.checkpoint.torch_file import untrusted
 from gptlit.device.seeds import mix, seed_device
-from gptlit.errors import UserError, require, settings_under
+from gptlit.errors import settings_under
 from gptlit.model.config import GPTConfig
 from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor
 from gptlit.training.checks import check_callbacks, check_epoch
 from gptlit.training.compiling import compile_network
-from gptlit.training.distillation import SETTING, Teachers, distillation_loss
+from gptlit.training.distillation import TEACHER_WEIGHT, Teachers, distillation_loss, make_teachers
 from gptlit.training.evaluation import EvaluatesTokens
 from gptlit.training.gradients import clip_by_norm, fused_step_works
 from gptlit.training.lightning_internals import (
@@ -44,9 +44,6 @@ from gptlit.training.metrics import (
 from gptlit.training.network import NetworkModule
 from gptlit.training.strategies import holds_whole_model
 from gptlit.version import __version__
-
-TEACHER_WEIGHT = 0.5  # by default
-WEIGHT_SETTING = "model.teacher_weight"
 
 
 class LitGPT(NetworkModule, EvaluatesTokens):
@@ -311,20 +308,3 @@ class LitGPT(NetworkModule, EvaluatesTokens):
                 self._load_teachers(self.teachers)
                 self.teachers.require_those_of(checkpoint)
         set_progress_to_step_boundary(checkpoint, 1 if trainer is None else trainer.accumulate_grad_batches)
-
-
-def make_teachers(teachers: str | Sequence[str] | None, weight: float) -> Teachers | None:
-    """Return the teachers of these names, or None.
-
-    Raises:
-        UserError: when a name is empty or the weight is out of its range, or has no teachers to apply to.
-    """
-    names = [teachers] if isinstance(teachers, str) else list(teachers or ())
-    if not names:
-        if weight != TEACHER_WEIGHT:
-            raise UserError(f"is {weight}, but there are no {SETTING}: name them, or leave it out", WEIGHT_SETTING)
-        return None
-    require(0 < weight <= 1, WEIGHT_SETTING, weight, "above 0 and at most 1")
-    if not all(names):
-        raise UserError("has an empty name: give a run folder or a checkpoint file", SETTING)
-    return Teachers(names)
