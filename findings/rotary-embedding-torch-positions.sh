@@ -2,9 +2,9 @@
 # rotary-embedding-torch 0.9.1, torch 2.13.0: with bfloat16 queries, most positions after 256 share a rotation.
 # expected: angles are computed in float32 (the table of frequencies is), and the rotated queries are rounded at the end.
 #           Every position has a rotation of its own.
-# seen:     positions are counted in the type of the queries, which is bfloat16 under autocast: it has no odd integers
-#           above 256 and only every fourth from 512 on. Of 1,024 positions 513 are left, and 257 is rotated as 256.
-#           float16 has the same limit at 2,048. Float32 queries are right.
+# seen:     positions are counted in the type of the queries, which linear layers return in bfloat16 under autocast: it
+#           has no odd integers above 256 and only every fourth from 512 on. Of 1,024 positions 513 are left. Queries in
+#           float32 and float16 are right.
 # usage:    findings/rotary-embedding-torch-positions.sh      (PYTHON=python3.11 to choose another interpreter)
 set -euo pipefail
 folder=$(mktemp -d)

@@ -2,8 +2,8 @@
 # torchmetrics 1.9.0, torch 2.13.0: Perplexity is infinite because of one unlikely token, although the loss is small.
 # expected: the exponential of the mean cross-entropy, computed from log-probabilities.
 # seen:     it takes the softmax first and then the logarithm of the probability, in the type of the logits. A token whose
-#           probability underflows has the loss ∞: in float16 from 17.4 nats on (half-precision training), in float32
-#           from 104 nats on. One such token among any number makes perplexity ∞; the cross-entropy of torch stays finite.
+#           probability underflows has the loss ∞: in float16 at 18 nats (half-precision training), in float32 at
+#           105. One such token among any number makes perplexity ∞; the cross-entropy of torch stays finite.
 # usage:    findings/torchmetrics-perplexity-underflow.sh      (PYTHON=python3.11 to choose another interpreter)
 set -euo pipefail
 folder=$(mktemp -d)

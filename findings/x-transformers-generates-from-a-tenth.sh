@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # x-transformers 2.31.10, torch 2.13.0: generate() samples from the most likely tenth of the tokens only.
 # expected: as in nanoGPT and transformers, temperature 1 without other arguments samples from the model's distribution.
-# seen:     `filter_logits_fn` is `top_k` by default, which keeps ⌈0.1 · tokens⌉: of 65 characters the 7 most likely ones.
-#           With subwords that is still most of the distribution; for a character model the rest may be most of it. With
-#           filter_logits_fn=lambda logits: logits, all characters are sampled.
+# seen:     `filter_logits_fn` is `top_k` by default, which keeps ⌈0.1 · tokens⌉: of 65 characters the 7 most likely ones,
+#           which an untrained model gives a quarter of the probability. With filter_logits_fn=lambda logits: logits, all
+#           characters are sampled.
 # usage:    findings/x-transformers-generates-from-a-tenth.sh      (PYTHON=python3.11 to choose another interpreter)
 set -euo pipefail
 folder=$(mktemp -d)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptlit.convert.pretrained import fit_to, load_pretrained
+from gptlit.convert.source import Pretrained
 from gptlit.errors import UserError, require
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
@@ -34,18 +35,18 @@ class Teachers:
         with _as_teachers():
             self._pretrained = [load_pretrained(source) for source in self.sources]
         self.networks: list[GPT] = []
-        self.digests: list[str] = []
-        """SHA-256 of the weights of each, once they are loaded."""
+        self.digests: dict[str, str] = {}
+        """SHA-256 of the weights by source, once they are loaded."""
 
-    def check(self, gpt: GPTConfig, tokenizer: Tokenizer) -> None:
-        """Refuse teachers of other tokens or of shorter contexts.
+    def fitted(self, gpt: GPTConfig, tokenizer: Tokenizer) -> list[Pretrained]:
+        """Return the teachers with the vocabulary of a model that is trained. Reads no weights.
 
         Args:
-            gpt: architecture of the model that is trained, with its vocabulary.
+            gpt: architecture of that model, with its vocabulary.
             tokenizer: of its data.
 
         Raises:
-            UserError: names the teacher.
+            UserError: names the teacher with other tokens or a shorter context.
         """
         for teacher in self._pretrained:
             if teacher.tokenizer is not None and teacher.tokenizer.to_json() != tokenizer.to_json():
@@ -59,29 +60,27 @@ class Teachers:
                     f"{gpt.block_size}: choose that or less",
                     SETTING,
                 )
-            with _as_teachers():
-                fit_to(teacher, vocab_size=gpt.vocab_size)
+        with _as_teachers():
+            return [fit_to(teacher, vocab_size=gpt.vocab_size) for teacher in self._pretrained]
 
     def load(self, gpt: GPTConfig, tokenizer: Tokenizer) -> None:
         """Read the weights, once.
 
         Raises:
-            UserError: as `check`, and when weights are damaged or not finite.
+            UserError: as `fitted`, and when weights are damaged or not finite.
         """
         if self.networks:
             return
-        self.check(gpt, tokenizer)
-        for teacher in self._pretrained:
+        for source, teacher in zip(self.sources, self.fitted(gpt, tokenizer), strict=True):
             with _as_teachers():
-                fitted = fit_to(teacher, vocab_size=gpt.vocab_size)
-                weights = fitted.state_dict()
+                weights = teacher.state_dict()
             if not all(bool(weight.isfinite().all()) for weight in weights.values()):
                 raise UserError(f"{teacher.source} holds non-finite weights: train it again", SETTING)
             with torch.random.fork_rng(devices=[]):  # its initial weights are overwritten
-                network = GPT(fitted.gpt)
+                network = GPT(teacher.gpt)
             network.load_state_dict(weights)
             self.networks.append(network.eval().requires_grad_(False))
-            self.digests.append(_digest(network))
+            self.digests[source] = _digest(network)
 
     def move_to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the weights to the device of the model that is trained, in the type of its weights."""
@@ -95,7 +94,7 @@ class Teachers:
             UserError: names the teacher.
         """
         before: dict[str, str] = checkpoint.get("gptlit", {}).get("teachers") or {}
-        for source, digest in zip(self.sources, self.digests, strict=True):
+        for source, digest in self.digests.items():
             if before.get(source, digest) != digest:
                 raise UserError(
                     f"{source} has other weights than before the resume: put the old ones back, or name other teachers",

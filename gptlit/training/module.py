@@ -76,7 +76,8 @@ class LitGPT(NetworkModule, EvaluatesTokens):
             `medium` uses bfloat16 units of CPUs (AMX) and GPUs, which halves the time of a step there.
         teachers: trained models, as for `init_from`, that predict next to this one while it trains: it learns their
             mean prediction too (knowledge distillation, arXiv:1503.02531). They need the tokens of the data and a
-            context of at least `block_size`. Each adds a forward pass to a step. `train/loss` stays that of the text.
+            context of at least `block_size`. Each adds a forward pass to a step; head and
+            loss are not compiled then. `train/loss` stays that of the text.
         teacher_weight: weight of their prediction in the training loss, above 0 and at most 1; the text has the rest.
 
     Raises:
@@ -291,7 +292,7 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         corpus = None if fingerprint is None else fingerprint()
         checkpoint["gptlit"] = {"version": __version__, "config": self.run_config, "corpus": corpus}
         if self.teachers is not None:
-            checkpoint["gptlit"]["teachers"] = dict(zip(self.teachers.sources, self.teachers.digests, strict=False))
+            checkpoint["gptlit"]["teachers"] = dict(self.teachers.digests)
         if "optimizer_states" not in checkpoint:  # weights only: Lightning does not ask the averaging callback then
             checkpoint["state_dict"] = averaged_state(self.trainer) or checkpoint["state_dict"]
 

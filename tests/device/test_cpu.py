@@ -25,7 +25,7 @@ def answer(environment: Mapping[str, str]) -> str:
 
 
 def test_the_environment_limits_the_instructions() -> None:
-    """Each of the two variables, in any case; the first one wins."""
+    """Each of the two variables, in upper or lower case; the first one wins."""
     assert answer({"ATEN_CPU_CAPABILITY": "avx2"}) == answer({})
     limits = zip(LIMITS, ("avx512_core", "AVX512_CORE_VNNI"), strict=True)
     assert [answer({limit: value}) for limit, value in limits] == ["False"] * 2

@@ -92,8 +92,8 @@ def test_the_curve_shows_the_loss_of_the_text(folder: Path, tmp_path: Path) -> N
     assert digest(runs["taught"] / "last.ckpt") != digest(runs["plain"] / "last.ckpt")
 
 
-def test_a_student_of_a_sharp_teacher_follows_it(folder: Path, tmp_path: Path) -> None:
-    """With a weight of 1 the text is not seen, so an untrained teacher teaches nothing: the loss stays ln V."""
+def test_with_a_weight_of_one_only_the_prediction_is_learned(folder: Path, tmp_path: Path) -> None:
+    """The teacher's weights are 0 and its prediction is uniform, as that of the initial weights: nothing changes."""
     untrained = tmp_path / "untrained"
     config = folder / "small.yaml"
     assert gptlit("fit", "--config", config, "--run_dir", untrained, "--trainer.max_steps", 1).code == 0

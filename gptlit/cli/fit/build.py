@@ -86,7 +86,7 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
     assert data.tokenizer is not None
     gpt = model.gpt_for(data.tokenizer.vocab_size)
     if model.teachers is not None:
-        model.teachers.check(dataclasses.replace(gpt, block_size=data.block_size), data.tokenizer)
+        model.teachers.fitted(gpt, data.tokenizer)  # refuses what does not fit, before anything is written
     if borrowed:  # checkpoints of this run hold what it started from
         settings["model"] |= {"gpt": dataclasses.asdict(gpt), "init_from": None}
     model.run_config = as_yaml({key: value for key, value in settings.items() if key != "ckpt_path"})

@@ -48,8 +48,8 @@ def settings_to_take_over(
     left_out: dict[str, str] = {}
     for key, value in flat(stored, stop_at=leaves_of(known)).items():
         part = key.partition(".")[0]
-        needed = part in ("seed_everything", "model", "data") or key == "trainer.precision"
-        needed = verb == "fit" or (needed and key not in OF_TRAINING)
+        evaluated = part in ("seed_everything", "model", "data") and key not in OF_TRAINING
+        needed = verb == "fit" or evaluated or key == "trainer.precision"
         if key in OF_ONE_START or not needed:
             continue
         if key not in known:
