@@ -117,7 +117,7 @@ def make_teachers(teachers: str | Sequence[str] | None, weight: float) -> Teache
     """Return the teachers of these names, or None.
 
     Raises:
-        UserError: when a name is empty or the weight is out of its range, or has no teachers to apply to.
+        UserError: when a name is empty or given twice, or the weight is out of its range or without teachers.
     """
     names = [teachers] if isinstance(teachers, str) else list(teachers or ())
     if not names:
@@ -127,6 +127,8 @@ def make_teachers(teachers: str | Sequence[str] | None, weight: float) -> Teache
     require(0 < weight <= 1, WEIGHT_SETTING, weight, "above 0 and at most 1")
     if not all(names):
         raise UserError("has an empty name: give a run folder or a checkpoint file", SETTING)
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"names {twice} twice: name each model once", SETTING)
     return Teachers(names)
 
 

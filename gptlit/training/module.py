@@ -75,10 +75,11 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         matmul_precision: precision of float32 matrix multiplications, as in torch.set_float32_matmul_precision.
             `medium` uses bfloat16 units of CPUs (AMX) and GPUs, which halves the time of a step there.
         teachers: trained models, as for `init_from`, that predict next to this one while it trains: it learns their
-            mean prediction too (knowledge distillation, arXiv:1503.02531). They need the tokens of the data and a
-            context of at least `block_size`. Each adds a forward pass to a step; head and
-            loss are not compiled then. `train/loss` stays that of the text.
-        teacher_weight: weight of their prediction in the training loss, above 0 and at most 1; the text has the rest.
+            mean prediction too (knowledge distillation, arXiv:1503.02531). They need the tokenizer of the
+            data and a context of at least `block_size`; resuming needs them again. Each adds a forward pass to a step.
+            `train/loss` stays that of the text. With `compile`, only the blocks are compiled.
+        teacher_weight: weight of the teachers' prediction in the training loss, above 0 and at most 1; the text has
+            the rest.
 
     Raises:
         UserError: when a model of `init_from` or `teachers` cannot be read, or a setting is out of its range.

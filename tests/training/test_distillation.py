@@ -133,6 +133,7 @@ def test_a_checkpoint_holds_no_teacher_and_needs_none(folder: Path, tmp_path: Pa
     answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 8)
     assert (answer.code, answer.err.count("\n")) == (2, 1)
     assert answer.err.startswith(f"gptlit: --model.teachers {tmp_path / 'teacher'}: ")
+    assert answer.err.endswith("(the name is the checkpoint's, seen from here: give --model.teachers another)\n")
     assert gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 8, "--model.teachers", folder / "other").code == 0
 
 
@@ -145,9 +146,21 @@ def test_a_teacher_that_changed_is_refused_on_resume(folder: Path, tmp_path: Pat
     shutil.copy(folder / "other" / "last.ckpt", teacher)
     before = digest(run / "last.ckpt")
     answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 8)
-    assert answer.code == 2
-    assert answer.err.splitlines()[-1].startswith(f"gptlit: --model.teachers {teacher} has other weights than before")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith(f"gptlit: --model.teachers {teacher} has other weights than before the resume")
     assert digest(run / "last.ckpt") == before
+
+
+@pytest.mark.parametrize("name", ["", "best.ckpt"])
+def test_a_run_cannot_be_its_own_teacher(folder: Path, tmp_path: Path, name: str) -> None:
+    """Its checkpoints change while it trains."""
+    shutil.copytree(folder / "teacher", tmp_path / "run")
+    files = sorted((tmp_path / "run").iterdir())
+    flags = ("--trainer.max_steps", 8, "--model.teachers", tmp_path / "run" / name)
+    answer = gptlit("fit", "--ckpt_path", tmp_path / "run", *flags)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "is the run that resumes" in answer.err
+    assert sorted((tmp_path / "run").iterdir()) == files
 
 
 @pytest.mark.parametrize(
@@ -155,6 +168,7 @@ def test_a_teacher_that_changed_is_refused_on_resume(folder: Path, tmp_path: Pat
     [
         (("--model.teachers", "nothing.ckpt"), "--model.teachers nothing.ckpt: no such file or folder"),
         (("--model.teachers", ""), "--model.teachers has an empty name"),
+        (("--model.teachers", "[{}/teacher, {}/teacher]"), "--model.teachers names {}/teacher twice"),
         (("--model.teachers", "{}/wide"), "--model.teachers {}/wide/best.ckpt was trained with other tokens"),
         (
             ("--model.teachers", "{}/teacher", "--model.gpt.block_size", 32),
@@ -189,8 +203,8 @@ def test_non_finite_weights_of_a_teacher_are_refused(folder: Path, tmp_path: Pat
     torch.save(checkpoint, tmp_path / "nan.ckpt")
     flags = ("--run_dir", tmp_path / "run", "--model.teachers", tmp_path / "nan.ckpt")
     answer = gptlit("fit", "--config", folder / "small.yaml", *flags)
-    assert answer.code == 2
-    assert answer.err.splitlines()[-1].startswith(f"gptlit: --model.teachers {tmp_path / 'nan.ckpt'} holds non-finite")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith(f"gptlit: --model.teachers {tmp_path / 'nan.ckpt'} holds non-finite")
     assert not (tmp_path / "run").exists()
 
 

@@ -23,7 +23,10 @@ from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError, cause_of, settings_under
 from gptlit.model.config import GPTConfig
+from gptlit.tokenizer import Tokenizer
 from gptlit.training.checks import refuse_callbacks
+from gptlit.training.distillation import SETTING as TEACHERS
+from gptlit.training.distillation import Teachers
 from gptlit.training.module import LitGPT
 
 PROFILERS: dict[str, Callable[..., Profiler]] = {
@@ -47,9 +50,13 @@ def instantiate(plan: Plan) -> Namespace:
         parser = make_parser(plan.verb)
         parser.add_instantiator(make_gpt_config, GPTConfig)
         return parser.instantiate_classes(config)
+    except UserError as error:
+        if plan.start is not None and error.setting == TEACHERS and TEACHERS not in plan.changes:
+            error.message += f" (the name is the checkpoint's, seen from here: give --{TEACHERS} another)"
+        raise
     except ValueError as error:
         missing = cause_of(error, ModuleNotFoundError)
-        if missing is None or isinstance(error, UserError):
+        if missing is None:
             raise
         raise UserError(f"the settings name something that is not installed: {missing}") from error
 
@@ -86,10 +93,26 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
     assert data.tokenizer is not None
     gpt = model.gpt_for(data.tokenizer.vocab_size)
     if model.teachers is not None:
-        model.teachers.fitted(gpt, data.tokenizer)  # refuses what does not fit, before anything is written
+        prepare_teachers(plan, model.teachers, gpt, data.tokenizer)
     if borrowed:  # checkpoints of this run hold what it started from
         settings["model"] |= {"gpt": dataclasses.asdict(gpt), "init_from": None}
     model.run_config = as_yaml({key: value for key, value in settings.items() if key != "ckpt_path"})
+
+
+def prepare_teachers(plan: Plan, teachers: Teachers, gpt: GPTConfig, tokenizer: Tokenizer) -> None:
+    """Load the teachers, and check that a resumed run has those that it had.
+
+    Raises:
+        UserError: when they do not fit, have changed, or would change while the run overwrites its own checkpoints.
+    """
+    start = plan.start
+    if start is not None and start.run_dir is not None:
+        for source in teachers.sources:
+            if Path(source).resolve().is_relative_to(start.run_dir.resolve()):
+                raise UserError(f"{source} is the run that resumes, whose weights change: name another run", TEACHERS)
+    teachers.load(gpt, tokenizer)
+    if start is not None:
+        teachers.require_those_of(start.checkpoint)
 
 
 def open_run_dir(plan: Plan, data: TextDataModule) -> RunDir:
