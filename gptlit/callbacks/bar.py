@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlit.callbacks.console import console
+from gptlit.callbacks.suspension import Suspensions
 from gptlit.training.lightning_internals import callbacks_of, log_interval
 from gptlit.training.metrics import validation_counts
 
@@ -23,7 +24,6 @@ REFRESHES_PER_SECOND = 4
 WIDEST_BAR = 40  # characters
 NARROWEST_BAR = 5
 WINDOW = 200  # steps that the time of a step is averaged over
-SUSPENDED, USUAL = 60.0, 20.0  # longer than so many seconds and so many usual steps: it was suspended (Ctrl-Z, sleep)
 FIRST_MINUTE, OFTEN, SELDOM = (
     60.0,
     5.0,
@@ -36,7 +36,7 @@ class Pace:
     """Measures the wall-clock time of a step and of a validation; estimates the time left.
 
     The time of a validation includes its samples, pictures and `best.ckpt`. A step during which the process was
-    suspended does not count; two such steps in a row are a slow machine, and do.
+    suspended does not count (`Suspensions`).
 
     Args:
         clock: returns seconds.
@@ -52,7 +52,7 @@ class Pace:
     _warm: bool = False  # whether the first interval has ended, which includes one-time work such as compiling
     _mark: tuple[int, float] | None = None  # step and time at which the current interval began
     _paused: float | None = None
-    _left_out: bool = False  # whether the latest interval did not count
+    _suspensions: Suspensions = field(default_factory=Suspensions)
 
     def resume(self, step: int) -> None:
         """Count the time from now on as training; end the validation if one was running."""
@@ -76,10 +76,9 @@ class Pace:
         now = self.clock()
         interval = (step - self._mark[0], now - self._mark[1])
         usual = None if self.step_seconds is None else interval[0] * self.step_seconds
-        if usual is not None and interval[1] > max(SUSPENDED, USUAL * usual) and not self._left_out:
-            self._mark, self._left_out = (step, now), True
+        self._mark = (step, now)
+        if not self._suspensions.counts(interval[1], usual):
             return
-        self._left_out = False
         if len(self._intervals) == 1 and not self._warm:
             self._drop_oldest()
             self._warm = True
@@ -87,7 +86,6 @@ class Pace:
         self._steps, self._seconds = self._steps + interval[0], self._seconds + interval[1]
         if len(self._intervals) > WINDOW:
             self._drop_oldest()
-        self._mark = (step, now)
 
     def _drop_oldest(self) -> None:
         steps, seconds = self._intervals.popleft()

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from gptlit.callbacks.suspension import Suspensions
 from gptlit.checkpoint.atomic import atomic_write_text
 from gptlit.training.lightning_internals import callbacks_of, datamodule_of, log_to_loggers
 from gptlit.training.metrics import is_logged
@@ -21,8 +22,9 @@ from gptlit.training.metrics import is_logged
 class MetricsLogger(pl.Callback):
     """Measures training time and logs `perf/step_milliseconds` and `perf/characters_per_second`.
 
-    Only training counts: the clock is stopped while the run validates, samples or writes checkpoints. All other metrics
-    are logged by `LitGPT`; `latest` collects the last values of the training step for the progress bar.
+    Only training counts: the clock is stopped while the run validates, samples or writes checkpoints, and a step during
+    which the process was suspended (`Suspensions`) counts as one of mean length. All other metrics are logged by
+    `LitGPT`; `latest` collects the last values of the training step for the progress bar.
     """
 
     def __init__(self) -> None:
@@ -31,6 +33,9 @@ class MetricsLogger(pl.Callback):
         self.steps_timed = 0
         self._started_at: float | None = None  # None while the clock is stopped
         self._window = (0, 0.0)  # steps and seconds at the last log
+        self._start = (0, 0.0)  # steps and seconds at the start of this process
+        self._step_began = 0.0  # seconds at the end of the step before
+        self._suspensions = Suspensions()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the training time so far, for the closing table of a resumed run."""
@@ -38,7 +43,8 @@ class MetricsLogger(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.training_seconds, self.steps_timed = state_dict["training_seconds"], state_dict["steps_timed"]
-        self._window = (self.steps_timed, self.training_seconds)
+        self._window = self._start = (self.steps_timed, self.training_seconds)
+        self._step_began = self.training_seconds
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let `metrics.csv` count the optimizer steps of this Trainer."""
@@ -75,6 +81,7 @@ class MetricsLogger(pl.Callback):
         """Log the speed of the steps that are logged; read from the device only then."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        self._leave_out_suspension()
         self.steps_timed += 1
         if not is_logged(trainer, trainer.global_step):
             return
@@ -85,6 +92,15 @@ class MetricsLogger(pl.Callback):
         speed = self._speed(datamodule_of(trainer))
         self.latest |= speed
         log_to_loggers(trainer, {name: torch.tensor(value) for name, value in speed.items()}, trainer.global_step)
+
+    def _leave_out_suspension(self) -> None:
+        """End the time of a step; if the process was suspended, shorten the training time by what the step exceeds."""
+        steps, seconds = self.steps_timed - self._start[0], self._step_began - self._start[1]
+        usual = seconds / steps if steps else None
+        step = self.seconds - self._step_began
+        if usual is not None and not self._suspensions.counts(step, usual):
+            self.training_seconds -= step - usual
+        self._step_began = self.seconds
 
     def _speed(self, datamodule: Any) -> dict[str, float]:
         """Return milliseconds per step and characters per second since the last log."""

@@ -149,6 +149,35 @@ def test_the_clock_is_stopped_while_the_run_validates_or_writes(clock: Clock) ->
     assert curves.training_seconds == 14.0
 
 
+@pytest.mark.parametrize(
+    ("seconds", "counted"),
+    [
+        ([1.0, 3.0, 900.0, 1.0], 1 + 3 + 2 + 1),  # suspended during one step: it counts as one of mean length
+        ([1.0, 3.0, 900.0, 900.0], 1 + 3 + 2 + 900),  # two in a row: a slow machine
+        ([1.0, 3.0, 50.0, 1.0], 1 + 3 + 50 + 1),  # less than a minute
+        ([40.0, 40.0, 500.0, 40.0], 40 + 40 + 500 + 40),  # less than twenty usual steps
+        ([900.0, 1.0, 1.0, 1.0], 903),  # the first step may compile
+    ],
+)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_suspended_process_does_not_change_training_time_and_speed(
+    seconds: list[float], counted: float, resumed: bool, clock: Clock
+) -> None:
+    """Guards against a closing table that counts the time between Ctrl-Z and `fg` as training."""
+    curves = MetricsLogger()
+    before = 0.0
+    if resumed:
+        curves.load_state_dict({"training_seconds": 50.0, "steps_timed": 2})
+        before = 50.0
+    trainer = make_trainer(curves)
+    for step in seconds:
+        one_step(curves, clock, trainer, step)
+    last_two = counted - sum(seconds[:2])
+    assert curves.latest["perf/step_milliseconds"] == pytest.approx(1e3 * last_two / 2)
+    curves.on_train_end(trainer, None)
+    assert curves.training_seconds == pytest.approx(before + counted)
+
+
 def test_a_checkpoint_written_while_the_clock_runs_holds_the_time_so_far(clock: Clock) -> None:
     """Guards against a closing table of a resumed run that lacks the time since the last validation."""
     curves = MetricsLogger()
