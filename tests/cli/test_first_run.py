@@ -170,6 +170,21 @@ def test_a_run_on_a_text_of_ones_own_is_named_after_it(tmp_path: Path, file: str
 # ---------------------------------------------------------------- stopped, resumed, overfitted
 
 
+@pytest.mark.parametrize("flags", [(), ("--run_dir", "checkpoints/mine")])
+def test_a_run_with_the_settings_of_another_one_is_named_after_it(
+    tmp_path: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a folder `checkpoints/config`; a configuration of that name that is no run keeps it."""
+    monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path, trainer__max_steps=2)
+    assert gptlit("fit", "--config", config, *flags).code == 0
+    (first,) = (tmp_path / "checkpoints").iterdir()
+    assert gptlit("fit", "--config", first.relative_to(tmp_path) / "config.yaml").code == 0
+    assert gptlit("fit", "--config", config.rename(tmp_path / "config.yaml")).code == 0
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {first.name, f"{first.name}-2", "config"}
+
+
 def test_ctrl_c_names_both_checkpoints_with_their_losses_and_the_command_that_resumes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     stop = At("on_train_batch_end", 9, lambda: os.kill(os.getpid(), signal.SIGINT))

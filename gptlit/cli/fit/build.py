@@ -129,8 +129,13 @@ def open_run_dir(plan: Plan, data: TextDataModule) -> RunDir:
 
 
 def name_of_run(plan: Plan, data: TextDataModule) -> str:
-    """Name a new run after its last configuration file, and after its text if `--data.corpus` was given: `base-my`."""
-    stem = plan.config_files[-1].stem if plan.config_files else "run"
+    """Name a new run after its last configuration file, and after its text if `--data.corpus` was given: `base-my`.
+
+    The `config.yaml` of a run stands for the name of the run.
+    """
+    file = plan.config_files[-1].absolute() if plan.config_files else Path("run")
+    of_a_run = file.name == "config.yaml" and any((file.parent / name).is_file() for name in ("last.ckpt", "best.ckpt"))
+    stem = file.parent.name if of_a_run else file.stem
     if not plan.corpus_given or data.corpus is None:
         return stem
     text = re.sub(r"[^\w.-]+", "-", data.corpus.name).strip("-.")
