@@ -2,8 +2,8 @@
 # datasets 5.2.0, pyarrow 26.0.1: texts of a JSON Lines file that all look like dates are changed, even if declared.
 # expected: a JSON string is a text; at the latest where `features` declares the column a string.
 # seen:     a column of "2026-03-14" is read as timestamp[s], and a row returns a datetime. With `features` the times are
-#           turned back into texts, so that "2026-03-14" is "2026-03-14 00:00:00", without a warning. One row with
-#           another text keeps all of them as they are.
+#           turned back into texts, so that "2026-03-14" is "2026-03-14 00:00:00", without a warning. Another text keeps
+#           those that are read in the same chunk as they are.
 # usage:    findings/datasets-json-dates.sh      (PYTHON=python3.11 to choose another interpreter)
 set -euo pipefail
 folder=$(mktemp -d)

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # torchdata 0.11.0, torch 2.13.0: after a resume, every later epoch of StatefulDataLoader has another order than without.
-# expected: with shuffle=True and a seeded generator, a loader that gets the state of another one goes on as that one
-#           would have: the rest of the epoch and the epochs after it.
-# seen:     the rest of the epoch is right, all later epochs have another order, whether the state was taken within an
-#           epoch or between two. Without workers, each epoch draws the order and then one number more (the seed of the
+# expected: with shuffle=True and a seeded generator, a loader that gets the state of another one continues like that
+#           one: the rest of the epoch and the epochs after it.
+# seen:     the rest of the epoch is right, the epochs after it have another order. Without workers, each epoch draws the order and then one number more (the seed of the
 #           workers) from the generator; a resumed loader restores the generator, draws the order and not that number.
 #           With worker processes, or without a generator, all epochs are equal.
 # usage:    findings/torchdata-order-after-resume.sh      (PYTHON=python3.11 to choose another interpreter)
@@ -29,7 +28,7 @@ def read(batches):
 
 
 def same_after_resume(seeded, workers, batches):
-    """Whether the rest of the second epoch, and the third one, are those of a loader that never stopped."""
+    """Whether the rest of the second epoch, and the two after it, are those of a loader that never stopped."""
     torch.manual_seed(5)
     first = loader(seeded, workers)
     read(first)
@@ -37,21 +36,18 @@ def same_after_resume(seeded, workers, batches):
     for _ in range(batches):
         next(epoch)
     state = first.state_dict()
-    wanted = [read(epoch), read(first)]
+    wanted = [read(epoch), read(first), read(first)]
     torch.manual_seed(5)
     resumed = loader(seeded, workers)
     resumed.load_state_dict(state)
-    return tuple(read(resumed) == epoch for epoch in wanted)
+    return [read(resumed) == epoch for epoch in wanted]
 
 
-found = {}
-for seeded, workers in [(True, 0), (True, 2), (False, 0)]:
-    found[seeded, workers] = same_after_resume(seeded, workers, batches=2)
-    kind = "a generator" if seeded else "no generator"
-    print(
-        f"torchdata {torchdata.__version__}, {kind}, {workers} workers, resumed after 2 of 5 batches:"
-        f" rest of the epoch the same {found[seeded, workers][0]}, next epoch the same {found[seeded, workers][1]}"
-    )
-wanted = {(True, 0): (True, False), (True, 2): (True, True), (False, 0): (True, True)}
+found = []
+for seeded, workers, batches in [(True, 0, 2), (True, 0, 4), (True, 2, 2), (False, 0, 2)]:
+    found.append(same_after_resume(seeded, workers, batches))
+    kind = f"{'a' if seeded else 'no'} generator, {workers} workers, resumed after {batches} of 5 batches"
+    print(f"torchdata {torchdata.__version__}, {kind}: the rest and the next two epochs are the same: {found[-1]}")
+wanted = [[True, False, False]] * 2 + [[True, True, True]] * 2
 raise SystemExit(0 if found == wanted else f"the behaviour has changed: {found}")
 PYTHON

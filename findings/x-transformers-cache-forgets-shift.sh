@@ -2,9 +2,8 @@
 # x-transformers 2.31.10, torch 2.13.0: with shift_tokens, generate() with its key-value cache writes another text.
 # expected: the cache saves time and changes nothing: greedy text is the same with cache_kv=True, the default, and False,
 #           as it is without shift_tokens. Options that the cache does not support raise an error.
-# seen:     shift_tokens moves a part of the channels one position back. With the cache each layer sees the new token
-#           alone, and zeros instead of the channels of the token before: the text differs after a few tokens, without a
-#           warning.
+# seen:     shift_tokens gives each token a part of the channels of the token before. With the cache a layer has the
+#           new token alone, and zeros instead of those channels: the text differs after a few tokens, without a warning.
 # usage:    findings/x-transformers-cache-forgets-shift.sh      (PYTHON=python3.11 to choose another interpreter)
 set -euo pipefail
 folder=$(mktemp -d)

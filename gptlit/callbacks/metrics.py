@@ -33,7 +33,8 @@ class MetricsLogger(pl.Callback):
         self.steps_timed = 0
         self._started_at: float | None = None  # None while the clock is stopped
         self._window = (0, 0.0)  # steps and seconds at the last log
-        self._start = (0, 0.0)  # steps and seconds at the start of this process
+        self._first = 0  # steps at the start of this process
+        self._start = (0, 0.0)  # steps and seconds after the first step of this process, which may compile
         self._step_began = 0.0  # seconds at the end of the step before
         self._suspensions = Suspensions()
 
@@ -44,7 +45,7 @@ class MetricsLogger(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.training_seconds, self.steps_timed = state_dict["training_seconds"], state_dict["steps_timed"]
         self._window = self._start = (self.steps_timed, self.training_seconds)
-        self._step_began = self.training_seconds
+        self._first, self._step_began = self._start
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let `metrics.csv` count the optimizer steps of this Trainer."""
@@ -94,13 +95,15 @@ class MetricsLogger(pl.Callback):
         log_to_loggers(trainer, {name: torch.tensor(value) for name, value in speed.items()}, trainer.global_step)
 
     def _leave_out_suspension(self) -> None:
-        """End the time of a step; if the process was suspended, shorten the training time by what the step exceeds."""
+        """End the time of a step; count it with the mean time of a step if the process was suspended during it."""
         steps, seconds = self.steps_timed - self._start[0], self._step_began - self._start[1]
-        usual = seconds / steps if steps else None
+        usual = seconds / steps if steps > 0 else None
         step = self.seconds - self._step_began
         if usual is not None and not self._suspensions.counts(step, usual):
             self.training_seconds -= step - usual
         self._step_began = self.seconds
+        if self.steps_timed == self._first:
+            self._start = (self.steps_timed + 1, self.seconds)
 
     def _speed(self, datamodule: Any) -> dict[str, float]:
         """Return milliseconds per step and characters per second since the last log."""

@@ -1,15 +1,19 @@
-"""Tells a step during which the process was suspended (Ctrl-Z, a debugger, a paused container) from a slow one."""
+"""Detects steps during which the process was suspended: by Ctrl-Z, a debugger, a paused container."""
 
 from dataclasses import dataclass
 
-SECONDS, USUAL = 60.0, 20.0  # a longer step than so many seconds and so many usual steps
+SECONDS, USUAL = 60.0, 20.0  # a step that takes longer than so many seconds and so many usual steps is long
 
 
 @dataclass
 class Suspensions:
-    """Remembers whether the latest step was left out: two such steps in a row are a slow machine, and count."""
+    """Counts a long step only after another long one: the machine has become slow.
 
-    left_out: bool = False
+    Args:
+        long: whether the latest step was long.
+    """
+
+    long: bool = False
 
     def counts(self, seconds: float, usual: float | None) -> bool:
         """Return whether the time of a step counts.
@@ -18,5 +22,5 @@ class Suspensions:
             seconds: time of the step.
             usual: seconds that such a step takes; None while unknown.
         """
-        self.left_out = usual is not None and seconds > max(SECONDS, USUAL * usual) and not self.left_out
-        return not self.left_out
+        before, self.long = self.long, usual is not None and seconds > max(SECONDS, USUAL * usual)
+        return before or not self.long

@@ -167,9 +167,6 @@ def test_a_run_on_a_text_of_ones_own_is_named_after_it(tmp_path: Path, file: str
     assert [path.name for path in Path("checkpoints").iterdir()] == [name]
 
 
-# ---------------------------------------------------------------- stopped, resumed, overfitted
-
-
 @pytest.mark.parametrize("flags", [(), ("--run_dir", "checkpoints/mine")])
 def test_a_run_with_the_settings_of_another_one_is_named_after_it(
     tmp_path: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -183,6 +180,37 @@ def test_a_run_with_the_settings_of_another_one_is_named_after_it(
     assert gptlit("fit", "--config", config.rename(tmp_path / "config.yaml")).code == 0
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {first.name, f"{first.name}-2", "config"}
+
+
+@pytest.mark.parametrize(
+    ("here", "file", "flags", "name"),
+    [
+        ("small", "config.yaml", (), "small"),
+        ("small/samples", "../config.yaml", (), "small"),
+        ("small", "../latest/config.yaml", (), "small"),  # a symbolic link to the folder
+        ("small", "config.yaml", ("--data.corpus", "other.txt"), "small-other"),
+        ("small", "config.yaml", ("--data.corpus", "small.txt"), "small-small"),
+        ("small-my", "config.yaml", ("--data.corpus", "my.txt"), "small-my"),
+    ],
+)
+def test_a_configuration_of_a_run_is_found_from_everywhere(
+    tmp_path: Path, here: str, file: str, flags: tuple[str, ...], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a folder named `..`, and against the name of a text that is appended twice."""
+    run = tmp_path / here.partition("/")[0]
+    (tmp_path / here).mkdir(parents=True)
+    config = write_config(tmp_path, trainer__max_steps=1)
+    config.rename(run / "config.yaml")
+    (run / "last.ckpt").touch()
+    (tmp_path / "latest").symlink_to(run)
+    for text in ("other.txt", "small.txt", "my.txt"):
+        (tmp_path / here / text).write_text((tmp_path / "text.txt").read_text())
+    monkeypatch.chdir(tmp_path / here)
+    assert gptlit("fit", "--config", file, *flags).code == 0
+    assert [path.name for path in Path("checkpoints").iterdir()] == [name]
+
+
+# ---------------------------------------------------------------- stopped, resumed, overfitted
 
 
 def test_ctrl_c_names_both_checkpoints_with_their_losses_and_the_command_that_resumes(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """From a plan to objects: data, model, run folder and Trainer."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -131,15 +132,16 @@ def open_run_dir(plan: Plan, data: TextDataModule) -> RunDir:
 def name_of_run(plan: Plan, data: TextDataModule) -> str:
     """Name a new run after its last configuration file, and after its text if `--data.corpus` was given: `base-my`.
 
-    The `config.yaml` of a run stands for the name of the run.
+    A run's `config.yaml` gives the name of its folder.
     """
-    file = plan.config_files[-1].absolute() if plan.config_files else Path("run")
+    file = Path(os.path.abspath(plan.config_files[-1])) if plan.config_files else Path("run")
     of_a_run = file.name == "config.yaml" and any((file.parent / name).is_file() for name in ("last.ckpt", "best.ckpt"))
-    stem = file.parent.name if of_a_run else file.stem
+    stem = (of_a_run and file.parent.resolve().name) or file.stem
     if not plan.corpus_given or data.corpus is None:
         return stem
     text = re.sub(r"[^\w.-]+", "-", data.corpus.name).strip("-.")
-    return f"{stem}-{text[:LONGEST_NAME]}" if text else stem
+    ending = f"-{text[:LONGEST_NAME]}" if text else ""
+    return stem if of_a_run and stem.endswith(ending) else stem + ending
 
 
 def make_trainer(
