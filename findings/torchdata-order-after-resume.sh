@@ -2,9 +2,10 @@
 # torchdata 0.11.0, torch 2.13.0: after a resume, every later epoch of StatefulDataLoader has another order than without.
 # expected: with shuffle=True and a seeded generator, a loader that gets the state of another one continues like that
 #           one: the rest of the epoch and the epochs after it.
-# seen:     the rest of the epoch is right, the epochs after it have another order. Without workers, each epoch draws the order and then one number more (the seed of the
-#           workers) from the generator; a resumed loader restores the generator, draws the order and not that number.
-#           With worker processes, or without a generator, all epochs are equal.
+# seen:     the rest of the epoch is right, the epochs after it have another order. Without worker processes, each epoch
+#           draws the order and then one number more (the seed of the workers) from the generator; a resumed loader
+#           restores the generator, draws the order and not that number. With worker processes, or without a generator,
+#           all epochs are equal.
 # usage:    findings/torchdata-order-after-resume.sh      (PYTHON=python3.11 to choose another interpreter)
 set -euo pipefail
 folder=$(mktemp -d)
