@@ -3,7 +3,7 @@
 # expected: a run that stopped at step 7 and resumed after step 4 writes a second event file, by torch's SummaryWriter
 #           with purge_step=5. A reader returns each step once, as TensorBoard shows it.
 # seen:     tbparse reads each file alone, so the purge reaches nothing: the steps 5 to 7 come twice, the discarded value
-#           first; with pivot=True their cells are lists and the column is no longer numeric. TensorBoard's
+#           first; with pivot=True their cells are lists and the column is not numeric. TensorBoard's
 #           EventAccumulator returns each step once.
 # usage:    findings/tbparse-keeps-purged-steps.sh      (PYTHON=python3.11 to choose another interpreter)
 set -euo pipefail

@@ -27,8 +27,8 @@ def first_difference(shift_tokens):
         for weight in model.parameters():
             weight.mul_(3)  # clear decisions, so that rounding does not matter
     prompt = torch.tensor([[7, 21, 42, 3]])
-    cached, whole = (model.generate(prompt, 40, temperature=0.0, cache_kv=cache)[0].tolist() for cache in (True, False))
-    return next((place for place in range(40) if cached[place] != whole[place]), None)
+    cached, plain = (model.generate(prompt, 40, temperature=0.0, cache_kv=cache)[0].tolist() for cache in (True, False))
+    return next((place for place in range(40) if cached[place] != plain[place]), None)
 
 
 found = [first_difference(shift_tokens) for shift_tokens in (0, 1)]
