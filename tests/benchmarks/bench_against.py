@@ -123,12 +123,13 @@ def step_of(config: dict[str, Any], text: str) -> Any:
     optimizer = build_optimizer(network, module.optimizer_config, fused=True)
     chunks = RandomChunks(data.train_tokens, data.block_size, data.batch_size, 1)
     bfloat16 = trainer.get("precision") == "bf16-mixed" or (trainer.get("precision") == "auto" and fast_bfloat16())
+    teach = teaching(model, module)
     count = 0
 
     def loss_of(number: int) -> Any:
         inputs, targets = chunks[number]
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            return network(inputs, targets=targets)
+            return network(inputs, targets=targets) if teach is None else teach(network(inputs), inputs, targets)
 
     def step() -> None:
         nonlocal count
@@ -143,6 +144,19 @@ def step_of(config: dict[str, Any], text: str) -> Any:
     if model.get("compile") is True:
         compile_parts(network, lambda: loss_of(0))
     return step
+
+
+def teaching(model: dict[str, Any], module: Any) -> Any:
+    """Return the loss with the teachers of a configuration; None without teachers, which older versions lack."""
+    if not model.get("teachers"):
+        return None
+    from gptlit.training.distillation import TEACHER_WEIGHT, distillation_loss, make_teachers
+
+    weight = model.get("teacher_weight", TEACHER_WEIGHT)
+    teachers = make_teachers(model["teachers"], weight)
+    assert teachers is not None
+    teachers.load(module.gpt, module.tokenizer)
+    return lambda logits, inputs, targets: distillation_loss(logits, targets, teachers.probabilities(inputs), weight)[0]
 
 
 def fast_bfloat16() -> bool:
