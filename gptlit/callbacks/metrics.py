@@ -33,8 +33,7 @@ class MetricsLogger(pl.Callback):
         self.steps_timed = 0
         self._started_at: float | None = None  # None while the clock is stopped
         self._window = (0, 0.0)  # steps and seconds at the last log
-        self._first = 0  # steps at the start of this process
-        self._start = (0, 0.0)  # steps and seconds after the first step of this process, which may compile
+        self._start: tuple[int, float] | None = None  # steps and seconds after the first step here, which may compile
         self._step_began = 0.0  # seconds at the end of the step before
         self._suspensions = Suspensions()
 
@@ -44,8 +43,8 @@ class MetricsLogger(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.training_seconds, self.steps_timed = state_dict["training_seconds"], state_dict["steps_timed"]
-        self._window = self._start = (self.steps_timed, self.training_seconds)
-        self._first, self._step_began = self._start
+        self._window = (self.steps_timed, self.training_seconds)
+        self._start, self._step_began = None, self.training_seconds
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let `metrics.csv` count the optimizer steps of this Trainer."""
@@ -96,14 +95,13 @@ class MetricsLogger(pl.Callback):
 
     def _leave_out_suspension(self) -> None:
         """End the time of a step; count it with the mean time of a step if the process was suspended during it."""
-        steps, seconds = self.steps_timed - self._start[0], self._step_began - self._start[1]
-        usual = seconds / steps if steps > 0 else None
-        step = self.seconds - self._step_began
-        if usual is not None and not self._suspensions.counts(step, usual):
+        step, usual = self.seconds - self._step_began, 0.0
+        if self._start is not None and self.steps_timed > self._start[0]:
+            usual = (self._step_began - self._start[1]) / (self.steps_timed - self._start[0])
+        if not self._suspensions.counts(step, usual or None):
             self.training_seconds -= step - usual
         self._step_began = self.seconds
-        if self.steps_timed == self._first:
-            self._start = (self.steps_timed + 1, self.seconds)
+        self._start = self._start or (self.steps_timed + 1, self.seconds)
 
     def _speed(self, datamodule: Any) -> dict[str, float]:
         """Return milliseconds per step and characters per second since the last log."""

@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_exchange.py RUN … --text FILE [--transformers4 FOLDER] [--nanogpt FOLDER]
 
 RUN is a run folder with a character vocabulary. FOLDER of `--transformers4` comes from `pip install --target`; that of
-`--nanogpt` is a checkout. Formats that cannot hold a run are left out. Prints Markdown.
+`--nanogpt` is a checkout. OpenVINO is measured where it is installed. Formats that cannot hold a run are left out.
+Prints Markdown.
 """
 
 import argparse
@@ -13,7 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,6 @@ from gptlit.convert.compare import restore
 from gptlit.convert.export import Format, export_run
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
-from gptlit.model.gpt import GPT
 from gptlit.tokenizer import CharTokenizer, from_json
 
 PROMPTS = ("ROMEO:", "To be", "\n", "First Citizen:\n")
@@ -51,11 +54,11 @@ def real_windows(ids: list[int], block_size: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def greedy(model: GPT, ids: list[int], length: int) -> list[int]:
+def greedy(logits: Callable[[torch.Tensor], torch.Tensor], ids: list[int], length: int) -> list[int]:
     """Return the most probable continuation up to `length` ids, by full forward passes."""
     start = len(ids)
     while len(ids) < length:
-        ids = [*ids, int(model(torch.tensor([ids]))[0, -1].argmax())]
+        ids = [*ids, int(logits(torch.tensor([ids]))[0, -1].argmax())]
     return ids[start:]
 
 
@@ -68,24 +71,27 @@ def in_transformers(folder: Path, request: dict[str, Any], path: str | None) -> 
         return torch.load(answer.name, weights_only=True)
 
 
-def in_onnxruntime(
-    folder: Path, windows: torch.Tensor, prompts: list[list[int]], context: int
-) -> tuple[Any, list[Any]]:
-    """Return logits and greedy ids of ONNX Runtime."""
+def in_onnxruntime(graph: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the logits of a graph in ONNX Runtime, as a function of ids."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    session = onnxruntime.InferenceSession(graph)
+    return lambda ids: torch.from_numpy(session.run(None, {"input_ids": ids.numpy()})[0])
 
-    def logits(ids: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.run(None, {"input_ids": ids.numpy()})[0])
 
-    texts = []
-    for prompt in prompts:
-        ids = list(prompt)
-        while len(ids) < context:
-            ids.append(int(logits(torch.tensor([ids]))[0, -1].argmax()))
-        texts.append(ids[len(prompt) :])
-    return logits(windows), texts
+def in_openvino(graph: Path, options: dict[str, str]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the logits of a graph in OpenVINO, as a function of ids."""
+    compiled = import_module("openvino").Core().compile_model(graph, "CPU", options)
+    return lambda ids: torch.from_numpy(compiled(ids.numpy())[0])
+
+
+def runtimes(graph: Path) -> Iterator[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
+    """Yield the runtimes that are installed for an ONNX graph: what to call them, and logits of ids."""
+    yield f"onnxruntime {version('onnxruntime')}", in_onnxruntime(graph)
+    if find_spec("openvino"):
+        tool = f"openvino {version('openvino')}"
+        yield tool, in_openvino(graph, {})
+        yield f"{tool}, float32 asked for", in_openvino(graph, {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def in_llama_cpp(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
@@ -147,9 +153,10 @@ def measure(run: str, text: str, transformers4: str | None, nanogpt: Path | None
                     row(kind, f"transformers {answer['version']}", difference, answer["texts"], size)
                 time_tokenizer(folder, text)
             elif kind == "onnx":
-                found, ids = in_onnxruntime(folder, windows, prompts, gpt.block_size)
-                decoded = [tokenizer.decode(continuation) for continuation in ids]
-                row(kind, f"onnxruntime {version('onnxruntime')}", float((found - logits).abs().max()), decoded, size)
+                for tool, run_graph in runtimes(folder / "model.onnx"):
+                    difference = float((run_graph(windows) - logits).abs().max())
+                    found = [tokenizer.decode(greedy(run_graph, prompt, gpt.block_size)) for prompt in prompts]
+                    row(kind, tool, difference, found, size)
             elif kind == "gguf":
                 new = gpt.block_size - max(map(len, prompts)) - 1
                 cut = windows[:, :-1]
