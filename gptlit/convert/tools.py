@@ -53,7 +53,7 @@ LIMITS = {
         "There is no optimizer state: train.py cannot resume from it.",
     ],
 }
-# Of trained models: tests/benchmarks/README.md, section Exchange (2026-11-29).
+# Of trained models: tests/benchmarks/README.md, section Exchange (2026-11-29 and 30).
 TRIED: dict[str, list[tuple[str, str, str]]] = {
     "GPT2LMHeadModel": [
         ("transformers 5.24.0", "logits to 1e-5, greedy text, pipeline", ""),
@@ -62,7 +62,14 @@ TRIED: dict[str, list[tuple[str, str, str]]] = {
     "NanoChatForCausalLM": [
         ("transformers 5.24.0", "logits to 1e-4, greedy text, pipeline", "transformers 5: 4.57 has no NanoChat"),
     ],
-    "onnx": [("onnxruntime 1.32.0", "logits to 1e-5, greedy text", "")],
+    "onnx": [
+        ("onnxruntime 1.32.0", "logits to 1e-5, greedy text", ""),
+        (
+            "openvino 2026.4.1",
+            "logits to 1e-5, greedy text",
+            "INFERENCE_PRECISION_HINT f32: by default it rounds to bfloat16 on a CPU that has it",
+        ),
+    ],
     "gguf": [
         (
             "xllamacpp 2026.10.11549 (llama.cpp)",
