@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlit.checkpoint.files import way_out
+from gptlit.checkpoint.run_dir import RUNS
 from gptlit.checkpoint.torch_file import DamagedCheckpointError, read_torch_file
 from gptlit.convert.compare import network_weights
 from gptlit.convert.dialects import TRAINING_ONLY
@@ -34,7 +35,8 @@ def load_pretrained(source: str) -> Pretrained:
     1. A checkpoint file of gptlit, or nanoGPT's `ckpt.pt`.
     2. A folder with `config.json` (GPT2LMHeadModel or NanoChatForCausalLM, as safetensors), with `best.ckpt` or
        `last.ckpt` (a run), or with `ckpt.pt` (nanoGPT's out_dir).
-    3. A model on the Hugging Face hub, such as `gpt2`, through transformers and its cache.
+    3. A model on the Hugging Face hub, such as `gpt2`, through transformers and its cache. What begins with
+       `checkpoints/` is never looked up there.
 
     Raises:
         UserError: if there is nothing, the file holds more than tensors and plain types, the architecture is another
@@ -56,6 +58,8 @@ def load_pretrained(source: str) -> Pretrained:
         return from_torch_file(found)
     if place.is_file():
         return from_torch_file(place)
+    if len(place.parts) > 1 and place.parts[0] == str(RUNS):  # also has the form of a hub id
+        raise UserError(f"{source}: there is no such run here: train it first, or give the folder of another", SETTING)
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) and place.suffix not in (".ckpt", ".pt", ".pth")
     if not is_hub_id:
         raise UserError(f"{source}: no such file or folder, and not the form of a hub id", SETTING)
