@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# openvino 2026.4.1, torch 2.13.0: on some CPUs a float32 model is computed in bfloat16, without a word.
+# openvino 2026.4.1, torch 2.13.0: on some CPUs a float32 model is computed in bfloat16, without a warning.
 # expected: weights and inputs are float32, so the matrix multiplications are too, as in torch and ONNX Runtime. Logits
 #           agree to 1e-5 on every CPU.
 # seen:     on a CPU with bfloat16 instructions (AVX512_BF16, AMX) the compiled model rounds to bfloat16: logits differ
-#           by thousandths, on another CPU by less than 1e-5. INFERENCE_PRECISION_HINT "f32" asks for float32.
+#           by thousandths (of a trained GPT by hundredths), on another CPU by less than 1e-5.
+#           INFERENCE_PRECISION_HINT "f32" asks for float32.
 # usage:    findings/openvino-rounds-to-bfloat16.sh      (PYTHON=python3.11 to choose another interpreter)
 set -euo pipefail
 folder=$(mktemp -d)

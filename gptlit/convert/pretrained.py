@@ -58,11 +58,11 @@ def load_pretrained(source: str) -> Pretrained:
         return from_torch_file(found)
     if place.is_file():
         return from_torch_file(place)
-    if len(place.parts) > 1 and place.parts[0] == str(RUNS):  # also has the form of a hub id
-        raise UserError(f"{source}: there is no such run here: train it first, or give the folder of another", SETTING)
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) and place.suffix not in (".ckpt", ".pt", ".pth")
     if not is_hub_id:
         raise UserError(f"{source}: no such file or folder, and not the form of a hub id", SETTING)
+    if len(place.parts) > 1 and place.parts[0] == str(RUNS):  # also has the form of a hub id
+        raise UserError(f"{source}: there is no such run here: train it first, or give the folder of another", SETTING)
     return from_transformers(source)
 
 

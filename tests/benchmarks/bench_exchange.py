@@ -91,7 +91,7 @@ def runtimes(graph: Path) -> Iterator[tuple[str, Callable[[torch.Tensor], torch.
     if find_spec("openvino"):
         tool = f"openvino {version('openvino')}"
         yield tool, in_openvino(graph, {})
-        yield f"{tool}, float32 asked for", in_openvino(graph, {"INFERENCE_PRECISION_HINT": "f32"})
+        yield f"{tool} with `INFERENCE_PRECISION_HINT` `f32`", in_openvino(graph, {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def in_llama_cpp(folder: Path, request: dict[str, Any]) -> dict[str, Any]:

@@ -570,7 +570,7 @@ def test_a_file_or_folder_without_a_model_is_refused_in_one_line(name: str, cont
 def test_an_unknown_name_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing path is not taken for a hub id; an unreachable hub gives no traceback."""
     with pytest.raises(UserError, match="no such file or folder"):
-        load_pretrained("runs/base/best.ckpt")
+        load_pretrained("checkpoints/base/best.ckpt")
     with pytest.raises(UserError, match="no such run here"):
         load_pretrained("checkpoints/base")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
