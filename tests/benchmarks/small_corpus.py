@@ -3,7 +3,7 @@
     python tests/benchmarks/small_corpus.py input.txt small.txt
 
 Parts of about 6,000 characters that end at a blank line are counted, and the third of every six is kept. Prints the
-`data.val_fraction` that makes the validation part the same as that of the whole text.
+`data.val_fraction` that makes the validation part equal to that of the original.
 """
 
 import argparse
@@ -22,8 +22,8 @@ def sixth(text: str) -> str:
         if size >= PART:
             parts.append([])
             size = 0
-    whole = parts[:-1]  # the last one is shorter
-    return "\n\n".join("\n\n".join(part) for part in whole[KEPT::EVERY]) + "\n\n"
+    complete = parts[:-1]  # the last one is shorter
+    return "\n\n".join("\n\n".join(part) for part in complete[KEPT::EVERY]) + "\n\n"
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--val_fraction", type=float, default=0.1, help="of the whole text")
+    parser.add_argument("--val_fraction", type=float, default=0.1, help="of the original")
     options = parser.parse_args()
     text = options.text.read_text(encoding="utf-8")
     held_out = text[int(len(text) * (1 - options.val_fraction)) :]
