@@ -124,9 +124,13 @@ def find_place(path: str) -> Path:
             return place
     except OSError as error:  # for example a name that is too long
         raise UserError(f"{path}: {error.strerror}", SETTING) from error
+    raise UserError(f"{path}: no such file or run folder{runs_here()}", SETTING)
+
+
+def runs_here() -> str:
+    """Return the runs in `checkpoints`, in brackets, for the end of a message; empty if there are none."""
     runs = sorted(str(run) for run in RUNS.glob("*") if any(run.glob("*.ckpt"))) if RUNS.is_dir() else []
-    known = f" (runs here: {some_of(runs, SHOWN)})" if runs else ""
-    raise UserError(f"{path}: no such file or run folder{known}", SETTING)
+    return f" (runs here: {some_of(runs, SHOWN)})" if runs else ""
 
 
 def read_checkpoint(path: Path, setting: str = SETTING) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptlit.callbacks.pictures import rasterize
 from gptlit.checkpoint.atomic import atomic_write
-from gptlit.checkpoint.files import find_resume_point
+from gptlit.checkpoint.files import find_resume_point, runs_here
 from gptlit.cli.messages import duration, say
 from gptlit.cli.parser import PlainParser
 from gptlit.errors import UserError
@@ -110,7 +110,7 @@ def compare(verb: str, arguments: list[str]) -> int:
     folders = [Path(run) for run in options.runs]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"gptlit compare: {folder} is not a run folder: give folders such as checkpoints/base")
+            raise UserError(f"{folder} is not a run folder: name folders of runs{runs_here()}")
     output = Path(options.output) if options.output else folders[0].parent / "compare.png"
     if output.suffix != ".png":
         raise UserError(f"--output {output}: the picture is a PNG file: give a name that ends in .png")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptlit.checkpoint.files import way_out
+from gptlit.checkpoint.files import runs_here, way_out
 from gptlit.checkpoint.run_dir import RUNS
 from gptlit.checkpoint.torch_file import DamagedCheckpointError, read_torch_file
 from gptlit.convert.compare import network_weights
@@ -62,7 +62,7 @@ def load_pretrained(source: str) -> Pretrained:
     if not is_hub_id:
         raise UserError(f"{source}: no such file or folder, and not the form of a hub id", SETTING)
     if len(place.parts) > 1 and place.parts[0] == str(RUNS):  # also has the form of a hub id
-        raise UserError(f"{source}: there is no such run here: train it first, or give the folder of another", SETTING)
+        raise UserError(f"{source}: no such run: train it first, or name another{runs_here()}", SETTING)
     return from_transformers(source)
 
 

@@ -58,7 +58,7 @@ def test_losses_on_different_texts_are_not_compared_silently(runs: tuple[Path, P
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("nowhere",), "nowhere is not a run folder"),
+        (("nowhere",), "gptlit: nowhere is not a run folder: name folders of runs"),
         ((), "RUN"),
         (("RUN", "--output", "notes.txt"), "--output notes.txt: the picture is a PNG file"),
         (("RUN", "--output", "/dev/null/x.png"), "--output /dev/null/x.png: "),

@@ -571,7 +571,9 @@ def test_an_unknown_name_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch)
     """A missing path is not taken for a hub id; an unreachable hub gives no traceback."""
     with pytest.raises(UserError, match="no such file or folder"):
         load_pretrained("checkpoints/base/best.ckpt")
-    with pytest.raises(UserError, match="no such run here"):
+    Path("checkpoints/other").mkdir(parents=True)
+    Path("checkpoints/other/best.ckpt").touch()
+    with pytest.raises(UserError, match=r"no such run: train it first.*\(runs here: checkpoints/other\)"):
         load_pretrained("checkpoints/base")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="out of reach") as refusal:

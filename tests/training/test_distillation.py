@@ -167,8 +167,8 @@ def test_a_run_cannot_be_its_own_teacher(folder: Path, tmp_path: Path, name: str
     ("flags", "said"),
     [
         (("--model.teachers", "nothing.ckpt"), "--model.teachers nothing.ckpt: no such file or folder"),
-        (("--model.teachers", "checkpoints/none"), "--model.teachers checkpoints/none: there is no such run here"),
-        (("--config", "laptop_student"), "--model.teachers checkpoints/laptop: there is no such run here: train"),
+        (("--model.teachers", "checkpoints/none"), "--model.teachers checkpoints/none: no such run: train it"),
+        (("--config", "laptop_student"), "--model.teachers checkpoints/laptop: no such run: train it"),
         (("--model.teachers", ""), "--model.teachers has an empty name"),
         (("--model.teachers", "[{}/teacher, {}/teacher]"), "--model.teachers names {}/teacher twice"),
         (("--model.teachers", "{}/wide"), "--model.teachers {}/wide/best.ckpt was trained with other tokens"),
