@@ -1,5 +1,6 @@
 """Which checkpoint file a path means, and what it holds."""
 
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,13 @@ def find_checkpoint(path: str, prefer: str) -> Path:
 def nothing_saved(path: str) -> UserError:
     """Return the error for a folder that is not a run; it names the checkpoints below."""
     others = sorted(str(file) for file in Path(path).rglob("*.ckpt"))
-    found = f"name {'one of ' * (len(others) > 1)}{some_of(others, SHOWN)}" if others else "nothing was saved there"
+    if others:
+        found = f"name {'one of ' * (len(others) > 1)}{some_of(others, SHOWN)}"
+    elif is_run_folder(Path(path)):
+        config = shlex.quote(str(Path(path) / "config.yaml"))
+        found = f"the run ended before its first checkpoint: start it again with gptlit fit --config {config}"
+    else:
+        found = "nothing was saved there"
     return UserError(f"{path}: the folder holds neither best.ckpt nor last.ckpt: {found}", SETTING)
 
 

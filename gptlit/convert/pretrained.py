@@ -139,7 +139,7 @@ def from_run(checkpoint: Mapping[str, Any], path: Path) -> Pretrained:
     def state_dict() -> Weights:
         return check_complete(network_weights(checkpoint["state_dict"]), gpt, path)
 
-    return Pretrained(gpt, tokenizer, str(path), state_dict)
+    return Pretrained(gpt, tokenizer, str(path), state_dict, checkpoint)
 
 
 def from_nanogpt(checkpoint: Mapping[str, Any], path: Path) -> Pretrained:

@@ -1,7 +1,8 @@
 """A model to start from, wherever it comes from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gptlit.convert.gpt2_weights import Weights
 from gptlit.errors import UserError
@@ -24,6 +25,8 @@ class Pretrained:
     """Description for messages."""
     state_dict: Callable[[], Weights]
     """Read the weights, under the names of `GPT(gpt).state_dict()`."""
+    checkpoint: Mapping[str, Any] | None = None
+    """The whole content of the file, where that is a checkpoint of gptlit."""
 
 
 def check_complete(weights: Weights, gpt: GPTConfig, source: object) -> Weights:

@@ -33,7 +33,7 @@ class Teachers:
     def __init__(self, sources: Sequence[str]) -> None:
         self.sources = tuple(sources)
         with _as_teachers():
-            self._pretrained = [load_pretrained(source) for source in self.sources]
+            self.pretrained = [load_pretrained(source) for source in self.sources]
         self.networks: list[GPT] = []
         self.digests: dict[str, str] = {}
         """SHA-256 of the weights by source, once they are loaded."""
@@ -48,7 +48,7 @@ class Teachers:
         Raises:
             UserError: names the teacher with other tokens or a shorter context.
         """
-        for teacher in self._pretrained:
+        for teacher in self.pretrained:
             if teacher.tokenizer is not None and teacher.tokenizer.to_json() != tokenizer.to_json():
                 raise UserError(
                     f"{teacher.source} was trained with other tokens than those of the data: train it on the same text",
@@ -61,7 +61,7 @@ class Teachers:
                     SETTING,
                 )
         with _as_teachers():
-            return [fit_to(teacher, vocab_size=gpt.vocab_size) for teacher in self._pretrained]
+            return [fit_to(teacher, vocab_size=gpt.vocab_size) for teacher in self.pretrained]
 
     def load(self, gpt: GPTConfig, tokenizer: Tokenizer) -> None:
         """Read the weights, once.

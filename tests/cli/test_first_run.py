@@ -182,6 +182,24 @@ def test_a_run_with_the_settings_of_another_one_is_named_after_it(
     assert names == {first.name, f"{first.name}-2", "config"}
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder holds the settings and the beginning of the curves."""
+    monkeypatch.chdir(tmp_path)
+    config, run = write_config(tmp_path, trainer__max_steps=2), Path("checkpoints/my run")
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    for name in ("best.ckpt", "last.ckpt", "metrics.csv"):
+        (run / name).unlink()
+    for verb in ("fit", "predict"):
+        answer = gptlit(verb, "--ckpt_path", run)
+        assert (answer.code, answer.err.count("\n")) == (2, 1)
+        command = f"gptlit fit --config '{run}/config.yaml'"
+        assert answer.err.endswith(f": the run ended before its first checkpoint: start it again with {command}\n")
+    assert gptlit("fit", "--config", run / "config.yaml").code == 0
+    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["my run", "my run-2"]
+
+
 @pytest.mark.parametrize(
     ("here", "file", "flags", "name"),
     [

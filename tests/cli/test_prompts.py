@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gptlit.cli.fit.messages import sample_command
+from gptlit import TextDataModule
+from gptlit.cli.fit.messages import first_line, sample_command
 from gptlit.cli.messages import table
 from gptlit.cli.predict.prompts import encode_prompt, in_batches, read_prompts
 from gptlit.errors import UserError
@@ -59,12 +60,34 @@ def test_an_empty_prompt_is_a_newline_or_the_first_token() -> None:
 
 
 def test_the_printed_command_can_be_pasted_into_a_shell() -> None:
-    """Guards against an unquoted path, and against a prompt outside the run's vocabulary."""
+    """Guards against an unquoted path or prompt."""
     run = Path("my run")
-    assert sample_command(run, CharTokenizer.train("ROMEO: o")) == (
-        "gptlit predict --ckpt_path 'my run' --prompt \"ROMEO:\""
-    )
-    assert sample_command(run, CharTokenizer.train("romeo")) == "gptlit predict --ckpt_path 'my run'"
+    assert sample_command(run, "It's:") == "gptlit predict --ckpt_path 'my run' --prompt 'It'\"'\"'s:'"
+    assert sample_command(run, None) == "gptlit predict --ckpt_path 'my run'"
+
+
+@pytest.mark.parametrize(
+    ("start", "documents", "prompt"),
+    [
+        ("First Citizen:\nBefore we", None, "First Citizen:"),
+        (f"{'a' * 32}\nb", None, "a" * 32),
+        (f"{'a' * 33}\nb", None, None),
+        ("\nabc", None, None),
+        ("- abc\ndef", None, None),  # read as a flag
+        ("FILE:abc\ndef", None, None),  # read as the name of a file
+        ("a\tb\ncd", None, None),
+        ("emma\nolivia", "lines", None),
+    ],
+)
+def test_the_suggested_prompt_is_the_first_line_of_the_text(
+    tmp_path: Path, start: str, documents: str | None, prompt: str | None
+) -> None:
+    """Guards against a prompt that this text does not know."""
+    text = tmp_path / "text.txt"
+    text.write_text(start + "\nmore of it" * 20)
+    data = TextDataModule(corpus=str(text), block_size=8, batch_size=2, documents=documents)
+    data.setup()
+    assert first_line(data) == prompt
 
 
 def test_names_in_the_closing_table_are_not_read_as_markup(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,16 @@
 """`model.teachers`: the loss, exact resume, refusals, and checkpoints without the teachers."""
 
 import csv
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from command import digest, gptlit, load, write_config
+from command import At, digest, extra_callbacks, gptlit, load, write_config
 from conftest import random_gpt
 from torch.nn import functional as F
 
@@ -86,7 +88,7 @@ def test_the_curve_shows_the_loss_of_the_text(folder: Path, tmp_path: Path) -> N
         runs[name] = tmp_path / name
         answer = gptlit("fit", "--config", folder / "small.yaml", "--run_dir", runs[name], *flags)
         assert answer.code == 0, answer.err
-        assert (f"teachers    {folder / 'teacher'} (weight 0.5)" in answer.err) == bool(flags)
+        assert ("teachers " in answer.err) == bool(flags)
     plain, taught = losses(runs["plain"]), losses(runs["taught"])
     assert taught[0] == pytest.approx(plain[0], abs=1e-6)
     assert digest(runs["taught"] / "last.ckpt") != digest(runs["plain"] / "last.ckpt")
@@ -133,7 +135,8 @@ def test_a_checkpoint_holds_no_teacher_and_needs_none(folder: Path, tmp_path: Pa
     answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 8)
     assert (answer.code, answer.err.count("\n")) == (2, 1)
     assert answer.err.startswith(f"gptlit: --model.teachers {tmp_path / 'teacher'}: ")
-    assert answer.err.endswith("(the name is the checkpoint's, seen from here: give --model.teachers another)\n")
+    command = f"gptlit fit --ckpt_path {run} --model.teachers NEW_PLACE"
+    assert answer.err.endswith(f"(the name is the checkpoint's, as seen from here; if it has moved: {command})\n")
     assert gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 8, "--model.teachers", folder / "other").code == 0
 
 
@@ -149,6 +152,34 @@ def test_a_teacher_that_changed_is_refused_on_resume(folder: Path, tmp_path: Pat
     assert (answer.code, answer.err.count("\n")) == (2, 1)
     assert answer.err.startswith(f"gptlit: --model.teachers {teacher} has other weights than before the resume")
     assert digest(run / "last.ckpt") == before
+
+
+def test_the_opening_lines_show_the_loss_of_each_teacher_and_which_one_was_stopped_early(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was stopped before its learning rate had declined is a bad teacher."""
+    monkeypatch.chdir(tmp_path)
+    stopped, finished = tmp_path / "stopped", folder / "teacher"
+    stop = At("on_train_batch_end", 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with extra_callbacks(stop):
+        answer = gptlit("fit", "--config", folder / "small.yaml", "--run_dir", stopped)
+    assert answer.code == 130
+    torch.save({key: value for key, value in load(finished / "best.ckpt").items() if key != "callbacks"}, "plain.ckpt")
+    flags = ("--model.teachers", f"[{stopped}, {finished}, plain.ckpt]", "--trainer.max_steps", 2)
+    answer = gptlit("fit", "--config", folder / "small.yaml", "--run_dir", tmp_path / "run", *flags)
+    assert answer.code == 0
+    lines = [line.strip() for line in answer.err.splitlines()]
+    best = load(finished / "best.ckpt")
+    loss = best["callbacks"]["RunCheckpoints"]["best_score"]
+    first = lines.index(f"teachers    {stopped} (step 4)")
+    assert lines[first + 1 : first + 4] == [
+        f"{finished} (step {best['global_step']}, val loss {loss:.4f})",
+        f"plain.ckpt (step {best['global_step']})",
+        "weight 0.5: 50% of the training loss is their prediction",
+    ]
+    notes = [line for line in lines if "has made" in line]
+    advice = f"finish it first with gptlit fit --ckpt_path {stopped}"
+    assert notes == [f"the teacher {stopped} has made 4 of 6 steps: {advice}"]
 
 
 @pytest.mark.parametrize("name", ["", "best.ckpt"])

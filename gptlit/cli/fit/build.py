@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -35,6 +36,7 @@ PROFILERS: dict[str, Callable[..., Profiler]] = {
     "advanced": AdvancedProfiler,
     "pytorch": PyTorchProfiler,
 }
+TRACES = ("last.ckpt", "best.ckpt", "metrics.csv", "events.*")  # files of a run; any may be missing
 LONGEST_NAME = 40  # characters of a text's name in that of a run
 
 
@@ -52,8 +54,8 @@ def instantiate(plan: Plan) -> Namespace:
         parser.add_instantiator(make_gpt_config, GPTConfig)
         return parser.instantiate_classes(config)
     except UserError as error:
-        if plan.start is not None and error.setting == TEACHERS and TEACHERS not in plan.changes:
-            error.message += f" (the name is the checkpoint's, seen from here: give --{TEACHERS} another)"
+        if error.setting == TEACHERS:
+            error.message += if_moved(plan, TEACHERS)
         raise
     except ValueError as error:
         missing = cause_of(error, ModuleNotFoundError)
@@ -84,8 +86,8 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
         with settings_under("data"):
             data.prepare_data()
     except UserError as error:
-        if plan.start is not None and not plan.corpus_given and error.setting == "data.corpus":
-            error.message += " (the name is the checkpoint's: give --data.corpus another)"
+        if error.setting in ("data.corpus", "data.val_corpus"):
+            error.message += if_moved(plan, error.setting)
         raise
     if plan.verb == "fit" and plan.start is not None:
         refuse_another_text(plan.start.checkpoint, data)
@@ -98,6 +100,15 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
     if borrowed:  # checkpoints of this run hold what it started from
         settings["model"] |= {"gpt": dataclasses.asdict(gpt), "init_from": None}
     model.run_config = as_yaml({key: value for key, value in settings.items() if key != "ckpt_path"})
+
+
+def if_moved(plan: Plan, setting: str) -> str:
+    """Return how to name the new place of what the settings of a checkpoint name; empty if they do not."""
+    if plan.start is None or setting in plan.changes:
+        return ""
+    place = shlex.quote(str(plan.start.run_dir or plan.start.path))
+    command = f"gptlit {plan.verb} --ckpt_path {place} --{setting} NEW_PLACE"
+    return f" (the name is the checkpoint's, as seen from here; if it has moved: {command})"
 
 
 def prepare_teachers(plan: Plan, teachers: Teachers, gpt: GPTConfig, tokenizer: Tokenizer) -> None:
@@ -135,7 +146,7 @@ def name_of_run(plan: Plan, data: TextDataModule) -> str:
     A run's `config.yaml` gives the name of its folder.
     """
     file = Path(os.path.abspath(plan.config_files[-1])) if plan.config_files else Path("run")
-    of_a_run = file.name == "config.yaml" and any((file.parent / name).is_file() for name in ("last.ckpt", "best.ckpt"))
+    of_a_run = file.name == "config.yaml" and any(any(file.parent.glob(name)) for name in TRACES)
     stem = (of_a_run and file.parent.resolve().name) or file.stem
     if not plan.corpus_given or data.corpus is None:
         return stem

@@ -29,6 +29,7 @@ from gptlit.cli.fit.parts import RunParts
 from gptlit.cli.fit.plan import Plan, parse_evaluation, parse_fit
 from gptlit.cli.fit.precision import slow_precision
 from gptlit.cli.fit.resume import readable
+from gptlit.cli.fit.teachers import unfinished
 from gptlit.cli.fit.threads import Threads, choose_threads
 from gptlit.cli.fit.trainer_settings import check_accelerator, check_trainer_settings
 from gptlit.cli.messages import say, table
@@ -232,6 +233,8 @@ class Fit:
             interval_note(self.model.optimizer_config, self.trainer.max_steps),
             self.threads.note,
         ]
+        if self.model.teachers is not None:
+            notes += unfinished(self.model.teachers)
         for line in filter(None, notes):
             say_once(line, style="yellow")
         if plan.start is not None:

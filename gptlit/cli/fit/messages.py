@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -17,9 +18,11 @@ from gptlit.callbacks.metrics import MetricsLogger
 from gptlit.callbacks.tensorboard import ADDRESS, tensorboard_command
 from gptlit.checkpoint.files import find_resume_point
 from gptlit.cli.fit.plan import Plan
+from gptlit.cli.fit.teachers import teacher_rows
 from gptlit.cli.fit.threads import Threads
 from gptlit.cli.messages import duration
 from gptlit.data import TextDataModule
+from gptlit.data.chunks import take
 from gptlit.errors import UserError, counted
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import meta_model
@@ -30,6 +33,7 @@ from gptlit.training.module import LitGPT
 
 STATES = {"matrix": 1, "head": 2, "decay": 2, "no_decay": 2}  # numbers per weight that Muon and AdamW keep
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+LONGEST_PROMPT = 33  # tokens of a suggested prompt and its newline
 OVERFITTED = 1.05  # last validation loss over the best one, from which on the closing table says so
 Rows = list[tuple[str, str]]
 
@@ -49,10 +53,10 @@ def opening_rows(
     rows += [("text", f"{data.corpus.source}: {sizes}")]
     rows += [("model", model_size(module, data.tokenizer, trainer)), ("step", step_size(data, trainer))]
     if module.teachers is not None:
-        rows.append(("teachers", f"{', '.join(module.teachers.sources)} (weight {module.teacher_weight:g})"))
+        rows += teacher_rows(module.teachers, module.teacher_weight)
     rows.append(("length", counted(trainer.max_steps, "step")))
-    if plan.precision_chosen:
-        rows.append(("precision", f"{plan.settings['trainer']['precision']} (auto)"))
+    precision = plan.settings["trainer"]["precision"] or "32-true"
+    rows.append(("precision", f"{precision}{' (auto)' if plan.precision_chosen else ''}"))
     if threads.number is not None:
         rows.append(("threads", str(threads)))
     if run_dir is not None:
@@ -159,7 +163,7 @@ def closing_rows(
     if run_dir is not None:
         rows.append(("run folder", str(run_dir)))
         if checkpoints is not None:
-            rows.append(("sample", sample_command(run_dir, trainer.lightning_module.tokenizer)))
+            rows.append(("sample", sample_command(run_dir, first_line(data))))
         if picture is not None:
             rows.append(("picture", str(picture)))
         rows += tensorboard_rows(trainer, run_dir)
@@ -177,14 +181,20 @@ def overfitting_rows(best: float, step: int, last: float) -> Rows:
     ]
 
 
-def sample_command(run_dir: Path, tokenizer: Tokenizer) -> str:
-    """Return the command that samples from the run; with a prompt if its characters are in the vocabulary."""
+def sample_command(run_dir: Path, prompt: str | None) -> str:
+    """Return the command that samples from the run, with a prompt if there is one."""
     command = f"gptlit predict --ckpt_path {shlex.quote(str(run_dir))}"
-    try:
-        tokenizer.encode("ROMEO:")
-    except UserError:
-        return command
-    return f'{command} --prompt "ROMEO:"'
+    return command if prompt is None else f"{command} --prompt {shlex.quote(prompt)}"
+
+
+def first_line(data: TextDataModule) -> str | None:
+    """Return the first line of the training part, for a prompt; None if it is long, empty or one of many documents."""
+    if data.tokenizer is None or data.train_tokens is None or data.text.documents is not None:
+        return None
+    ids = take(data.train_tokens, np.zeros(1, int), min(LONGEST_PROMPT, len(data.train_tokens)))
+    line, end, _ = data.tokenizer.decode(ids[0].tolist()).partition("\n")
+    fits = end and line.strip() and line.isprintable() and not line.startswith(("-", "FILE:"))  # other meanings there
+    return line if fits else None
 
 
 @dataclass(frozen=True)
