@@ -10,6 +10,8 @@ import yaml
 from gptlit.cli.parser import EXPONENT, unknown_option
 from gptlit.errors import UserError
 
+DEFAULT_SEED = 1337  # of a run without seed_everything
+
 
 def represent_text(dumper: Any, text: str) -> Any:
     """Quote two kinds of text that PyYAML writes without quotes and that are then read as something else."""
@@ -141,6 +143,9 @@ def stored_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that a checkpoint was trained with; only those of the model if it was trained from Python."""
     text = checkpoint.get("gptlit", {}).get("config")
     stored = yaml.safe_load(text) if text else {}
+    data = stored.get("data") or {}
+    if data.get("split") == "documents":  # versions without data.split_seed took the seed of the run
+        data.setdefault("split_seed", stored.get("seed_everything", DEFAULT_SEED))
     hyper = checkpoint["hyper_parameters"]
     return stored or {"model": {key: hyper[key] for key in ("gpt", "optimizer", "schedule") if key in hyper}}
 

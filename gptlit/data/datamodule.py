@@ -42,7 +42,9 @@ class TextDataModule(pl.LightningDataModule):
         vocab_size: tokens of a BPE that is learned from the training part.
         eval_batch_size: windows of a validation batch on one device; null for about 16,384 tokens.
         estimate_batches: random batches for `train/loss_estimate` and `val/loss_estimate`; 0 for none.
-        seed: fixes the batches and the documents that are held out; the command takes it from `seed_everything`.
+        seed: fixes the batches; the command takes it from `seed_everything`.
+        split_seed: fixes which documents `split: documents` holds out. It does not follow `seed`, so that runs with
+            other seeds are validated on the same documents, and none learns from a teacher that has seen them.
 
     Raises:
         UserError: a value is out of range.
@@ -66,6 +68,7 @@ class TextDataModule(pl.LightningDataModule):
         eval_batch_size: int | None = None,
         estimate_batches: int = 0,
         seed: int = 1337,
+        split_seed: int = 1337,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -76,7 +79,7 @@ class TextDataModule(pl.LightningDataModule):
         ):
             require(value is None or value >= least, name, value, f"{least} or more")
         self.text = TextSpec(
-            corpus, val_corpus, val_fraction, fallback, text_column, streaming, documents, separator, split, seed
+            corpus, val_corpus, val_fraction, fallback, text_column, streaming, documents, separator, split, split_seed
         )
         self.tokenizer_kind, self.vocab_size = tokenizer, vocab_size
         self.block_size, self.batch_size, self.eval_batch_size = block_size, batch_size, eval_batch_size

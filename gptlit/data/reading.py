@@ -144,7 +144,7 @@ def key_of(corpus: Corpus) -> str:
     spec = corpus.spec
     settings = [spec.text_column, spec.documents, spec.separator, corpus.separator, spec.split]
     if spec.split == "documents":
-        settings += [str(spec.val_fraction), str(spec.seed)]
+        settings += [str(spec.val_fraction), str(spec.split_seed)]
     return hash_of(signature(corpus.sources), signature(corpus.val_sources), settings, FORMAT, FACTS)
 
 

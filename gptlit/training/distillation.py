@@ -49,7 +49,7 @@ class Teachers:
             UserError: names the teacher with other tokens or a shorter context.
         """
         for teacher in self.pretrained:
-            if teacher.tokenizer is not None and teacher.tokenizer.to_json() != tokenizer.to_json():
+            if teacher.tokenizer is not None and teacher.tokenizer != tokenizer:
                 raise UserError(
                     f"{teacher.source} was trained with other tokens than those of the data: train it on the same text",
                     SETTING,

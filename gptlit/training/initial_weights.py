@@ -19,17 +19,17 @@ class InitialWeights:
 
     def __init__(self, source: str, gpt: GPTConfig) -> None:
         kept = {name: getattr(gpt, name) for name in ("block_size", *REGULARISATION)}
-        self._pretrained: Pretrained = fit_to(load_pretrained(source), **kept)
+        self.pretrained: Pretrained = fit_to(load_pretrained(source), **kept)
 
     @property
     def gpt(self) -> GPTConfig:
         """Architecture of the new run, with the vocabulary of the source."""
-        return self._pretrained.gpt
+        return self.pretrained.gpt
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         """Tokenizer of the source, if it has one."""
-        return self._pretrained.tokenizer
+        return self.pretrained.tokenizer
 
     def gpt_for(self, vocab_size: int) -> GPTConfig:
         """Return the architecture with the tokenizer's vocabulary, without the padding of the source's.
@@ -37,9 +37,9 @@ class InitialWeights:
         Raises:
             UserError: when the sizes do not belong together.
         """
-        return fit_to(self._pretrained, vocab_size=vocab_size).gpt
+        return fit_to(self.pretrained, vocab_size=vocab_size).gpt
 
     def load_into(self, network: GPT) -> None:
         """Read the weights into a network of the architecture that `gpt_for` returns."""
-        weights = fit_to(self._pretrained, vocab_size=network.config.vocab_size)
+        weights = fit_to(self.pretrained, vocab_size=network.config.vocab_size)
         network.load_state_dict(weights.state_dict())

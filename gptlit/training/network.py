@@ -42,10 +42,11 @@ class NetworkModule(pl.LightningModule):
         super().__init__()
         self.gpt = gpt
         self.tokenizer: Tokenizer | None = None if tokenizer is None else from_json(tokenizer)
-        self._initial = None if init_from is None else InitialWeights(init_from, gpt)
-        if self._initial is not None:
-            self.gpt = self._initial.gpt
-            self.tokenizer = self.tokenizer or self._initial.tokenizer
+        self.initial = None if init_from is None else InitialWeights(init_from, gpt)
+        """What the network starts from; None once it is built."""
+        if self.initial is not None:
+            self.gpt = self.initial.gpt
+            self.tokenizer = self.tokenizer or self.initial.tokenizer
         self.seed = seed
         self.checkpoint_activations = checkpoint_activations
         self.matmul_precision = matmul_precision
@@ -60,7 +61,7 @@ class NetworkModule(pl.LightningModule):
         Raises:
             UserError: when `model.gpt.vocab_size`, or the model to start from, contradicts it.
         """
-        gpt = self.gpt if self._initial is None else self._initial.gpt_for(vocab_size)
+        gpt = self.gpt if self.initial is None else self.initial.gpt_for(vocab_size)
         check_vocabulary(gpt, vocab_size)
         return replace(gpt, vocab_size=vocab_size)
 
@@ -83,9 +84,9 @@ class NetworkModule(pl.LightningModule):
             torch.random.default_generator.manual_seed(self.seed)
             self.net = GPT(self.gpt)
         self.net.checkpoint_activations = self.checkpoint_activations
-        if self._initial is not None:
-            self._initial.load_into(self.net)
-            self._initial = None
+        if self.initial is not None:
+            self.initial.load_into(self.net)
+            self.initial = None
         sizes = [self.tokenizer.chars_per_token(), self.tokenizer.bytes_per_token()]
         self.register_buffer("sizes_per_token", torch.tensor(sizes), persistent=False)  # (2, V)
         if self.device_mesh is not None:  # of ModelParallelStrategy: shards weights, gradients and optimizer state

@@ -179,7 +179,7 @@ def test_the_split_by_documents_is_the_same_in_memory_and_on_disk(
     """Documents stay intact; the size of the text decides only where ids are stored."""
     lines = NAMES if name == "names.txt" else [json.dumps({"text": text}) for text in NAMES]
     (here / name).write_text("\n".join(lines) + "\n")
-    spec = TextSpec(name, split="documents", documents="lines", val_fraction=0.2, seed=5)
+    spec = TextSpec(name, split="documents", documents="lines", val_fraction=0.2, split_seed=5)
     memory = encode_text(spec, None, "char", 300)
     monkeypatch.setattr("gptlit.data.encode.IN_MEMORY_CHARACTERS", {"char": 0, "bpe": 0})
     monkeypatch.setattr("gptlit.data.corpus.load.PIECE", 7)
@@ -195,14 +195,15 @@ def test_the_split_by_documents_is_the_same_in_memory_and_on_disk(
     assert len(decoded[0][1].split("\n")) == pytest.approx(0.2 * len(NAMES), abs=1)
 
 
-def test_the_seed_of_the_run_chooses_the_documents(here: Path) -> None:
+def test_the_split_seed_alone_chooses_the_documents(here: Path) -> None:
+    """Guards against losses over seeds that are those of other documents, and teachers that have seen them."""
     (here / "names.txt").write_text("\n".join(NAMES))
-    held_out = set()
-    for seed in (1, 1, 2):
-        data = TextDataModule("names.txt", documents="lines", split="documents", block_size=4, seed=seed)
+    held_out = []
+    for seeds in ({"seed": 1}, {"seed": 2}, {"seed": 2, "split_seed": 1}, {"seed": 2, "split_seed": 1337}):
+        data = TextDataModule("names.txt", documents="lines", split="documents", block_size=4, **seeds)
         data.setup()
-        held_out.add(data.tokenizer.decode(data.val_tokens.tolist()))
-    assert len(held_out) == 2
+        held_out.append(data.tokenizer.decode(data.val_tokens.tolist()))
+    assert held_out[0] == held_out[1] == held_out[3] != held_out[2]
 
 
 def test_too_few_documents_for_two_parts_are_refused(here: Path) -> None:

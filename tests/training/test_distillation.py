@@ -165,21 +165,25 @@ def test_the_opening_lines_show_the_loss_of_each_teacher_and_which_one_was_stopp
         answer = gptlit("fit", "--config", folder / "small.yaml", "--run_dir", stopped)
     assert answer.code == 130
     torch.save({key: value for key, value in load(finished / "best.ckpt").items() if key != "callbacks"}, "plain.ckpt")
-    flags = ("--model.teachers", f"[{stopped}, {finished}, plain.ckpt]", "--trainer.max_steps", 2)
+    shutil.copy(stopped / "last.ckpt", "alone.ckpt")
+    flags = ("--model.teachers", f"[{stopped}, {finished}, plain.ckpt, alone.ckpt]", "--trainer.max_steps", 2)
     answer = gptlit("fit", "--config", folder / "small.yaml", "--run_dir", tmp_path / "run", *flags)
     assert answer.code == 0
     lines = [line.strip() for line in answer.err.splitlines()]
     best = load(finished / "best.ckpt")
     loss = best["callbacks"]["RunCheckpoints"]["best_score"]
     first = lines.index(f"teachers    {stopped} (step 4)")
-    assert lines[first + 1 : first + 4] == [
+    assert lines[first + 1 : first + 5] == [
         f"{finished} (step {best['global_step']}, val loss {loss:.4f})",
         f"plain.ckpt (step {best['global_step']})",
+        "alone.ckpt (step 4)",
         "weight 0.5: 50% of the training loss is their prediction",
     ]
     notes = [line for line in lines if "has made" in line]
-    advice = f"finish it first with gptlit fit --ckpt_path {stopped}"
-    assert notes == [f"the teacher {stopped} has made 4 of 6 steps: {advice}"]
+    assert notes == [
+        f"the teacher {name} has made 4 of 6 steps: finish it first with gptlit fit --ckpt_path {name}"
+        for name in (stopped, "alone.ckpt")
+    ]
 
 
 @pytest.mark.parametrize("name", ["", "best.ckpt"])

@@ -25,11 +25,11 @@ from gptlit.cli.fit.messages import (
     rate_note,
     resume_lines,
 )
+from gptlit.cli.fit.other_runs import leak, leaks, unfinished
 from gptlit.cli.fit.parts import RunParts
 from gptlit.cli.fit.plan import Plan, parse_evaluation, parse_fit
 from gptlit.cli.fit.precision import slow_precision
 from gptlit.cli.fit.resume import readable
-from gptlit.cli.fit.teachers import unfinished
 from gptlit.cli.fit.threads import Threads, choose_threads
 from gptlit.cli.fit.trainer_settings import check_accelerator, check_trainer_settings
 from gptlit.cli.messages import say, table
@@ -67,6 +67,8 @@ def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> N
     prepare(plan, objects.model, objects.data)
     trainer, _ = make_trainer(plan, objects, None, extra_callbacks, quiet=False)
     assert plan.start is not None
+    if line := leak(str(plan.start.path), plan.start.checkpoint, objects.data):
+        say_once(line, style="bold red")
     report = plan.settings.get("report") == "full"
     if report:
         check_report(trainer, objects.model, plan.settings["report_stride"])
@@ -120,7 +122,7 @@ def run_fit(plan: Plan, extra_callbacks: Sequence[pl.Callback] = (), quiet: bool
     check_trainer_settings(plan.settings)
     objects = instantiate(plan)
     prepare(plan, objects.model, objects.data)
-    for notice in objects.data.corpus.notices:
+    for notice in (*objects.data.corpus.notices, *leaks(objects.model, objects.data)):
         say_once(notice, style="bold red")
     if line := shorten_run(plan, objects):
         say_once(line, style="bold red")

@@ -17,8 +17,8 @@ from gptlit.callbacks.checkpoints import RunCheckpoints
 from gptlit.callbacks.metrics import MetricsLogger
 from gptlit.callbacks.tensorboard import ADDRESS, tensorboard_command
 from gptlit.checkpoint.files import find_resume_point
+from gptlit.cli.fit.other_runs import teacher_rows
 from gptlit.cli.fit.plan import Plan
-from gptlit.cli.fit.teachers import teacher_rows
 from gptlit.cli.fit.threads import Threads
 from gptlit.cli.messages import duration
 from gptlit.data import TextDataModule

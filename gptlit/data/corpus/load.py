@@ -36,7 +36,7 @@ class TextSpec:
     documents: str | None = None
     separator: str | None = None
     split: str = "tail"
-    seed: int = 1337
+    split_seed: int = 1337
 
     def __post_init__(self) -> None:
         for setting, value, allowed in (
@@ -110,8 +110,8 @@ class Corpus:
         with settings_from("corpus"):
             if self.spec.split == "documents":
                 for part in (0, 1):
-                    chosen = part_of(documents(self.spec, self.sources), part, self.spec.val_fraction, self.spec.seed)
-                    yield from self._pieces(part, chosen)
+                    texts = documents(self.spec, self.sources)
+                    yield from self._pieces(part, part_of(texts, part, self.spec.val_fraction, self.spec.split_seed))
                 return
             yield from self._pieces(0, documents(self.spec, self.sources))
         if self.val_sources:
