@@ -95,7 +95,7 @@ def training_rows(checkpoint: Mapping[str, Any], model: GPT, tokenizer: Tokenize
     data = config.get("data") or {}
     rows = {"Text": text_line(tokenizer, data, stored.get("corpus") or {})}
     if data:
-        rows["Split"] = split_line(data)
+        rows["Split"] = split_line(data, config.get("seed_everything"))
     rows["Protocol"] = (
         f"the whole validation part in windows of {gpt.block_size:,} tokens that do not overlap, each token but the "
         "first predicted once; mean cross-entropy"
@@ -126,11 +126,14 @@ def text_line(tokenizer: Tokenizer, data: Mapping[str, Any], corpus: Mapping[str
     return tokenizer.source or str(data.get("corpus", "unknown"))
 
 
-def split_line(data: Mapping[str, Any]) -> str:
-    """Describe which part of the text was held out."""
+def split_line(data: Mapping[str, Any], run_seed: int | None) -> str:
+    """Describe which part of the text was held out; without data.split_seed, the seed of the run chose documents."""
     if data.get("val_corpus"):
         return "trained on all of the text, validated on another one"
     fraction = data.get("val_fraction", 0.1)
+    if data.get("split") == "documents":
+        seed = data.get("split_seed", run_seed)
+        return f"{fraction:.4g} of the documents, chosen at random (seed {seed}), are the validation part"
     return f"the last {fraction:.4g} of the text, in order, is the validation part; the rest is trained on"
 
 

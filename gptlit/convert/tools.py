@@ -42,7 +42,12 @@ LIMITS = {
         "By default `generate` samples from the model's own distribution; `do_sample=False` is greedy.",
         "transformers does not enforce the context: beyond {block_size:,} tokens the text degrades without an error.",
     ],
-    "onnx": ["A longer input fails with an index error: the bound is part of the graph. There is no key-value cache."],
+    "onnx": [
+        "A longer input fails with an index error: the bound is part of the graph. There is no key-value cache.",
+        "For int8 use `onnxruntime.quantization.matmul_nbits_quantizer.MatMulNBitsQuantizer(model, bits=8, "
+        "block_size=32)`, which rounds the weights only. `quantize_dynamic` also rounds activations, with one scale "
+        "for all of them: the logits of a token then depend on later tokens and on the other texts of the batch.",
+    ],
     "gguf": [
         "llama.cpp rounds the context up to a multiple of 256; if {block_size:,} is not one, limit the number of new "
         "tokens yourself. Switch context shift off: positions are learned.",

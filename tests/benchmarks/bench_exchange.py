@@ -79,19 +79,42 @@ def in_onnxruntime(graph: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda ids: torch.from_numpy(session.run(None, {"input_ids": ids.numpy()})[0])
 
 
+def quantize_dynamic(graph: Path, output: Path) -> None:
+    """Round weights and activations to int8."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(graph, output)
+
+
+def quantize_weights(graph: Path, output: Path) -> None:
+    """Round weights to int8, in blocks of 32."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(onnx.load(graph), bits=8, block_size=32)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(output))
+
+
 def in_openvino(graph: Path, options: dict[str, str]) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the logits of a graph in OpenVINO, as a function of ids."""
     compiled = import_module("openvino").Core().compile_model(graph, "CPU", options)
     return lambda ids: torch.from_numpy(compiled(ids.numpy())[0])
 
 
-def runtimes(graph: Path) -> Iterator[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
-    """Yield the runtimes that are installed for an ONNX graph: what to call them, and logits of ids."""
-    yield f"onnxruntime {version('onnxruntime')}", in_onnxruntime(graph)
+def runtimes(graph: Path) -> Iterator[tuple[str, Path, Callable[[torch.Tensor], torch.Tensor]]]:
+    """Yield the runtimes that are installed for an ONNX graph: what to call them, the file, and logits of ids."""
+    tool = f"onnxruntime {version('onnxruntime')}"
+    yield tool, graph, in_onnxruntime(graph)
+    for name, quantize in (("quantize_dynamic", quantize_dynamic), ("MatMulNBitsQuantizer", quantize_weights)):
+        small = graph.with_name(f"{name}.onnx")
+        quantize(graph, small)
+        yield f"{tool}, int8 by `{name}`", small, in_onnxruntime(small)
     if find_spec("openvino"):
         tool = f"openvino {version('openvino')}"
-        yield tool, in_openvino(graph, {})
-        yield f"{tool} with `INFERENCE_PRECISION_HINT` `f32`", in_openvino(graph, {"INFERENCE_PRECISION_HINT": "f32"})
+        wide = {"INFERENCE_PRECISION_HINT": "f32"}
+        yield tool, graph, in_openvino(graph, {})
+        yield f"{tool} with `INFERENCE_PRECISION_HINT` `f32`", graph, in_openvino(graph, wide)
 
 
 def in_llama_cpp(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
@@ -153,10 +176,10 @@ def measure(run: str, text: str, transformers4: str | None, nanogpt: Path | None
                     row(kind, f"transformers {answer['version']}", difference, answer["texts"], size)
                 time_tokenizer(folder, text)
             elif kind == "onnx":
-                for tool, run_graph in runtimes(folder / "model.onnx"):
+                for tool, file, run_graph in runtimes(folder / "model.onnx"):
                     difference = float((run_graph(windows) - logits).abs().max())
                     found = [tokenizer.decode(greedy(run_graph, prompt, gpt.block_size)) for prompt in prompts]
-                    row(kind, tool, difference, found, size)
+                    row(kind, tool, difference, found, file.stat().st_size)
             elif kind == "gguf":
                 new = gpt.block_size - max(map(len, prompts)) - 1
                 cut = windows[:, :-1]

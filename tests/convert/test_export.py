@@ -380,6 +380,26 @@ def test_the_model_card_describes_the_run(best_step: int, said: str, tmp_path: P
     assert yaml.safe_load((tmp_path / "model" / "gptlit.yaml").read_text()) == RUN_CONFIG
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"val_fraction": 0.25}, "the last 0.25 of the text, in order, is the validation part"),
+        (
+            {"val_fraction": 0.25, "split": "documents", "split_seed": 5},
+            "0.25 of the documents, chosen at random (seed 5)",
+        ),
+        ({"split": "documents"}, "0.1 of the documents, chosen at random (seed 7)"),  # versions without split_seed
+        ({"val_corpus": "b.txt"}, "trained on all of the text, validated on another one"),
+    ],
+)
+def test_the_model_card_says_what_was_held_out(data: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """A loss on names at random is not that of the last names of a sorted list."""
+    config = yaml.safe_dump({"data": {"corpus": "a.txt", "batch_size": 12, **data}, "seed_everything": 7})
+    checkpoint = checkpoint_of(random_gpt(MODERN), TOKENIZER, gptlit={"version": "0.1.0", "config": config})
+    export_run(checkpoint, tmp_path / "model")
+    assert f"| Split | {said}" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_command_exports_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From flags to folder; messages go to stderr."""
     (tmp_path / "run").mkdir()

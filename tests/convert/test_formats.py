@@ -67,6 +67,32 @@ def test_an_onnx_graph_computes_the_same_at_every_length(dialect: str, tmp_path:
     report("Exports", HEADER, f"onnx, {dialect}", version_of("onnxruntime"), f"{largest:.1e}", "1,000", "")
 
 
+def test_int8_as_the_card_of_a_graph_says_leaves_it_causal(tmp_path: Path) -> None:
+    """With `quantize_dynamic`, later tokens and other texts change the logits (findings/)."""
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    quantization = pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
+    ours = random_gpt(replace(GPTConfig(**DIALECTS["modern, token shift"]), n_layer=1)).float()
+    export_run(checkpoint_of(ours, TOKENIZER), tmp_path / "model", "onnx")
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "matmul_nbits_quantizer.MatMulNBitsQuantizer(model, bits=8, block_size=32)" in card
+    quantizer = quantization.MatMulNBitsQuantizer(onnx.load(tmp_path / "model" / "model.onnx"), bits=8, block_size=32)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(tmp_path / "int8.onnx"))
+    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx")
+    ids = torch.randint(ours.config.vocab_size, (8, ours.config.block_size), generator=torch.Generator().manual_seed(1))
+
+    def logits(ids: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"input_ids": ids.numpy()})[0])
+
+    whole, half = logits(ids), ids.size(1) // 2
+    with torch.no_grad():
+        error = (whole - ours(ids)).square().mean().sqrt()
+    assert 1e-6 < error < 0.2, "it is int8, and close"
+    assert (logits(ids[:, :half]) - whole[:, :half]).abs().max() < 1e-3 * error
+    assert (logits(ids[:1]) - whole[:1]).abs().max() < 1e-3 * error
+
+
 def test_the_tokenizer_next_to_an_onnx_graph_encodes_the_same(tmp_path: Path) -> None:
     """tokenizer.json needs only the tokenizers library."""
     pytest.importorskip("onnxruntime")
