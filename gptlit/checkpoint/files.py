@@ -1,18 +1,18 @@
 """Which checkpoint file a path means, and what it holds."""
 
-import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptlit.checkpoint.run_dir import RUNS
+from gptlit.checkpoint.run_dir import RUNS, is_locked
 from gptlit.checkpoint.torch_file import DamagedCheckpointError, read_torch_file
 from gptlit.errors import UserError, some_of
 from gptlit.model.config import GPTConfig
 
 SETTING = "--ckpt_path"  # for messages
 SHOWN = 5  # names in a message, at most
+TRACES = ("last.ckpt", "best.ckpt", "metrics.csv", "events.*")  # files of a run; any may be missing
 OTHER = {"best.ckpt": "last.ckpt", "last.ckpt": "best.ckpt"}
 TRAIN_AGAIN = "train again"
 
@@ -87,6 +87,11 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / "config.yaml").is_file()
 
 
+def is_config_of_a_run(file: Path) -> bool:
+    """Whether a file is the `config.yaml` that `gptlit fit` wrote, even if the run has saved no checkpoint."""
+    return file.name == "config.yaml" and file.is_file() and any(any(file.parent.glob(name)) for name in TRACES)
+
+
 def find_checkpoint(path: str, prefer: str) -> Path:
     """Return the checkpoint file that a path means: itself, or `best.ckpt` or `last.ckpt` of a run folder.
 
@@ -111,9 +116,10 @@ def nothing_saved(path: str) -> UserError:
     others = sorted(str(file) for file in Path(path).rglob("*.ckpt"))
     if others:
         found = f"name {'one of ' * (len(others) > 1)}{some_of(others, SHOWN)}"
-    elif is_run_folder(Path(path)):
-        config = shlex.quote(str(Path(path) / "config.yaml"))
-        found = f"the run ended before its first checkpoint: start it again with gptlit fit --config {config}"
+    elif is_run_folder(Path(path)) and is_locked(Path(path)):
+        found = "the run that trains there has not saved its first checkpoint yet"
+    elif is_config_of_a_run(Path(path) / "config.yaml"):
+        found = "the run ended before its first checkpoint: start it again"
     else:
         found = "nothing was saved there"
     return UserError(f"{path}: the folder holds neither best.ckpt nor last.ckpt: {found}", SETTING)

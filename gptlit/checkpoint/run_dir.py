@@ -121,6 +121,14 @@ class RunDir:
             os.environ.pop(CLAIMED, None)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the lock of a folder."""
+    lock = lock_folder(folder)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
 def lock_folder(folder: Path) -> int | None:
     """Lock a folder until the process ends.
 

@@ -141,13 +141,18 @@ def flat(tree: Any, prefix: str = "", stop_at: Collection[str] = ()) -> dict[str
 
 def stored_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that a checkpoint was trained with; only those of the model if it was trained from Python."""
-    text = checkpoint.get("gptlit", {}).get("config")
+    text = (checkpoint.get("gptlit") or {}).get("config")
     stored = yaml.safe_load(text) if text else {}
-    data = stored.get("data") or {}
-    if data.get("split") == "documents":  # versions without data.split_seed took the seed of the run
-        data.setdefault("split_seed", stored.get("seed_everything", DEFAULT_SEED))
+    name_split_seed(stored)
     hyper = checkpoint["hyper_parameters"]
     return stored or {"model": {key: hyper[key] for key in ("gpt", "optimizer", "schedule") if key in hyper}}
+
+
+def name_split_seed(settings: dict[str, Any]) -> None:
+    """Add `data.split_seed` to all settings of a run of a version without it: the seed of the run chose documents."""
+    data = settings.get("data") or {}
+    if data.get("split") == "documents":
+        data.setdefault("split_seed", settings.get("seed_everything", DEFAULT_SEED))
 
 
 def option(arguments: list[str], name: str) -> str | None:

@@ -26,7 +26,7 @@ class Pretrained:
     state_dict: Callable[[], Weights]
     """Read the weights, under the names of `GPT(gpt).state_dict()`."""
     checkpoint: Mapping[str, Any] | None = None
-    """The whole content of the file, where that is a checkpoint of gptlit."""
+    """The complete content of the file, where that is a checkpoint of gptlit."""
 
 
 def check_complete(weights: Weights, gpt: GPTConfig, source: object) -> Weights:

@@ -1,17 +1,21 @@
 """The DataModule: a text, encoded, as batches for training and validation."""
 
+import hashlib
 import sys
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor
 
-from gptlit.data.chunks import EVAL_TOKENS, LossEstimate, RandomChunks, Tokens, TrainingBatches, ValidationWindows
+from gptlit.data.chunks import EVAL_TOKENS, LossEstimate, RandomChunks, Tokens, TrainingBatches, ValidationWindows, take
 from gptlit.data.corpus.load import TextSpec
 from gptlit.data.encode import EncodedText, encode_text
 from gptlit.errors import UserError, require
 from gptlit.tokenizer import Tokenizer
+
+BEGINNING = 500  # characters by which another version of a text is recognised
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -44,7 +48,7 @@ class TextDataModule(pl.LightningDataModule):
         estimate_batches: random batches for `train/loss_estimate` and `val/loss_estimate`; 0 for none.
         seed: fixes the batches; the command takes it from `seed_everything`.
         split_seed: fixes which documents `split: documents` holds out. It does not follow `seed`, so that runs with
-            other seeds are validated on the same documents, and none learns from a teacher that has seen them.
+            other seeds are validated on the same documents, and teachers with another seed were not trained on them.
 
     Raises:
         UserError: a value is out of range.
@@ -135,6 +139,7 @@ class TextDataModule(pl.LightningDataModule):
             "sha256": self.corpus.sha256,
             "train_characters": self.corpus.train_characters,
             "document_start": self.corpus.document_start,
+            "beginning": hashlib.sha256(self._beginning().encode()).hexdigest(),
         }
 
     @property
@@ -193,6 +198,13 @@ class TextDataModule(pl.LightningDataModule):
         if device.type == "cuda":
             batch = tuple(part if part.is_cuda else part.pin_memory() for part in batch)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def _beginning(self) -> str:
+        """The first characters of the training part."""
+        train, _ = self._encoded()
+        assert self.tokenizer is not None
+        ids = take(train, np.zeros(1, np.int64), min(BEGINNING, len(train)))
+        return self.tokenizer.decode(ids[0].tolist())[:BEGINNING]
 
     def _encoded(self) -> tuple[Tokens, Tokens]:
         if self.corpus is None:

@@ -89,26 +89,28 @@ def test_differences_of_recipes_are_paired_by_seed() -> None:
     """Guards against the spread of seeds in a difference that all seeds agree on."""
     from bench_recipe import Result, rows_of
 
-    losses = {"": {1337: 1.5, 1338: 1.6}, "--a 1": {1337: 1.49, 1338: 1.59}, "--b 2": {1338: 1.7}}
+    losses = {"": {1337: 1.5, 1338: 1.6}, "--a 1": {1337: 1.49, 1338: 1.59}, "--b 2": {1338: 1.7}, "--c 3": {}}
     results = {
         change: {seed: Result(1620, loss, loss - 0.1, 1.25, 60.0) for seed, loss in by_seed.items()}
         for change, by_seed in losses.items()
     }
     rows = rows_of(results)
-    assert [row[2] for row in rows] == ["1.5500 ± 0.0707", "1.5400 ± 0.0707", "1.7000"]
-    assert [row[3] for row in rows] == ["", "-0.0100 ± 0.0000", "+0.1000"]
+    assert [row[2] for row in rows] == ["1.5500 ± 0.0707", "1.5400 ± 0.0707", "1.7000", "failed"]
+    assert [row[3] for row in rows] == ["", "-0.0100 ± 0.0000", "+0.1000", "failed"]
     assert rows[1] == ("`--a 1`", "1,620", "1.5400 ± 0.0707", "-0.0100 ± 0.0000", "1.4400 ± 0.0707", "1.250", "60")
 
 
 def test_a_trial_is_resumed_and_never_mixed_up_with_another(tmp_path: Path) -> None:
     """Guards against results of other settings under the name of a trial."""
-    from bench_recipe import command_of, make_trials
+    from bench_recipe import command_of, make_trials, refuse_own_options
 
-    changes = ["", "--model.gpt.n_head 2", "--model.gpt.n_head=2"]
+    changes = ["", "--model.gpt.n_head 2", "--model.gpt.n_head=2", "--model.gpt.n_head 2"]
+    (tmp_path / "base.yaml").write_text("seed_everything: 1")
+    (tmp_path / "fast.yaml").write_text("seed_everything: 2")
     trials = [
         trial
         for config, flags in (("base", []), ("base", ["--x", "1"]), ("fast", []))
-        for trial in make_trials(tmp_path, config, flags, changes, seeds=2)
+        for trial in make_trials(tmp_path, [tmp_path / f"{config}.yaml"], flags, changes, seeds=2)
     ]
     assert len({trial.folder for trial in trials}) == len(trials) == 18
     assert [trial.seed for trial in trials[:6]] == [1337] * 3 + [1338] * 3
@@ -123,3 +125,6 @@ def test_a_trial_is_resumed_and_never_mixed_up_with_another(tmp_path: Path) -> N
     trial.folder.mkdir()
     (trial.folder / "last.ckpt").touch()
     assert [str(part) for part in command_of(trial, "base", [])[3:]] == ["fit", "--ckpt_path", str(trial.folder)]
+    refuse_own_options(changes)
+    with pytest.raises(SystemExit, match="--seed_everything belongs to each run"):
+        refuse_own_options(["--model.gpt.n_head 2 --seed_everything=5"])

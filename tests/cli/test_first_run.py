@@ -10,6 +10,7 @@ import pytest
 import yaml
 from command import At, extra_callbacks, gptlit, load, write_config
 
+from gptlit.checkpoint.run_dir import lock_folder
 from gptlit.cli.fit.messages import overfitting_rows, rate_note
 from gptlit.data.corpus.download import NetworkError
 from gptlit.optim import ScheduleConfig
@@ -194,8 +195,11 @@ def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(
     for verb in ("fit", "predict"):
         answer = gptlit(verb, "--ckpt_path", run)
         assert (answer.code, answer.err.count("\n")) == (2, 1)
-        command = f"gptlit fit --config '{run}/config.yaml'"
-        assert answer.err.endswith(f": the run ended before its first checkpoint: start it again with {command}\n")
+        assert answer.err.endswith(": the run ended before its first checkpoint: start it again\n")
+    lock = lock_folder(run)
+    assert lock is not None
+    assert gptlit("predict", "--ckpt_path", run).err.endswith(" has not saved its first checkpoint yet\n")
+    os.close(lock)
     assert gptlit("fit", "--config", run / "config.yaml").code == 0
     assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["my run", "my run-2"]
 

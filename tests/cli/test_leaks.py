@@ -34,7 +34,7 @@ def test_a_run_that_has_seen_the_validation_part_is_announced(folder: Path, tmp_
     assert answer.code == 0
     assert notes(answer.err) == [
         f"--{setting} {folder / 'run' / 'best.ckpt'} was trained on the first 1,200 characters of this validation "
-        "part, so that its loss is too low: set data.val_fraction as it was there"
+        "part: val/loss is too low; set --data.val_fraction 0.1"
     ]
 
 
@@ -47,14 +47,16 @@ def test_evaluation_on_the_training_part_is_announced(folder: Path, verb: str) -
 
 
 def test_another_version_of_the_text_may_hold_it_and_another_text_does_not(folder: Path, tmp_path: Path) -> None:
+    """A version is known by its beginning, whatever its name; another text of the same name is no version."""
     config = write_config(tmp_path, trainer__max_steps=2)
-    text = tmp_path / "text.txt"
-    text.write_text(text.read_text(encoding="utf-8")[:-10], encoding="utf-8")
+    text = (tmp_path / "text.txt").read_text(encoding="utf-8")
+    (tmp_path / "other.txt").write_text(text[:-10], encoding="utf-8")
     flags = ("--config", config, "--model.teachers", folder / "run", "--run_dir")
-    (line,) = notes(gptlit("fit", *flags, tmp_path / "version").err)
-    assert "was trained on another version or split of text: if it has seen this validation part" in line
-    text.rename(tmp_path / "other.txt")
-    answer = gptlit("fit", *flags, tmp_path / "other", "--data.corpus", tmp_path / "other.txt")
+    (line,) = notes(gptlit("fit", *flags, tmp_path / "version", "--data.corpus", tmp_path / "other.txt").err)
+    assert "was trained on another version or split of this text (text): if it holds parts of" in line
+    lines = text.split("\n")
+    (tmp_path / "text.txt").write_text("\n".join([*lines[50:], *lines[:50]]), encoding="utf-8")
+    answer = gptlit("fit", *flags, tmp_path / "other")
     assert answer.code == 0, answer.err
     assert notes(answer.err) == []
 
@@ -81,6 +83,12 @@ def test_a_run_of_a_version_without_split_seed_keeps_its_documents(tmp_path: Pat
     checkpoint["gptlit"]["config"] = settings.replace("  split_seed: 7\n", "")
     assert checkpoint["gptlit"]["config"] != settings
     torch.save(checkpoint, run / "last.ckpt")
+    config = run / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("  split_seed: 7\n", ""), encoding="utf-8")
+    again = tmp_path / "again"
+    assert gptlit("fit", "--config", config, "--run_dir", again).code == 0
+    corpora = [load(folder / "last.ckpt")["gptlit"]["corpus"]["sha256"] for folder in (whole, again)]
+    assert corpora[0] == corpora[1]
     answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 4)
     assert answer.code == 0, answer.err
     assert digest(run / "last.ckpt") == digest(whole / "last.ckpt")

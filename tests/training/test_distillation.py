@@ -135,8 +135,9 @@ def test_a_checkpoint_holds_no_teacher_and_needs_none(folder: Path, tmp_path: Pa
     answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 8)
     assert (answer.code, answer.err.count("\n")) == (2, 1)
     assert answer.err.startswith(f"gptlit: --model.teachers {tmp_path / 'teacher'}: ")
-    command = f"gptlit fit --ckpt_path {run} --model.teachers NEW_PLACE"
-    assert answer.err.endswith(f"(the name is the checkpoint's, as seen from here; if it has moved: {command})\n")
+    assert answer.err.endswith(
+        "(the name is the checkpoint's, as seen from here; if it has moved, add --model.teachers NEW_PLACE)\n"
+    )
     assert gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 8, "--model.teachers", folder / "other").code == 0
 
 
@@ -177,13 +178,36 @@ def test_the_opening_lines_show_the_loss_of_each_teacher_and_which_one_was_stopp
         f"{finished} (step {best['global_step']}, val loss {loss:.4f})",
         f"plain.ckpt (step {best['global_step']})",
         "alone.ckpt (step 4)",
-        "weight 0.5: 50% of the training loss is their prediction",
+        "weight 0.5: 50% of the training loss is the distillation loss",
     ]
-    notes = [line for line in lines if "has made" in line]
+    notes = [line for line in lines if "was stopped" in line]
     assert notes == [
-        f"the teacher {name} has made 4 of 6 steps: finish it first with gptlit fit --ckpt_path {name}"
+        f"the teacher {name} was stopped after 4 of 6 steps: gptlit fit --ckpt_path {name} continues its training"
         for name in (stopped, "alone.ckpt")
     ]
+
+
+def test_an_early_checkpoint_of_a_finished_run_is_not_called_stopped(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "teacher", tmp_path / "teacher")
+    early = load(tmp_path / "teacher" / "last.ckpt")
+    early["global_step"] = 3
+    torch.save(early, tmp_path / "teacher" / "step-3.ckpt")
+    flags = ("--config", folder / "small.yaml", "--run_dir", tmp_path / "run", "--model.teachers")
+    answer = gptlit("fit", *flags, tmp_path / "teacher" / "step-3.ckpt")
+    assert answer.code == 0
+    assert "(step 3)" in answer.err
+    assert "was stopped" not in answer.err
+
+
+def test_a_teacher_needs_no_facts_about_its_training(folder: Path, tmp_path: Path) -> None:
+    """Checkpoints of other Trainers and callbacks may lack them."""
+    checkpoint = load(folder / "teacher" / "best.ckpt")
+    kept = {key: checkpoint[key] for key in ("state_dict", "hyper_parameters")}
+    torch.save({**kept, "gptlit": None, "callbacks": None}, tmp_path / "teacher.ckpt")
+    flags = ("--config", folder / "small.yaml", "--run_dir", tmp_path / "run", "--model.teachers")
+    answer = gptlit("fit", *flags, tmp_path / "teacher.ckpt")
+    assert answer.code == 0, answer.err
+    assert f"teachers    {tmp_path / 'teacher.ckpt'}\n" in answer.err
 
 
 @pytest.mark.parametrize("name", ["", "best.ckpt"])

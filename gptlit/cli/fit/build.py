@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +13,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from gptlit.checkpoint.files import is_config_of_a_run
 from gptlit.checkpoint.io import AtomicCheckpointIO
 from gptlit.checkpoint.run_dir import RunDir
 from gptlit.cli.fit.parser import make_parser
@@ -36,7 +36,6 @@ PROFILERS: dict[str, Callable[..., Profiler]] = {
     "advanced": AdvancedProfiler,
     "pytorch": PyTorchProfiler,
 }
-TRACES = ("last.ckpt", "best.ckpt", "metrics.csv", "events.*")  # files of a run; any may be missing
 LONGEST_NAME = 40  # characters of a text's name in that of a run
 
 
@@ -103,12 +102,13 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
 
 
 def if_moved(plan: Plan, setting: str) -> str:
-    """Return how to name the new place of what the settings of a checkpoint name; empty if they do not."""
-    if plan.start is None or setting in plan.changes:
+    """Return what to add to the command if a file that the settings of a checkpoint name is missing; else nothing."""
+    group, _, name = setting.partition(".")
+    named = plan.settings[group][name]
+    missing = any(not Path(path).exists() for path in ([named] if isinstance(named, str) else named or ()))
+    if plan.start is None or setting in plan.changes or not missing:
         return ""
-    place = shlex.quote(str(plan.start.run_dir or plan.start.path))
-    command = f"gptlit {plan.verb} --ckpt_path {place} --{setting} NEW_PLACE"
-    return f" (the name is the checkpoint's, as seen from here; if it has moved: {command})"
+    return f" (the name is the checkpoint's, as seen from here; if it has moved, add --{setting} NEW_PLACE)"
 
 
 def prepare_teachers(plan: Plan, teachers: Teachers, gpt: GPTConfig, tokenizer: Tokenizer) -> None:
@@ -146,7 +146,7 @@ def name_of_run(plan: Plan, data: TextDataModule) -> str:
     A run's `config.yaml` gives the name of its folder.
     """
     file = Path(os.path.abspath(plan.config_files[-1])) if plan.config_files else Path("run")
-    of_a_run = file.name == "config.yaml" and any(any(file.parent.glob(name)) for name in TRACES)
+    of_a_run = is_config_of_a_run(file)
     stem = (of_a_run and file.parent.resolve().name) or file.stem
     if not plan.corpus_given or data.corpus is None:
         return stem

@@ -235,7 +235,7 @@ class Fit:
             interval_note(self.model.optimizer_config, self.trainer.max_steps),
             self.threads.note,
         ]
-        if self.model.teachers is not None:
+        if self.model.teachers is not None and process_rank() == 0:
             notes += unfinished(self.model.teachers)
         for line in filter(None, notes):
             say_once(line, style="yellow")

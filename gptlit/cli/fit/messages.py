@@ -55,8 +55,7 @@ def opening_rows(
     if module.teachers is not None:
         rows += teacher_rows(module.teachers, module.teacher_weight)
     rows.append(("length", counted(trainer.max_steps, "step")))
-    precision = plan.settings["trainer"]["precision"] or "32-true"
-    rows.append(("precision", f"{precision}{' (auto)' if plan.precision_chosen else ''}"))
+    rows.append(("precision", f"{trainer.precision}{' (auto)' if plan.precision_chosen else ''}"))
     if threads.number is not None:
         rows.append(("threads", str(threads)))
     if run_dir is not None:

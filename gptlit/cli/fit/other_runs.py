@@ -25,42 +25,50 @@ def teacher_rows(teachers: Teachers, weight: float) -> Rows:
         " ".join(filter(None, [source, state_of(pretrained)]))
         for source, pretrained in zip(teachers.sources, teachers.pretrained, strict=True)
     ]
-    lines.append(f"weight {weight:g}: {weight:.0%} of the training loss is their prediction")
+    lines.append(f"weight {weight:g}: {weight:.0%} of the training loss is the distillation loss")
     return [("teachers" if number == 0 else "", line) for number, line in enumerate(lines)]
 
 
 def state_of(pretrained: Pretrained) -> str:
-    """Return `(step 5,200, val loss 1.4090)` of the weights that are read; empty for a model of another project."""
-    checkpoint = pretrained.checkpoint
-    if checkpoint is None:
+    """Return `(step 5,200, val loss 1.4090)` of the weights that are read; empty if the file does not say."""
+    checkpoint = pretrained.checkpoint or {}
+    step = checkpoint.get("global_step")
+    if step is None:
         return ""
-    step = checkpoint["global_step"]
-    best = checkpoint.get("callbacks", {}).get("RunCheckpoints") or {}
+    best = (checkpoint.get("callbacks") or {}).get("RunCheckpoints") or {}
     if best.get("best_score") is None or best.get("best_step") != step:
         return f"(step {step:,})"
     return f"(step {step:,}, val loss {best['best_score']:.4f})"
 
 
 def unfinished(teachers: Teachers) -> Iterator[str]:
-    """Yield a line for each teacher that has made fewer steps than its settings ask for, with how to finish it."""
+    """Yield a line for each teacher whose run was stopped early, with the command that continues that run."""
     for source, pretrained in zip(teachers.sources, teachers.pretrained, strict=True):
-        if pretrained.checkpoint is None:
+        checkpoint, file = pretrained.checkpoint or {}, Path(pretrained.source)
+        done, wanted = checkpoint.get("global_step"), steps_wanted(checkpoint)
+        if done is None or done >= wanted:
             continue
-        done, file = pretrained.checkpoint["global_step"], Path(pretrained.source)
-        if file.name == "best.ckpt":
-            with suppress(UserError):  # without an intact last.ckpt, best.ckpt is the newest
-                done = max(done, read_checkpoint(file.with_name("last.ckpt"))["global_step"])
-        wanted = (stored_config(dict(pretrained.checkpoint)).get("trainer") or {}).get("max_steps") or 0
+        in_a_run, last = is_run_folder(file.parent), file.with_name("last.ckpt")
+        if in_a_run and last.is_file() and last != file:
+            with suppress(UserError):  # a damaged one tells nothing
+                done = max(done, read_checkpoint(last)["global_step"])
         if done < wanted:
-            place = str(file.parent if is_run_folder(file.parent) else file)
+            place = shlex.quote(str(file.parent if in_a_run else file))
             yield (
-                f"the teacher {source} has made {done:,} of {counted(wanted, 'step')}: finish it first with "
-                f"gptlit fit --ckpt_path {shlex.quote(place)}"
+                f"the teacher {source} was stopped after {done:,} of {counted(wanted, 'step')}: "
+                f"gptlit fit --ckpt_path {place} continues its training"
             )
 
 
+def steps_wanted(checkpoint: Mapping[str, Any]) -> int:
+    """Return `trainer.max_steps` of the run of a checkpoint; 0 if it is unknown."""
+    if "hyper_parameters" not in checkpoint:
+        return 0
+    return (stored_config(dict(checkpoint)).get("trainer") or {}).get("max_steps") or 0
+
+
 def leaks(model: LitGPT, data: TextDataModule) -> Iterator[str]:
-    """Yield a line for each run that this one learns from and that has seen its validation part, or may have."""
+    """Yield a line for each run that this one learns from and that was trained on its validation part, as `leak`."""
     others = [] if model.initial is None else [(INIT_FROM, model.initial.pretrained)]
     if model.teachers is not None:
         others += [(TEACHERS, pretrained) for pretrained in model.teachers.pretrained]
@@ -70,27 +78,38 @@ def leaks(model: LitGPT, data: TextDataModule) -> Iterator[str]:
 
 
 def leak(name: str, checkpoint: Mapping[str, Any], data: TextDataModule) -> str | None:
-    """Return a line if a checkpoint was trained on characters that this validation part holds, or may hold; else None.
+    """Return a line if a checkpoint was trained on characters of this validation part, or may have been; else None.
 
-    Another text of the same name is a new version of it or another split, so that it may.
+    That is known for the same text with a longer training part. It may be so for a text that begins in the same way,
+    and for documents of a text of the same name that are held out at random. Other texts are not compared.
 
     Args:
         name: of the checkpoint, for the message.
-        checkpoint: content of the file; of another project it tells nothing.
+        checkpoint: content of the file; that of another project says nothing about its text.
         data: after `prepare_data`.
     """
-    before, now = checkpoint.get("gptlit", {}).get("corpus") or {}, data.fingerprint()
-    if before.get("sha256") == now["sha256"]:
-        seen = int(before["train_characters"]) - int(now["train_characters"] or 0)
-        if seen <= 0:
-            return None
-        return (
-            f"{name} was trained on the first {counted(seen, 'character')} of this validation part, so that its loss "
-            "is too low: set data.val_fraction as it was there"
-        )
-    if before.get("name") != now["name"]:
+    before, now = (checkpoint.get("gptlit") or {}).get("corpus") or {}, data.fingerprint()
+    if not before:
         return None
-    return (
-        f"{name} was trained on another version or split of {now['name']}: if it has seen this validation part, its "
-        "loss is too low"
-    )
+    if before.get("sha256") == now["sha256"]:
+        shared = int(before["train_characters"]) - int(now["train_characters"] or 0)
+        if shared <= 0:
+            return None
+        fraction = settings_of_data(checkpoint).get("val_fraction")
+        return (
+            f"{name} was trained on the first {counted(shared, 'character')} of this validation part: val/loss is too "
+            f"low; set --data.val_fraction {'as in that run' if fraction is None else fraction}"
+        )
+    same_name = before.get("name") == now["name"]
+    at_random = "documents" in (settings_of_data(checkpoint).get("split"), data.text.split)
+    if (same_name and at_random) or before.get("beginning") == now["beginning"]:
+        return (
+            f"{name} was trained on another version or split of this text ({before.get('name')}): if it holds parts of "
+            "this validation part, val/loss is too low"
+        )
+    return None
+
+
+def settings_of_data(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings under `data` of the run of a checkpoint; empty if they are unknown."""
+    return stored_config(dict(checkpoint)).get("data") or {} if "hyper_parameters" in checkpoint else {}

@@ -10,7 +10,13 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from gptlit.checkpoint.files import ResumePoint, find_checkpoint, find_resume_point, read_checkpoint
+from gptlit.checkpoint.files import (
+    ResumePoint,
+    find_checkpoint,
+    find_resume_point,
+    is_config_of_a_run,
+    read_checkpoint,
+)
 from gptlit.cli.fit.parser import FitParser, make_parser
 from gptlit.cli.fit.precision import fastest_precision
 from gptlit.cli.fit.resume import (
@@ -27,6 +33,7 @@ from gptlit.cli.settings import (
     find_config,
     flat,
     leaves_of,
+    name_split_seed,
     option,
     stored_config,
     take_configs,
@@ -120,7 +127,7 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         layers += ["--config", as_yaml(taken)]
         flags = [*without_option(flags, "--ckpt_path"), "--ckpt_path", str(start.path)]
     for file in files:
-        layers += [*without_fallback(names_in_file(file)), "--config", str(file)]
+        layers += [*without_fallback(names_in_file(file)), *split_seed_in(file), "--config", str(file)]
     config = parse(parser, [*layers, *without_fallback(names_in_flags(flags)), *flags])
     if start is None and config.ckpt_path:
         raise UserError("ckpt_path is in a configuration file: give it as a flag, --ckpt_path")
@@ -171,6 +178,16 @@ def without_fallback(names: Collection[str]) -> list[str]:
     """
     named = not {"data", "data.corpus", "data.val_corpus"}.isdisjoint(names)
     return ["--config", as_yaml({"data": {"fallback": None}})] if named else []
+
+
+def split_seed_in(file: Path) -> list[str]:
+    """Return the arguments that keep the split of a run where its `config.yaml` lacks `data.split_seed`."""
+    settings = yaml.safe_load(file.read_text(encoding="utf-8-sig")) or {}
+    if not is_config_of_a_run(file.absolute()):
+        return []
+    name_split_seed(settings)
+    seed = (settings.get("data") or {}).get("split_seed")
+    return [] if seed is None else ["--config", as_yaml({"data": {"split_seed": seed}})]
 
 
 def names_in_file(file: Path) -> set[str]:
