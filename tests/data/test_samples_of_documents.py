@@ -14,7 +14,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text("\n".join(NAMES) + "\n")
-    documents = {"data__documents": "lines", "data__separator": "|", "data__split": "documents"}
+    documents = {"data__documents": "lines", "data__separator": "|", "data__split": "documents", "data__split_seed": 7}
     config = write_config(tmp_path, **documents, trainer__max_steps=2, sample_text__max_new_tokens=10)
     assert gptlit("fit", "--config", config, "--run_dir", "run").code == 0
     return tmp_path / "run"
@@ -46,7 +46,7 @@ def test_a_run_resumes_with_its_documents_and_refuses_others(run: Path) -> None:
     """Another split would train on held-out documents."""
     answer = gptlit("fit", "--ckpt_path", "run", "--trainer.max_steps", 3)
     assert answer.code == 0, answer.err
-    for flag, value in (("data.split", "tail"), ("data.separator", "\n"), ("seed_everything", 8)):
+    for flag, value in (("data.split", "tail"), ("data.separator", "\n"), ("data.split_seed", 8)):
         answer = gptlit("fit", "--ckpt_path", "run", "--trainer.max_steps", 4, f"--{flag}", value)
         assert answer.code == 2, flag
         assert "Traceback" not in answer.err
