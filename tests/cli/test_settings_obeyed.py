@@ -6,12 +6,19 @@ import pytest
 import torch
 import yaml
 from command import At, extra_callbacks, gptlit, load, write_config
-from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 
 from gptlit.cli.fit.trainer_settings import check_loggers
 from gptlit.errors import UserError
 
 EARLY = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
+
+
+class LoggerOfModels(CSVLogger):
+    """Takes `log_model`, as the loggers of Weights & Biases, MLflow and DVCLive do."""
+
+    def __init__(self, save_dir: str, log_model: bool | str = False) -> None:
+        super().__init__(save_dir)
 
 
 def steps_in(run: Path) -> int:
@@ -150,6 +157,27 @@ def test_a_store_that_mlflow_refuses_names_what_to_set(monkeypatch: pytest.Monke
     with pytest.raises(UserError, match=r"set its tracking_uri, such as sqlite:///mlflow\.db") as raised:
         check_loggers([MLFlowLogger.__new__(MLFlowLogger)])
     assert raised.value.setting == "trainer.logger"
+
+
+def test_log_model_is_refused_where_no_checkpoint_reaches_a_logger(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, trainer__max_steps=1), tmp_path / "run"
+    for value, code in (("true", 2), ("all", 2), ("false", 0)):
+        logger = f"{{class_path: {__name__}.LoggerOfModels, init_args: {{save_dir: {tmp_path}, log_model: {value}}}}}"
+        answer = gptlit("fit", "--config", config, "--run_dir", run, f"--trainer.logger={logger}")
+        assert (answer.code, run.exists()) == (code, code == 0), answer.err
+        assert ("trainer.logger has log_model" in answer.err) == (code == 2)
+
+
+def test_log_model_with_checkpoints_among_the_files_of_the_run_is_refused(tmp_path: Path) -> None:
+    """DVCLive's logger then deletes config.yaml and last.ckpt (findings/dvclive-deletes-other-files.sh)."""
+    run = tmp_path / "run"
+    logger = {"class_path": f"{__name__}.LoggerOfModels", "init_args": {"save_dir": str(tmp_path), "log_model": True}}
+    for folder, code in ((run, 2), (tmp_path, 2), (run / "kept", 0)):
+        saving = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(folder)}}
+        config = write_config(tmp_path, trainer__max_steps=1, trainer__callbacks=[saving], trainer__logger=logger)
+        answer = gptlit("fit", "--config", config, "--run_dir", run)
+        assert (answer.code, run.exists()) == (code, code == 0), answer.err
+        assert ("holds the files of the run" in answer.err) == (code == 2)
 
 
 def test_why_a_callback_stopped_the_run_is_said(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from gptlit.cli.fit.parser import make_parser
 from gptlit.cli.fit.parts import RunParts, as_list, run_parts
 from gptlit.cli.fit.plan import Plan
 from gptlit.cli.fit.resume import refuse_another_text
-from gptlit.cli.fit.trainer_settings import NoProfiler, check_devices, check_loggers
+from gptlit.cli.fit.trainer_settings import NoProfiler, check_devices, check_log_model, check_loggers
 from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
 from gptlit.errors import UserError, cause_of, settings_under
@@ -176,6 +176,8 @@ def make_trainer(
     settings["callbacks"] = [*settings["callbacks"], *extra_callbacks]
     with settings_under("trainer.callbacks"):
         refuse_callbacks(settings["callbacks"])
+    if plan.verb == "fit":
+        check_log_model(as_list(plan.settings["trainer"]["logger"]), settings["callbacks"], run_dir)
     try:
         trainer = pl.Trainer(**settings)
         if not hasattr(trainer, "val_check_interval"):  # where it is a time, Lightning leaves it undefined

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -138,6 +140,41 @@ def check_loggers(loggers: list[Any]) -> None:
                     f"MLFlowLogger cannot be used: set its tracking_uri, such as sqlite:///mlflow.db ({reason})",
                     "trainer.logger",
                 ) from error
+
+
+def check_log_model(loggers: list[Any], callbacks: list[Any], run_dir: Path | None) -> None:
+    """Refuse `log_model` of a logger where it would do nothing, or could delete files of the run.
+
+    A logger takes checkpoints from a `ModelCheckpoint`, which a run has only if the user adds one. DVCLive's deletes
+    all other files in its folder (`findings/dvclive-deletes-other-files.sh`).
+
+    Args:
+        loggers: settings of the loggers.
+        callbacks: of the run.
+        run_dir: the run folder; None without one.
+
+    Raises:
+        UserError: says what to change.
+    """
+    arguments = [logger.get("init_args") or {} for logger in loggers if isinstance(logger, Mapping)]
+    wanted = next((value for value in (given.get("log_model") for given in arguments) if value), None)
+    if wanted is None:
+        return
+    saving = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    if not saving:
+        raise UserError(
+            f"has log_model {wanted}, but loggers do not see the checkpoints of the run folder: leave it out, or add a "
+            "ModelCheckpoint with a dirpath of its own to trainer.callbacks",
+            "trainer.logger",
+        )
+    for callback in saving:
+        folder = callback.dirpath
+        if run_dir is not None and folder is not None and run_dir.resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(
+                f"has log_model {wanted}, for which some loggers delete files next to the checkpoints, and dirpath "
+                f"{folder} of ModelCheckpoint holds the files of the run: give it a folder of its own",
+                "trainer.logger",
+            )
 
 
 def check_devices(trainer: pl.Trainer, batch_size: int, optimizer: str) -> None:
