@@ -30,6 +30,12 @@ REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
         "averages at the end of each epoch, and a run is one epoch: set average.decay (callback AverageWeights)"
     ),
 }
+REFUSED_NAMES = {  # classes of packages that are not required here
+    "PyTorchLightningPruningCallback": (
+        "reports under the number of the epoch, so that Optuna takes the first validation only, and a run is one "
+        "epoch: report under trainer.global_step, in a callback of your own"
+    ),
+}
 
 
 def refuse_callbacks(callbacks: Iterable[pl.Callback]) -> None:
@@ -42,6 +48,9 @@ def refuse_callbacks(callbacks: Iterable[pl.Callback]) -> None:
         for refused, reason in REFUSED_CALLBACKS.items():
             if isinstance(callback, refused):
                 raise UserError(reason, setting=type(callback).__name__)
+        name = type(callback).__name__
+        if name in REFUSED_NAMES:
+            raise UserError(REFUSED_NAMES[name], setting=name)
 
 
 def check_callbacks(trainer: pl.Trainer) -> None:

@@ -21,6 +21,14 @@ from gptlit.callbacks.averaging import AverageWeights
 TEXT = "To learn a tongue, one letter at a time,\nIs all the craft that lies behind this rhyme.\n" * 20
 
 
+class PyTorchLightningPruningCallback(Callback):
+    """Named like that of Optuna, which reports epochs (findings/optuna-pruning-within-an-epoch.sh)."""
+
+
+class OwnPruning(PyTorchLightningPruningCallback):
+    """A user's own, which may report steps."""
+
+
 def fit(folder: Path, *callbacks: Callback, **settings: Any) -> pl.Trainer:
     """Train a tiny model with a plain Trainer."""
     (folder / "rhyme.txt").write_text(TEXT)
@@ -45,12 +53,18 @@ def fit(folder: Path, *callbacks: Callback, **settings: Any) -> pl.Trainer:
     [
         (GradientAccumulationScheduler({0: 2}), "set trainer.accumulate_grad_batches"),
         (StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1), "set average.decay"),
+        (PyTorchLightningPruningCallback(), "report under trainer.global_step"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_callback_that_cannot_work_is_refused_from_python(tmp_path: Path, callback: Callback, instead: str) -> None:
     with pytest.raises(UserError, match=instead):
         fit(tmp_path, callback)
+
+
+def test_a_callback_of_the_users_own_is_taken(tmp_path: Path) -> None:
+    """The reason holds for the class of that name alone."""
+    assert fit(tmp_path, OwnPruning()).global_step == 6
 
 
 @pytest.mark.parametrize(
