@@ -79,6 +79,23 @@ def assert_same(ours: nn.Module, theirs: nn.Module, atol: float = 0.0) -> None:
         torch.testing.assert_close(a, b, rtol=0.0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@SETTINGS
+def test_a_step_leaves_the_gradients_as_they_are(config: OptimizerConfig) -> None:
+    """Callbacks may read them afterwards. Other implementations of Muon overwrite them
+    (findings/optimizers-overwrite-gradients.sh).
+    """
+    config = replace(config, weight_decay=0.2, muon_weight_decay=0.3, muon_interval=2 if config.name == "muon" else 1)
+    model = build()
+    optimizer = build_optimizer(model, config, fused=True)
+    for step in range(4):
+        give_gradients(model, step)
+        before = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        optimizer.step()
+        after = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        assert len(after) == len(list(model.parameters()))
+        assert all(map(torch.equal, before, after))
+
+
 class TestParameterGroups:
     @SETTINGS
     def test_every_parameter_is_in_exactly_one_group(self, dialect: GPTConfig, config: OptimizerConfig) -> None:
