@@ -5,7 +5,7 @@
 # seen:     one thread of an EPYC with AVX2 (Zen 3): a linear layer of 768 × 128 by 128 × 512 takes 15 times as long in
 #           bfloat16 and 12 times in float16, the batched product of attention (48 × 64 × 32) 27 times, without a
 #           warning. Converting to float32, multiplying and converting back by hand takes about as long as float32, and
-#           scaled_dot_product_attention 1.2 times as long. ONEDNN_MAX_CPU_ISA=AVX2 makes newer CPUs behave like it.
+#           scaled_dot_product_attention 1.2 times as long. The script keeps oneDNN from newer instructions.
 # usage:    findings/half-precision-on-avx2.sh      (PYTHON=python3.11 to choose another interpreter; an idle core)
 set -euo pipefail
 folder=$(mktemp -d)

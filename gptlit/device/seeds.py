@@ -14,6 +14,14 @@ def mix(*numbers: int) -> int:
     return state >> 1
 
 
+def seed_for_torch(seed: int) -> int:
+    """Return the seed itself if it has 32 bits, and one derived from all of its bits if it has more.
+
+    Of a longer one torch's generator on a CPU reads the last 32 bits only (`findings/torch-seed-of-32-bits.sh`).
+    """
+    return seed if 0 <= seed < 2**32 else mix(seed)
+
+
 def seed_device(device: torch.device, seed: int) -> None:
     """Seed only the generator that dropout uses; `torch.manual_seed` seeds all of them, which takes a millisecond."""
     if device.type == "cuda":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
+from gptlit.device.seeds import seed_for_torch
 from gptlit.errors import UserError
 from gptlit.generation.text import GeneratedText, GenerationConfig, TextSink, generate_texts
 from gptlit.model.config import GPTConfig
@@ -81,7 +82,7 @@ class NetworkModule(pl.LightningModule):
         self.gpt = self.gpt_for(self.tokenizer.vocab_size)
         self.hparams["gpt"], self.hparams["tokenizer"] = asdict(self.gpt), self.tokenizer.to_json()
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(self.seed)
+            torch.random.default_generator.manual_seed(seed_for_torch(self.seed))
             self.net = GPT(self.gpt)
         self.net.checkpoint_activations = self.checkpoint_activations
         if self.initial is not None:

@@ -203,6 +203,17 @@ def test_mixed_seeds_do_not_collide() -> None:
     seeds = {mix(seed, step, rank) for seed in range(10) for step in range(100) for rank in range(4)}
     assert len(seeds) == 4000
     assert all(0 <= seed < 2**63 for seed in seeds)
+    assert len({seed % 2**32 for seed in seeds}) == 4000  # all that torch reads of them on a CPU
+
+
+def test_every_bit_of_a_seed_counts_for_the_initial_weights() -> None:
+    """The generator of torch on a CPU reads the last 32 bits only (findings/torch-seed-of-32-bits.sh)."""
+    weights = []
+    for seed in (7, 7 + 2**32, 7 + 2**40, -1, 2**32 - 1):
+        module = LitGPT(GPTConfig(**TINY), tokenizer=CharTokenizer.train("abc").to_json(), seed=seed)
+        module.configure_model()
+        weights.append(tuple(module.network.transformer["wte"].weight.flatten().tolist()))
+    assert len(set(weights)) == len(weights)
 
 
 def test_a_contradicting_vocabulary_is_refused() -> None:
