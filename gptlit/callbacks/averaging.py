@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.plugins.precision import DoublePrecision
 from torch import Tensor
 
 from gptlit.errors import UserError
@@ -18,6 +19,8 @@ class AverageWeights(WeightAveraging):
     After step t the average moves by 1 - min(decay, (1 + t) / (10 + t)) of the way to the weights (the warm-up of
     TensorFlow's ExponentialMovingAverage), so that it soon forgets the initial weights. Training itself continues with
     the trained weights. In a checkpoint the average is `state_dict` and the trained weights are `current_model_state`.
+    The average has float32 numbers, or float64 ones if the weights have: rounded to bfloat16 it would not move, and a
+    validation must not round it (`findings/lightning-ema-rounded-by-validation.sh`).
 
     Args:
         decay: share of the average that a step keeps, late in the run: 0.998 averages over some 500 steps. The
@@ -34,7 +37,12 @@ class AverageWeights(WeightAveraging):
             raise UserError(f"is {decay}: it must be 0 (no average) or more, and less than 1", "average.decay")
         super().__init__(use_buffers=False)
         self.decay = decay
-        self.swapped = False  # whether the module holds the average
+        self.trained: list[Tensor] | None = None  # the trained weights, while the module holds the average
+
+    @property
+    def swapped(self) -> bool:
+        """Whether the module holds the average."""
+        return self.trained is not None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Create the average.
@@ -48,6 +56,8 @@ class AverageWeights(WeightAveraging):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*overrides the configure_model")  # no problem without shards
             super().setup(trainer, pl_module, stage)
+        if self._average_model is not None and isinstance(trainer.precision_plugin, DoublePrecision):
+            self._average_model.module.double()  # before a checkpoint is read into it
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Move the average to the model's device; Lightning created it before the model was moved.
@@ -66,7 +76,7 @@ class AverageWeights(WeightAveraging):
         if average is None or trainer.global_step <= self._latest_update_step:
             return
         averaged: list[Tensor] = list(average.module.parameters())
-        current: list[Tensor] = list(pl_module.parameters())
+        current = [weight.to(mean.dtype) for weight, mean in zip(pl_module.parameters(), averaged, strict=True)]
         if steps := int(average.n_averaged):
             torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + steps) / (10 + steps)))
         else:
@@ -76,7 +86,9 @@ class AverageWeights(WeightAveraging):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the average into the module."""
-        self._swap(pl_module)
+        if self._average_model is not None:
+            self.trained = [weight.detach().clone() for weight in pl_module.parameters()]
+            self._take_average(pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the average in the module, since other callbacks sample from it at the end of a validation."""
@@ -94,13 +106,15 @@ class AverageWeights(WeightAveraging):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the average in the module, after the last checkpoint is written."""
-        self._copy_average_to_current(pl_module)
+        self._take_average(pl_module)
 
-    def _swap(self, module: pl.LightningModule) -> None:
-        if self._average_model is not None:
-            self._swap_models(module)
-            self.swapped = not self.swapped
+    @torch.no_grad()
+    def _take_average(self, module: pl.LightningModule) -> None:
+        assert self._average_model is not None
+        torch._foreach_copy_(list(module.parameters()), list(self._average_model.module.parameters()))
 
+    @torch.no_grad()
     def _restore(self, module: pl.LightningModule) -> None:
-        if self.swapped:
-            self._swap(module)
+        if self.trained is not None:
+            torch._foreach_copy_(list(module.parameters()), self.trained)
+            self.trained = None

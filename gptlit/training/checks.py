@@ -11,7 +11,9 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelPruning,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
@@ -60,6 +62,16 @@ def check_callbacks(trainer: pl.Trainer) -> None:
         UserError: names the callback and what to use instead.
     """
     refuse_callbacks(callbacks_of(trainer))
+    if not isinstance(trainer.precision_plugin, HalfPrecision | DoublePrecision):
+        return
+    for callback in callbacks_of(trainer):
+        start = type(callback).on_validation_epoch_start
+        if isinstance(callback, WeightAveraging) and start is WeightAveraging.on_validation_epoch_start:
+            raise UserError(
+                "exchanges the weights and their average at every validation, which rounds them if trainer.precision "
+                f"is {trainer.precision}: set average.decay (callback AverageWeights), or a precision such as 32-true",
+                setting=type(callback).__name__,
+            )
 
 
 def check_vocabulary(config: GPTConfig, size: int) -> None:

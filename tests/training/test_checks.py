@@ -62,6 +62,14 @@ def test_a_callback_that_cannot_work_is_refused_from_python(tmp_path: Path, call
         fit(tmp_path, callback)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_an_average_that_validations_round_is_refused(tmp_path: Path, precision: str) -> None:
+    """Of Lightning's callback (findings/lightning-ema-rounded-by-validation.sh); ours keeps its digits."""
+    with pytest.raises(UserError, match=f"precision is {precision}: set average.decay"):
+        fit(tmp_path, EMAWeightAveraging(decay=0.5), precision=precision)
+    assert fit(tmp_path, EMAWeightAveraging(decay=0.5), precision="bf16-mixed").global_step == 6
+
+
 def test_a_callback_of_the_users_own_is_taken(tmp_path: Path) -> None:
     """The reason holds for the class of that name alone."""
     assert fit(tmp_path, OwnPruning()).global_step == 6

@@ -29,7 +29,7 @@ NAMES = {
         "fit_loop.epoch_loop.val_loop.run",
     ],
     "module": ["_trainer"],
-    "average": ["_average_model", "_use_buffers", "_latest_update_step", "_swap_models", "_copy_average_to_current"],
+    "average": ["_average_model", "_use_buffers", "_latest_update_step"],
 }
 
 

@@ -267,6 +267,32 @@ def test_the_average_is_what_its_formula_says(corpus: Path, tmp_path: Path) -> N
         torch.testing.assert_close(weight.double(), average, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("precision", "weights", "average"),
+    [("bf16-true", torch.bfloat16, torch.float32), ("64-true", torch.float64, torch.float64)],
+)
+def test_an_average_keeps_its_digits_in_every_precision(
+    corpus: Path, tmp_path: Path, precision: str, weights: torch.dtype, average: torch.dtype
+) -> None:
+    """An average in bfloat16 would stay where it is, and validations must round neither the weights nor the average."""
+    states = []
+    for interval in (12, 1):  # validations at the end, and after every step
+        averaging = AverageWeights(0.99)
+        module = LitGPT(GPTConfig(**TINY), OptimizerConfig(name="adamw", lr=1e-2))
+        settings = {"max_steps": 12, "val_check_interval": interval, "precision": precision}
+        trainer = quiet_trainer(tmp_path, callbacks=[averaging], **settings)
+        trainer.fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
+        path = tmp_path / f"{interval}.ckpt"
+        trainer.save_checkpoint(path)
+        checkpoint = torch.load(path, weights_only=True)
+        assert {part.dtype for part in module.parameters()} == {weights}
+        assert averaging._average_model is not None
+        states.append([part.detach().clone() for part in averaging._average_model.module.parameters()])
+        assert {part.dtype for part in states[-1]} == {average}
+        assert set(checkpoint["state_dict"]) == set(dict(module.named_parameters()))
+    assert all(map(torch.equal, *states))
+
+
 def test_shards_are_not_filled_with_an_average() -> None:
     """A strategy that spreads weights reads the file by itself, and would take the average for the weights."""
     module = LitGPT(GPTConfig(**TINY))
