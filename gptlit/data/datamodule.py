@@ -64,9 +64,9 @@ class TextDataModule(pl.LightningDataModule):
         fallback: Literal["sample"] | None = None,
         text_column: str = "text",
         streaming: bool = False,
-        documents: str | None = None,
+        documents: Literal["whole", "lines", "blank_lines", "rows", "files"] | None = None,
         separator: str | None = None,
-        split: str = "tail",
+        split: Literal["tail", "documents"] = "tail",
         tokenizer: str = "char",
         vocab_size: int = 512,
         eval_batch_size: int | None = None,
@@ -109,14 +109,16 @@ class TextDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Read the text and encode it, with the model's tokenizer if it has one already.
 
+        It is encoded again for a model with other tokens than the last one.
+
         Raises:
             UserError: the text cannot be read, or the tokenizer does not fit it.
         """
-        if self.corpus is not None:
-            return
         module = self.trainer.lightning_module if self.trainer is not None else None
-        given = self.tokenizer or getattr(module, "tokenizer", None)
-        self.corpus = encode_text(self.text, given, self.tokenizer_kind, self.vocab_size)
+        wanted: Tokenizer | None = getattr(module, "tokenizer", None)
+        if self.corpus is not None and wanted in (None, self.corpus.tokenizer):
+            return
+        self.corpus = encode_text(self.text, wanted or self.tokenizer, self.tokenizer_kind, self.vocab_size)
         self.tokenizer = self.corpus.tokenizer
 
     def setup(self, stage: str | None = None) -> None:

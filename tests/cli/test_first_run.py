@@ -57,6 +57,32 @@ def test_a_shortened_run_resumes_with_the_text_that_it_used(config: Path, tmp_pa
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
+    ("flags", "unused"),
+    [
+        (("--data.documents", "lines"), "data.documents is left out"),
+        (("--data.separator", "|"), "data.separator is left out"),
+        (("--data.documents", "lines", "--data.split", "documents"), "data.documents and data.split are left out"),
+        (("--data.documents", "lines", "--data.documents", "null"), None),
+    ],
+    ids=["documents", "separator", "split", "undone"],
+)
+def test_settings_of_documents_are_not_for_the_fallback(
+    config: Path, tmp_path: Path, flags: tuple[str, ...], unused: str | None
+) -> None:
+    """They are announced, and the run resumes and validates with the text that it used."""
+    run = tmp_path / "run"
+    answer = gptlit("fit", "--config", config, "--run_dir", run, "--fallback_epochs", "0.01", *flags)
+    assert answer.code == 0, answer.err
+    assert ("left out" in answer.err) == (unused is not None)
+    assert unused is None or unused in " ".join(answer.err.split())
+    for command in (("fit", "--trainer.max_steps", 7), ("validate",)):
+        answer = gptlit(*command, "--ckpt_path", run)
+        assert answer.code == 0, answer.err
+        assert "another version" not in answer.err
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
     ("flags", "steps"),
     [(("--trainer.max_steps", "12", "--fallback_epochs", "0.01"), 12), (("--fallback_epochs", "0"), 20)],
 )

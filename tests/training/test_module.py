@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gptlit import CharTokenizer, GPTConfig, LitGPT, OptimizerConfig, ScheduleConfig, TextDataModule, UserError
+from gptlit import (
+    BPETokenizer,
+    CharTokenizer,
+    GPTConfig,
+    LitGPT,
+    OptimizerConfig,
+    ScheduleConfig,
+    TextDataModule,
+    UserError,
+)
 from gptlit.callbacks.averaging import AverageWeights
 from gptlit.device.seeds import mix
 from gptlit.generation.generate import Sampling
@@ -221,6 +230,32 @@ def test_a_contradicting_vocabulary_is_refused() -> None:
     module = LitGPT(GPTConfig(**TINY, vocab_size=7), tokenizer=CharTokenizer.train("abc").to_json())
     with pytest.raises(UserError, match="vocab_size is 7, but the tokenizer has 3"):
         module.configure_model()
+
+
+def test_a_datamodule_encodes_its_text_for_each_model(corpus: Path, tmp_path: Path) -> None:
+    """Ids of another tokenizer are other tokens, or none: the loss was wrong without a word."""
+    text = corpus.read_text()
+    models = [
+        LitGPT(GPTConfig(**TINY), tokenizer=tokenizer.to_json())
+        for tokenizer in (
+            CharTokenizer.train(text),
+            CharTokenizer.train(text + "0123"),
+            BPETokenizer.train([text], 300),
+        )
+    ]
+    for model in models:
+        model.configure_model()
+        with torch.no_grad():
+            for parameter in model.parameters():  # initial logits are zero, whatever the ids are
+                parameter.add_(torch.randn_like(parameter))
+    shared = TextDataModule(str(corpus), block_size=8)
+    for model in (*models, models[0]):
+        losses = []
+        for data in (shared, TextDataModule(str(corpus), block_size=8)):
+            (metrics,) = quiet_trainer(tmp_path).validate(model, data, verbose=False)
+            losses.append(metrics["val/loss"])
+        assert losses[0] == losses[1]
+        assert shared.tokenizer == model.tokenizer
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights_change(corpus: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What changes when the bundled play replaces a corpus that cannot be downloaded: a shorter run."""
 
+from dataclasses import asdict
+
 import yaml
 from jsonargparse import Namespace
 
@@ -28,7 +30,7 @@ def shorten_run(plan: Plan, objects: Namespace) -> str | None:
     if plan.start is not None or not data.corpus.used_fallback:
         return None
     settings = yaml.safe_load(objects.model.run_config)
-    settings["data"] |= {"corpus": data.text.fallback, "val_corpus": None, "fallback": None}
+    settings["data"] |= asdict(data.text.of_fallback())
     line = None
     steps = round(passes * len(data.train_tokens) / (data.batch_size * data.block_size))
     if passes and not plan.max_steps_given and 0 < steps < trainer.max_steps:

@@ -17,6 +17,7 @@ from gptlit.tokenizer.bpe import slices
 
 PIECE = 2**20  # characters read and encoded at a time
 SPLITS = ("tail", "documents")
+OF_THE_TEXT = ("val_corpus", "documents", "separator", "split")  # settings that a fallback has its own values of
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class TextSpec:
         require(self.separator != "", "separator", "empty", "a text, or null")
         if self.split == "documents" and self.val_corpus is not None:
             raise UserError("is 'documents', but val_corpus is a validation text of its own: drop one", "split")
+
+    def of_fallback(self) -> "TextSpec":
+        """Return what is read in place of a text that is out of reach: one text, whose end is held out."""
+        assert self.fallback is not None
+        return TextSpec(self.fallback, val_fraction=self.val_fraction)
 
 
 @dataclass(frozen=True)
@@ -138,11 +144,17 @@ def open_corpus(spec: TextSpec) -> Corpus:
     except NetworkError as error:
         if spec.fallback is None:
             raise
-        corpus = open_corpus(TextSpec(spec.fallback, val_fraction=spec.val_fraction))
+        instead = spec.of_fallback()
+        corpus = open_corpus(instead)
         notice = (
             f"{error.what} is out of reach ({error.reason}): {corpus.words} takes its place, and losses on it cannot "
             "be compared"
         )
+        unused = [f"data.{name}" for name in OF_THE_TEXT if getattr(spec, name) != getattr(instead, name)]
+        if unused:
+            notice += (
+                f"; it is one text, for which {' and '.join(unused)} {'is' if len(unused) == 1 else 'are'} left out"
+            )
         return replace(corpus, notices=(notice,))
     return with_separator(Corpus(spec, sources, val_sources, spec.separator))
 
