@@ -31,6 +31,7 @@ class MetricsLogger(pl.Callback):
         self.latest: dict[str, float] = {}
         self.training_seconds = 0.0  # until the clock was last stopped
         self.steps_timed = 0
+        self._before = (0, 0.0)  # steps and seconds of earlier starts of the run
         self._started_at: float | None = None  # None while the clock is stopped
         self._window = (0, 0.0)  # steps and seconds at the last log
         self._start: tuple[int, float] | None = None  # steps and seconds after the first step here, which may compile
@@ -43,7 +44,7 @@ class MetricsLogger(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.training_seconds, self.steps_timed = state_dict["training_seconds"], state_dict["steps_timed"]
-        self._window = (self.steps_timed, self.training_seconds)
+        self._window = self._before = (self.steps_timed, self.training_seconds)
         self._start, self._step_began = None, self.training_seconds
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -114,6 +115,11 @@ class MetricsLogger(pl.Callback):
             "perf/step_milliseconds": 1e3 * step_seconds,
             "perf/characters_per_second": characters / step_seconds,
         }
+
+    @property
+    def of_this_start(self) -> tuple[int, float]:
+        """Steps and seconds since the run was started or resumed; earlier starts may have had other batches."""
+        return self.steps_timed - self._before[0], self.seconds - self._before[1]
 
     @property
     def seconds(self) -> float:

@@ -123,7 +123,7 @@ def full_report(
     slid_first, slid_second = sums_of_halves(network, tokens, tokenizer, stride, rows)
     whole = (first + second).measure("whole validation part (val/loss)")
     estimate, error = random_estimate(network, tokens, batch_size, seed)
-    ratio = estimate / whole.loss
+    ratio = estimate / whole.loss if whole.loss else 0.0  # of one token every loss is 0
     return [
         whole,
         first.measure("first half"),

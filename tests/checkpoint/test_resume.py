@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import sys
@@ -313,6 +314,25 @@ def test_the_best_checkpoint_holds_the_average_that_was_validated(tmp_path) -> N
     logged = min(float(row["val/loss"]) for row in metrics(run) if row["val/loss"])
     answer = gptlit("validate", "--ckpt_path", run)
     assert float(answer.out.split()[1]) == pytest.approx(logged, abs=1e-6)
+
+
+def test_the_closing_lines_of_a_resumed_run(tmp_path) -> None:
+    """The speed is that of the batches of this start, and bits per character need no validation in it."""
+    bpe = {"data__tokenizer": "bpe", "data__vocab_size": 280}
+    config, run = write_config(tmp_path, trainer__max_steps=12, trainer__log_every_n_steps=1, **bpe), tmp_path / "run"
+    first = gptlit("fit", "--config", config, "--run_dir", run)
+    larger = ("--data.batch_size", 600, "--trainer.max_steps", 14, "--trainer.limit_val_batches", 0)
+    resumed = gptlit("fit", "--ckpt_path", run, *larger)
+    assert (first.code, resumed.code) == (0, 0), resumed.err
+    bits = [re.findall(r"nats per token, (\S+) bits per character", answer.err) for answer in (first, resumed)]
+    assert len(bits[0]) == 1
+    assert bits[0] == bits[1]
+    lowest = min(float(row["val/bpc"]) for row in metrics(run) if row["val/bpc"])
+    assert float(bits[0][0]) == pytest.approx(lowest, abs=1e-4)
+    speed = float(re.findall(r"\(([\d,]+) characters/s\)", resumed.err)[0].replace(",", ""))
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        of_steps = [row["perf/characters_per_second"] for row in csv.DictReader(file) if int(row["step"]) > 12]
+    assert speed <= 1.001 * max(map(float, filter(None, of_steps)))
 
 
 def test_another_callback_logs_the_same_after_resuming(tmp_path) -> None:

@@ -157,3 +157,10 @@ def test_a_run_that_validates_on_a_part_says_so_at_its_end(limit: float, tmp_pat
     assert answer.code == 0, answer.err
     said = "batches of the validation part: trainer.limit_val_batches is set"
     assert (said in answer.err) == (limit in (2, 0.5))
+
+
+def test_a_text_of_one_character_has_no_loss() -> None:
+    """Every measure is 0, and none of them a division by it."""
+    tokenizer = CharTokenizer.train("a")
+    for measure in report_on(torch.zeros(50, dtype=torch.int64), tokenizer, stride=4).values():
+        assert (measure.loss, measure.bits_per_character, measure.bits_per_byte) == (0.0, 0.0, 0.0)

@@ -150,15 +150,14 @@ def closing_rows(
     metrics, data = trainer.callback_metrics, datamodule_of(trainer)
     if checkpoints is not None and checkpoints.best_score is not None:
         best, step = checkpoints.best_score, checkpoints.best_step or 0
-        bits = 1 / math.log(2)
-        if metrics.get("val/loss"):
-            bits = float(metrics["val/bpc"]) / float(metrics["val/loss"])  # tokens may be longer than characters
-        rows.append(("best val loss", f"{best:.4f} nats per token, {best * bits:.4f} bits per character"))
+        bits = best * bits_per_nat(data)
+        rows.append(("best val loss", f"{best:.4f} nats per token, {bits:.4f} bits per character"))
         rows.append(("at step", f"{step:,} of {trainer.max_steps:,}"))
         rows += overfitting_rows(best, step, float(metrics.get("val/loss", best)))
-    seconds = curves.training_seconds
-    characters = curves.steps_timed * data.batch_size * data.block_size * data.chars_per_train_token
-    rows.append(("training time", f"{duration(seconds)} ({characters / max(seconds, 1e-9):,.0f} characters/s)"))
+    steps, seconds = curves.of_this_start
+    characters = steps * data.batch_size * data.block_size * data.chars_per_train_token
+    speed = f" ({characters / max(seconds, 1e-9):,.0f} characters/s)" if steps else ""
+    rows.append(("training time", f"{duration(curves.training_seconds)}{speed}"))
     if run_dir is not None:
         rows.append(("run folder", str(run_dir)))
         if checkpoints is not None:
@@ -167,6 +166,18 @@ def closing_rows(
             rows.append(("picture", str(picture)))
         rows += tensorboard_rows(trainer, run_dir)
     return rows
+
+
+def bits_per_nat(data: TextDataModule) -> float:
+    """Return bits per character of the validation part for a loss of one nat per token.
+
+    The first token is not predicted; tokens may be longer than characters.
+    """
+    assert data.corpus is not None
+    assert data.tokenizer is not None
+    tokens, first = len(data.corpus.val), take(data.corpus.val, np.zeros(1, int), 1)
+    characters = data.corpus.val_characters - data.tokenizer.chars_per_token()[int(first)]
+    return (tokens - 1) / max(characters, 1) / math.log(2)
 
 
 def overfitting_rows(best: float, step: int, last: float) -> Rows:
