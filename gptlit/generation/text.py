@@ -24,11 +24,17 @@ class TextStream:
 
     The joined pieces are the decoded text up to the first stop text, or all of it. Text is held back only while it may
     be the start of a stop text, or half of a character. No stop text may be empty.
+
+    Args:
+        tokenizer: of the ids.
+        stop: texts to stop before.
+        before: the prompt, or its end. A stop text may begin in it; one that it ends in is complete and stops nothing.
     """
 
-    def __init__(self, tokenizer: Decodes, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Decodes, stop: Sequence[str] = (), before: str = "") -> None:
         self.tokenizer = tokenizer
-        self.stop = stop
+        # What may be the beginning of each stop text, until the first text is returned.
+        self.stop = {text: "" if before.endswith(text) else last(before, len(text) - 1) for text in stop}
         self.stopped = False  # a stop text was found; the rest is dropped
         self._tokens: list[int] = []  # whose last character may be incomplete
         self._decoded = 0  # characters of them already returned
@@ -60,13 +66,21 @@ class TextStream:
         text = self._held + new
         if not self.stop:
             return text
-        ends = [(start + len(stop), start) for stop in self.stop if (start := text.find(stop)) >= 0]
+        places = ((stop, (before + text).find(stop), len(before)) for stop, before in self.stop.items())
+        ends = [(place + len(stop) - border, place - border) for stop, place, border in places if place >= 0]
         if ends:
             self.stopped, self._held = True, ""
-            return text[: min(ends)[1]]  # the one that is complete first, as if characters came one by one
-        held = max(length_of_start(text, stop) for stop in self.stop)
+            return text[: max(0, min(ends)[1])]  # the one that is complete first, as if characters came one by one
+        held = max(min(len(text), length_of_start(before + text, stop)) for stop, before in self.stop.items())
         self._held = text[len(text) - held :]
+        if held < len(text):
+            self.stop = dict.fromkeys(self.stop, "")
         return text[: len(text) - held]
+
+
+def last(text: str, count: int) -> str:
+    """Return the last `count` characters, or all."""
+    return text[max(0, len(text) - count) :]
 
 
 def length_of_start(text: str, stop: str) -> int:
@@ -179,7 +193,9 @@ def _pieces(
     rows: Sequence[GeneratedText],
 ) -> Iterator[list[str]]:
     """Yield a piece of text for each row, often empty, step by step; count the tokens in `rows`."""
-    streams = [TextStream(tokenizer, config.stop) for _ in rows]
+    ends = 4 * max(map(len, config.stop), default=0)  # tokens: one may be a quarter of a character
+    before = [tokenizer.decode(ids[max(0, len(ids) - ends) :]) for ids in prompts]
+    streams = [TextStream(tokenizer, config.stop, text) for text in before for _ in range(config.num_samples)]
     kept: list[Tensor] | None = [] if config.log_probabilities else None
     for ids in generate(
         network,

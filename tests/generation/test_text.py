@@ -52,6 +52,24 @@ def test_the_text_ends_before_the_first_stop_text_however_it_is_split_into_token
     assert "".join(streamed(TextStream(Pieces(), stop), ids)) == before_first_stop(text, stop)
 
 
+@given(
+    prompt=st.text("abc", max_size=8),
+    ids=st.lists(st.integers(0, 6), max_size=30),
+    stop=st.lists(st.text("abc", min_size=1, max_size=6), max_size=3),
+)
+@settings(deadline=None)
+def test_a_stop_text_may_begin_in_the_prompt(prompt: str, ids: list[int], stop: list[str]) -> None:
+    """Character by character: the text ends where prompt and text end in a stop text that the prompt did not end in."""
+    text, whole, kept = Pieces().decode(ids), prompt, None
+    for count, character in enumerate(text, 1):
+        whole += character
+        found = [s for s in stop if whole.endswith(s) and (len(s) <= count or not prompt.endswith(s))]
+        if found:
+            kept = text[: max(0, count - max(map(len, found)))]
+            break
+    assert "".join(streamed(TextStream(Pieces(), stop, prompt), ids)) == (text if kept is None else kept)
+
+
 def test_only_text_that_may_start_a_stop_text_is_held_back() -> None:
     """Other text must not wait, or the output would stutter."""
     stream = TextStream(ALPHABET, ["abc"])
@@ -134,6 +152,17 @@ def test_generation_ends_when_every_row_has_met_a_stop_text(monkeypatch: pytest.
         assert row.text == before_first_stop(whole.text, stop)
         assert row.tokens == len(row.log_probabilities) == len(row.text)
     assert len(steps) == 1 + max(row.tokens for row in rows) < 40
+
+
+def test_a_stop_text_is_found_across_the_end_of_the_prompt() -> None:
+    """Each row of a batch has the end of its own prompt."""
+    model = random_gpt(GPTConfig(**DIALECTS["nanogpt"]))
+    prompts = [[1, 2], [3]]
+    plain = generate_texts(model, LETTERS, prompts, GenerationConfig(max_new_tokens=20, seed=3))
+    stop = LETTERS.decode([1, 2]) + plain[0].text[:3]
+    rows = generate_texts(model, LETTERS, prompts, GenerationConfig(max_new_tokens=20, seed=3, stop=(stop,)))
+    assert rows[0].text == ""
+    assert rows[1].text == before_first_stop(plain[1].text, [stop])
 
 
 def test_an_empty_batch_gives_no_texts_and_still_ends() -> None:
