@@ -118,7 +118,7 @@ def check_before_yaml(action: Any) -> None:
         if isinstance(value, str):
             value = str(value)
             if text and not (texts and is_bracketed(value)):
-                return value
+                return [*texts_before(action, context), value] if context.get("append") else value
         given, nested = value, isinstance(getattr(value, "key", None), str)
         if nested and type(getattr(value, "val", None)) is str:
             value = value._replace(val=AsTyped(value.val))
@@ -134,6 +134,12 @@ def check_before_yaml(action: Any) -> None:
             raise WrongValueError(option, value, class_problem(error) or rule_for(kind, value)) from error
 
     action._check_type_ = check_value
+
+
+def texts_before(action: Any, context: Mapping[str, Any]) -> list[str]:
+    """Return the texts to which `--option+=TEXT` appends; a single text counts as a list of one."""
+    before = (context.get("cfg") or {}).get(action.dest)
+    return [] if before is None else list(before) if isinstance(before, list) else [before]
 
 
 def refuse_nulls(parser: Any, config: Any) -> None:

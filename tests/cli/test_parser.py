@@ -236,3 +236,37 @@ def test_one_batch_of_the_trainer_is_one_batch() -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert yaml.safe_load(shown)["trainer"]["limit_val_batches"] == 1
     assert isinstance(yaml.safe_load(shown)["trainer"]["limit_val_batches"], int)
+
+
+@pytest.mark.parametrize(
+    ("flags", "corpus"),
+    [
+        (("--data.corpus", "[a.txt]", "--data.corpus+=b.txt"), ["a.txt", "b.txt"]),
+        (("--data.corpus", "a.txt", "--data.corpus+", "b.txt"), ["a.txt", "b.txt"]),
+        (("--data.corpus", "a.txt", "--data.corpus+=[b.txt, c.txt]", "--data.corpus+=d.txt"), [*"abcd"]),
+        (("--data.corpus+=# b",), ["tinyshakespeare", "# b"]),
+        (("--config", "one.yaml", "--data.corpus+=b.txt"), ["a.txt", "b.txt"]),
+        (("--config", "two.yaml", "--data.corpus+=c.txt"), ["a.txt", "b.txt", "c.txt"]),
+        (("--config", "two.yaml", "--data.corpus=c.txt"), "c.txt"),
+    ],
+)
+@pytest.mark.parametrize("option", ["data.corpus", "data.val_corpus", "model.teachers"])
+def test_a_text_is_appended_to_the_texts_before_it(
+    option: str, flags: tuple[str, ...], corpus: str | list[str]
+) -> None:
+    """The last one replaced the others, silently."""
+    group, name = option.split(".")
+    for file, value in (("one.yaml", "a.txt"), ("two.yaml", ["a.txt", "b.txt"])):
+        Path(file).write_text(yaml.safe_dump({group: {name: value}}), encoding="utf-8")
+    answer = gptlit("fit", *(flag.replace("data.corpus", option) for flag in flags), "--print_config")
+    assert answer.code == 0, answer.err
+    expected = [f"{name}.txt" if len(name) == 1 else name for name in corpus] if isinstance(corpus, list) else corpus
+    if option != "data.corpus" and isinstance(expected, list):  # null by default
+        expected = [name for name in expected if name != "tinyshakespeare"]
+    assert yaml.safe_load(answer.out)[group][name] == expected
+
+
+def test_appending_to_an_option_of_one_value_is_refused() -> None:
+    for option in ("run_dir", "data.separator", "model.init_from"):
+        answer = gptlit("fit", f"--{option}+=x")
+        assert (answer.code, answer.err) == (2, f"gptlit: --{option}+ is not an option: did you mean --{option}?\n")
