@@ -96,3 +96,24 @@ def test_names_in_the_closing_table_are_not_read_as_markup(capsys: pytest.Captur
     err = capsys.readouterr().err
     assert "a[lr=0.1]" in err
     assert "b[/c]" in err
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl", "prompts.ndjson", "-"])
+@pytest.mark.parametrize("content", ["", "\n", "\n\n\n"])
+def test_a_file_without_a_prompt_is_refused(name: str, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSONL of blank lines gave no text and exit code 0."""
+    Path("prompts.txt" if name == "-" else name).write_text(content, encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(content))
+    with pytest.raises(UserError, match="give one prompt per line") as caught:
+        read_prompts(None, name)
+    assert caught.value.setting == "prompts"
+
+
+def test_spaces_are_a_prompt_in_a_text_file_and_blank_in_jsonl(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("prompts.txt", "prompts.jsonl"):
+        Path(name).write_text("  \n", encoding="utf-8")
+    assert read_prompts(None, "prompts.txt") == ["  "]
+    with pytest.raises(UserError, match="every line is blank"):
+        read_prompts(None, "prompts.jsonl")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("  \n"))
+    assert read_prompts(None, "-") == ["  "]

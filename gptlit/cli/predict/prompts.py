@@ -33,7 +33,7 @@ def read_prompts(prompt: str | None, prompts: str | None) -> list[str | None]:
         prompts: value of `--prompts`.
 
     Raises:
-        UserError: if both are given, a file cannot be read, or a line of JSONL has no prompt.
+        UserError: if both are given, a file cannot be read or holds no prompt, or a line of JSONL has none.
     """
     if prompt is not None and prompts is not None:
         raise UserError("--prompt and --prompts exclude each other: give one of them")
@@ -48,9 +48,11 @@ def read_prompts(prompt: str | None, prompts: str | None) -> list[str | None]:
         raise UserError(f"{prompts}: the file is empty: give one prompt per line", "prompts")
     lines = text.removesuffix("\n").split("\n")  # not splitlines: form feeds and the like belong to a prompt
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not any(lines) or (is_jsonl(prompts) and not numbered):
+        raise UserError(f"{prompts}: every line is blank: give one prompt per line", "prompts")
     if is_jsonl(prompts):
         return [prompt_of(line, f"{prompts}, line {number}") for number, line in numbered]
-    if prompts == "-":  # has no ending that tells the format
+    if prompts == "-" and numbered:  # has no ending that tells the format
         with suppress(UserError):
             return [prompt_of(line, "") for _, line in numbered]
     return list(lines)
