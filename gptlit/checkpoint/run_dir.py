@@ -39,7 +39,8 @@ class RunDir:
 
     Args:
         path: the folder.
-        fresh: whether this process created it.
+        fresh: whether it is new to this run: created, or empty when it was claimed.
+        created: whether this process created it; an empty folder of the user stays if the run is given up.
         lock: descriptor that holds the lock; None in other processes of the run.
         parents: parent folders created with it, innermost first.
 
@@ -47,11 +48,19 @@ class RunDir:
         UserError: if the folder cannot be created or written to, or another process holds it.
     """
 
-    def __init__(self, path: Path, fresh: bool, lock: int | None = None, parents: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        fresh: bool,
+        lock: int | None = None,
+        parents: Sequence[Path] = (),
+        created: bool = False,
+    ) -> None:
         self.path = path
         self.fresh = fresh
         self._lock = lock
         self._parents = parents
+        self._created = created
 
     @classmethod
     def make(cls, wanted: str | None, name: str) -> "RunDir":
@@ -70,6 +79,7 @@ class RunDir:
             parents = [parent for parent in base.parents if not parent.exists()]
             for number in range(1, 10_000):
                 folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+                created = not folder.is_dir()
                 folder.mkdir(parents=True, exist_ok=True)
                 if any(folder.iterdir()):
                     continue
@@ -77,7 +87,7 @@ class RunDir:
                 if lock is None or any(folder.iterdir()):  # another process was faster
                     continue
                 os.environ[CLAIMED] = str(folder)
-                return cls(folder, fresh=True, lock=lock, parents=parents)
+                return cls(folder, fresh=True, lock=lock, parents=parents, created=created)
         except OSError as error:
             raise UserError(f"{base}: cannot be used ({error.strerror}): choose another folder", "--run_dir") from error
         raise UserError(f"{base}: there are 10,000 runs of that name: choose another", "--run_dir")
@@ -103,10 +113,12 @@ class RunDir:
         return cls(folder, fresh=False, lock=lock)
 
     def give_back(self) -> None:
-        """Remove the folder and the parents created with it, if this process created it and it holds no checkpoint."""
+        """Remove what a run without a checkpoint wrote, and the folder and its parents if this process created them."""
         if self.fresh and self.path.is_dir() and not any(self.path.glob("*.ckpt")):
             for path in sorted(self.path.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
+            if not self._created:
+                return
             self.path.rmdir()
             with suppress(OSError):  # a parent holds another run by now
                 for parent in self._parents:

@@ -492,3 +492,15 @@ def test_every_verb_has_wrong_uses() -> None:
     """A new verb needs wrong uses of its own."""
     verbs = {use.split()[0].replace("FIT", "fit").replace("PREDICT", "predict") for use, _ in CASES}
     assert set(VERBS) <= verbs
+
+
+def test_an_empty_folder_of_the_user_survives_a_user_error(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    wrong = ("--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "nope")
+    Path("mine").mkdir()
+    for folder in ("mine", "new", "deep/new"):
+        answer = gptlit("fit", "--config", config, "--run_dir", folder, *wrong)
+        assert (answer.code, "nope" in answer.err) == (2, True)
+    assert list(Path("mine").iterdir()) == []
+    assert not Path("new").exists()
+    assert not Path("deep").exists()
