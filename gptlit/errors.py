@@ -1,5 +1,6 @@
 """User errors: an invalid flag, file or configuration, which the command reports in one line (exit code 2)."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -63,6 +64,15 @@ def some_of(names: Sequence[str], count: int) -> str:
     """Return the first so many names as a list for a message: `a, b, c and 7 more`."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return f"{', '.join(names[:count])}{more}"
+
+
+def shell_option(name: str, value: object) -> str:
+    """Return an option with its value as a shell takes it: `--ckpt_path run`, `--ckpt_path=-run`.
+
+    A value that begins with `-` needs the `=`, since the parser takes it for an option of its own otherwise.
+    """
+    text = str(value)
+    return shlex.quote(f"{name}={text}") if text.startswith("-") else f"{name} {shlex.quote(text)}"
 
 
 def reason_of(error: Exception) -> str:

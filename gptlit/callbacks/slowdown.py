@@ -1,7 +1,6 @@
 """Says when the steps of a run on a CPU have become slow, and which command continues faster."""
 
 import math
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from gptlit.callbacks.console import console
 from gptlit.callbacks.metrics import MetricsLogger
+from gptlit.errors import shell_option
 
 WINDOW_SECONDS = 5.0  # a step's time is the mean over so long
 SLOW = 2.0  # times the best pace
@@ -55,7 +55,7 @@ def slowdown_line(watch: Watch, threads: int, run_dir: Path) -> str:
     Threads that share a core with another program wait for each other. Half of them take at most twice the best time.
     """
     now, best = (milliseconds(seconds) for seconds in (watch.slow_seconds / watch.slow_steps, watch.best))
-    command = f"gptlit fit --ckpt_path {shlex.quote(str(run_dir))} --threads {threads // 2}"
+    command = f"gptlit fit {shell_option('--ckpt_path', run_dir)} --threads {threads // 2}"
     return f"a step takes {now} ms, {best} before: another program seems to use the processor. Ctrl-C, then: {command}"
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from gptlit.callbacks.samples import as_markdown
+from gptlit.errors import shell_option
 from gptlit.training.lightning_internals import datamodule_of
 from gptlit.training.strategies import holds_whole_model
 
@@ -176,11 +177,11 @@ def tensorboard_command(trainer: pl.Trainer, run_dir: Path) -> str | None:
     others = [path for path in parent.iterdir() if path.is_dir() and path.name != run_dir.name]
     among_runs = parent.name == "checkpoints" or all((path / "config.yaml").is_file() for path in others)
     program = ["tensorboard"] if shutil.which("tensorboard") else [sys.executable, "-m", "tensorboard.main"]
-    command = [*program, "--logdir", str(run_dir.parent if among_runs else run_dir)]
+    command = f"{shlex.join(program)} {shell_option('--logdir', run_dir.parent if among_runs else run_dir)}"
     interval = trainer.val_check_interval
     if isinstance(interval, int) and trainer.max_steps * trainer.accumulate_grad_batches > SAMPLES_KEPT * interval:
-        command += ["--samples_per_plugin", "text=1000,images=1000"]
-    return shlex.join(command)
+        command += " --samples_per_plugin text=1000,images=1000"
+    return command
 
 
 # ---------------------------------------------------------------- text and comparison

@@ -7,7 +7,7 @@ from typing import Any
 
 from gptlit.checkpoint.run_dir import RUNS, is_locked
 from gptlit.checkpoint.torch_file import DamagedCheckpointError, read_torch_file
-from gptlit.errors import UserError, some_of
+from gptlit.errors import UserError, shell_option, some_of
 from gptlit.model.config import GPTConfig
 
 SETTING = "--ckpt_path"  # for messages
@@ -180,7 +180,7 @@ def way_out(damaged: Path, setting: str = "") -> str:
         read_and_check(other, SETTING)
     except UserError:
         return f"{other} is not intact either; {TRAIN_AGAIN}"
-    return f"{other.name} is intact: give {f'{setting} {other}'.strip()}"
+    return f"{other.name} is intact: give {shell_option(setting, other) if setting else other}"
 
 
 def check_is_gptlit(checkpoint: dict[str, Any], path: Path, setting: str) -> None:

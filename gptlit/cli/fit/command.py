@@ -1,7 +1,6 @@
 """`gptlit fit`, `validate` and `test`: parse the arguments into a plan, then run the plan."""
 
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ from gptlit.cli.settings import edited_copies
 from gptlit.data import TextDataModule
 from gptlit.device.memory import keep_freed_memory
 from gptlit.device.processes import leave_process_group, restored_environment
-from gptlit.errors import UserError, counted
+from gptlit.errors import UserError, counted, shell_option
 from gptlit.training.module import LitGPT
 from gptlit.version import __version__
 
@@ -298,7 +297,7 @@ def say_nothing_left(plan: Plan) -> None:
     assert plan.start is not None
     steps, wanted = plan.start.steps, plan.settings["trainer"]["max_steps"]
     unused = ", ".join(f"{key} {readable(value)}" for key, value in given_for_this_start(plan).items())
-    command = f"gptlit fit --ckpt_path {shlex.quote(str(plan.start.path))}"
+    command = f"gptlit fit {shell_option('--ckpt_path', plan.start.path)}"
     say_once(
         f"this run has made {counted(steps, 'step')} and trainer.max_steps is {wanted:,}: nothing is left to do"
         + (f"; not used: {unused}" if unused else "")

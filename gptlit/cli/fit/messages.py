@@ -1,7 +1,6 @@
 """What `gptlit fit` prints at the start and at the end of training, and why training ended early."""
 
 import math
-import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from gptlit.cli.fit.threads import Threads
 from gptlit.cli.messages import duration
 from gptlit.data import TextDataModule
 from gptlit.data.chunks import take
-from gptlit.errors import UserError, counted
+from gptlit.errors import UserError, counted, shell_option
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import meta_model
 from gptlit.optim import OptimizerConfig, learning_rate_factor, parameter_groups
@@ -193,8 +192,8 @@ def overfitting_rows(best: float, step: int, last: float) -> Rows:
 
 def sample_command(run_dir: Path, prompt: str | None) -> str:
     """Return the command that samples from the run, with a prompt if there is one."""
-    command = f"gptlit predict --ckpt_path {shlex.quote(str(run_dir))}"
-    return command if prompt is None else f"{command} --prompt {shlex.quote(prompt)}"
+    command = f"gptlit predict {shell_option('--ckpt_path', run_dir)}"
+    return command if prompt is None else f"{command} {shell_option('--prompt', prompt)}"
 
 
 def first_line(data: TextDataModule) -> str | None:
@@ -263,13 +262,13 @@ def resume_lines(
         start = find_resume_point(str(run_dir))
     except UserError:
         return [f"nothing was saved yet in {run_dir}: start again"]
-    command = ["gptlit", "fit", "--ckpt_path", str(run_dir)]
+    command = f"gptlit fit {shell_option('--ckpt_path', run_dir)}"
     if slower:
-        command += ["--model.optimizer.lr", f"{model.optimizer_config.lr / 2:g}"]
+        command += f" --model.optimizer.lr {model.optimizer_config.lr / 2:g}"
         if model.optimizer_config.name == "muon":
-            command += ["--model.optimizer.muon_lr", f"{model.optimizer_config.muon_lr / 2:g}"]
+            command += f" --model.optimizer.muon_lr {model.optimizer_config.muon_lr / 2:g}"
     best, step = checkpoints.best_score, checkpoints.best_step or 0
     lines = [] if best is None else [f"best.ckpt (step {step:,}): val loss {best:.4f}"]
     loss = f", train loss {float(losses['train/loss']):.4f}" if "train/loss" in losses else ""
     lines.append(f"{start.path.name} (step {start.steps:,}) is intact{loss}")
-    return [*lines, f"resume with: {shlex.join(command)}"]
+    return [*lines, f"resume with: {command}"]

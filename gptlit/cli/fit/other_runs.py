@@ -1,6 +1,5 @@
 """What the command says about the runs that a run learns from: teachers, initial weights, its own checkpoint."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from gptlit.cli.settings import stored_config
 from gptlit.convert.source import SETTING as INIT_FROM
 from gptlit.convert.source import Pretrained
 from gptlit.data import TextDataModule
-from gptlit.errors import UserError, counted
+from gptlit.errors import UserError, counted, shell_option
 from gptlit.training.distillation import SETTING as TEACHERS
 from gptlit.training.distillation import Teachers
 from gptlit.training.module import LitGPT
@@ -53,10 +52,10 @@ def unfinished(teachers: Teachers) -> Iterator[str]:
             with suppress(UserError):  # a damaged one tells nothing
                 done = max(done, read_checkpoint(last)["global_step"])
         if done < wanted:
-            place = shlex.quote(str(file.parent if in_a_run else file))
+            place = shell_option("--ckpt_path", file.parent if in_a_run else file)
             yield (
                 f"the teacher {source} was stopped after {done:,} of {counted(wanted, 'step')}: "
-                f"gptlit fit --ckpt_path {place} continues its training"
+                f"gptlit fit {place} continues its training"
             )
 
 

@@ -1,7 +1,6 @@
 """From arguments to a plan: what `fit`, `validate` and `test` will do, before anything is loaded or written."""
 
 import json
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +38,7 @@ from gptlit.cli.settings import (
     take_configs,
     without_option,
 )
-from gptlit.errors import UserError
+from gptlit.errors import UserError, shell_option
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
             prepare_to_resume(start)
         taken, left_out = settings_to_take_over(stored_config(start.checkpoint), verb, option_names(parser))
         layers += ["--config", as_yaml(taken)]
-        flags = [*without_option(flags, "--ckpt_path"), "--ckpt_path", str(start.path)]
+        flags = [*without_option(flags, "--ckpt_path"), f"--ckpt_path={start.path}"]
     for file in files:
         layers += [*without_fallback(names_in_file(file)), *split_seed_in(file), "--config", str(file)]
     config = parse(parser, [*layers, *without_fallback(names_in_flags(flags)), *flags])
@@ -217,7 +216,7 @@ def prepare_to_resume(start: ResumePoint) -> None:
     if not start.checkpoint.get("optimizer_states"):
         raise UserError(
             f"{start.path} holds weights only, without the state of the optimizer: start a new run from it with "
-            f"--model.init_from {shlex.quote(str(start.path))}",
+            f"{shell_option('--model.init_from', start.path)}",
             "--ckpt_path",
         )
 

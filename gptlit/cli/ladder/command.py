@@ -25,7 +25,7 @@ from gptlit.cli.messages import duration, say
 from gptlit.cli.parser import PlainParser
 from gptlit.cli.settings import find_config, flat, option, stored_config, without_option
 from gptlit.device.memory import keep_freed_memory
-from gptlit.errors import UserError, require
+from gptlit.errors import UserError, require, shell_option
 from gptlit.play import read_runs, write_page
 from gptlit.play.pack import check_size
 from gptlit.training.lightning_internals import log_interval
@@ -100,7 +100,7 @@ def ladder(verb: str, arguments: list[str]) -> int:
     print(text)
     say(f"table, numbers and picture: {root}/ladder.md, ladder.csv, ladder.png")
     write_models_page(root, runs)
-    say(f"curves, samples, attention: tensorboard --logdir {shlex.quote(str(root))}")
+    say(f"curves, samples, attention: tensorboard {shell_option('--logdir', root)}")
     return 0
 
 
@@ -254,11 +254,11 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
 def train_rung(run: Run, state: str, bar: Progress) -> int:
     """Train a run from the start or from its newest checkpoint; return the exit code of `gptlit fit`."""
     if state == "begun":
-        arguments = ["--ckpt_path", str(run.folder), *run.arguments]
+        arguments = [f"--ckpt_path={run.folder}", *run.arguments]
     else:
         if run.folder.is_dir():
             clear(run.folder)
-        arguments = ["--config", str(run.rung.path), "--run_dir", str(run.folder), *run.arguments]
+        arguments = ["--config", str(run.rung.path), f"--run_dir={run.folder}", *run.arguments]
     task = bar.add_task(run.folder.name, total=None, numbers="")
     try:
         return run_fit(parse_fit(arguments), extra_callbacks=[RungBar(bar, task)], quiet=True)
