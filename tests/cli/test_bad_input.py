@@ -228,7 +228,7 @@ fit --ckpt_path {}/run --trainer.max_steps 4 --data.corpus {}/accent.txt  | data
 fit --ckpt_path {}/run --trainer.max_steps 4 --model.init_from {}/run  | --model.init_from
 validate                                                      | needs a --ckpt_path
 validate --ckpt_path {}/missing                               | {}/missing
-validate --ckpt_path {}/run --run_dir {}/new                  | --run_dir is not an option
+validate --ckpt_path {}/run --run_dir {}/new                  | --run_dir is for training
 validate --ckpt_path {}/run --data.corpus {}/accent.txt       | U+00E8
 validate --ckpt_path {}/run --data.corpus {}/missing.txt      | missing.txt
 validate --ckpt_path {}/run --trainer.limit_val_batches 0     | trainer.limit_val_batches is 0

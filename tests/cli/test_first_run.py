@@ -100,7 +100,7 @@ def test_with_the_text_at_hand_nothing_is_shortened(tmp_path: Path) -> None:
 
 
 def test_a_negative_number_of_passes_is_refused(config: Path) -> None:
-    answer = gptlit("fit", "--config", config, "--data.corpus", "sample", "--fallback_epochs", "-1")
+    answer = gptlit("fit", "--config", config, "--fallback_epochs", "-1")
     assert answer.code == 2
     assert "fallback_epochs is -1.0: it must be 0 (do not shorten) or more" in answer.err
 

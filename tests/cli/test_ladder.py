@@ -253,3 +253,26 @@ def test_the_gain_is_relative_to_the_configuration_that_is_continued() -> None:
     """Number 8 continues number 6: the one between them has another size."""
     table = markdown_table([result("6", 2.07), result("7", 1.5), result("8", 1.97)])
     assert column(table, "gain") == ["", "0.570", "0.100"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--model.init_from=run", "--model.init_from would give every configuration the same model"),
+        ("--model.optimizer.muon_lr=0.1", "--model.optimizer.muon_lr is given, but model.optimizer.name is adamw"),
+        ("--data.split_seed=3", "--data.split_seed is given, but data.split is tail"),
+        ("--data.corpus+=more.txt", "gptlit ladder has no --data.corpus+="),
+    ],
+)
+def test_settings_that_change_nothing_in_any_run_are_refused(text: Path, flag: str, said: str) -> None:
+    answer = climb(text, flag)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith(f"gptlit: {said}")
+    assert not (text.parent / "ladder").exists()
+
+
+def test_a_setting_that_changes_some_of_the_runs_is_taken(text: Path) -> None:
+    answer = climb(text, "--model.optimizer.muon_lr=0.1", rungs="1,13")
+    assert answer.code == 0, answer.err
+    stored = load(text.parent / "ladder" / "13_muon" / "last.ckpt")["hyper_parameters"]
+    assert stored["optimizer"]["muon_lr"] == 0.1

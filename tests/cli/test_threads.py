@@ -124,7 +124,9 @@ def choice(
 ) -> tuple[Threads, Any]:
     """What is chosen for a run, and what its configuration holds."""
     start = object() if changes else None
-    plan: Any = SimpleNamespace(settings={"threads": given}, start=start, changes=changes, threads_given=flag)
+    plan: Any = SimpleNamespace(
+        settings={"threads": given}, start=start, changes=changes, flags={"threads"} if flag else set()
+    )
     strategy = SimpleNamespace(root_device=torch.device(device))
     trainer: Any = SimpleNamespace(world_size=world_size, strategy=strategy, max_steps=10)
     model: Any = SimpleNamespace(run_config="threads: null\nother: 1\n")

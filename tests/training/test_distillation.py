@@ -10,11 +10,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from command import At, digest, extra_callbacks, gptlit, load, write_config
 from conftest import random_gpt
 from torch.nn import functional as F
 
 from gptlit import GPTConfig, LitGPT, OptimizerConfig, TextDataModule, UserError
+from gptlit.cli.fit.plan import parse_fit
 from gptlit.training.distillation import Teachers, distillation_loss
 
 
@@ -284,3 +286,44 @@ def test_teachers_work_from_python_in_every_precision(folder: Path, precision: A
     assert not any("teacher" in name for name, _ in model.named_parameters())
     with pytest.raises(UserError, match=r"model\.teacher_weight is 2: it must be above 0"):
         LitGPT(teachers=[str(folder / "teacher")], teacher_weight=2)
+
+
+@pytest.fixture(scope="module")
+def student(folder: Path) -> Path:
+    """A run of 3 steps with a teacher of weight 0.9."""
+    flags = ("--model.teachers", folder / "teacher", "--model.teacher_weight", 0.9, "--trainer.max_steps", 3)
+    assert gptlit("fit", "--config", folder / "small.yaml", "--run_dir", folder / "student", *flags).code == 0
+    return folder / "student"
+
+
+@pytest.mark.parametrize("flags", [("--model.teachers", "[]"), ("--config", "none.yaml")])
+def test_a_run_resumes_without_its_teachers_and_their_weight(
+    student: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    shutil.copytree(student, tmp_path / "run")
+    (tmp_path / "none.yaml").write_text("model:\n  teachers: null\n", encoding="utf-8")
+    answer = gptlit("fit", "--ckpt_path", tmp_path / "run", "--trainer.max_steps", 5, *flags)
+    assert answer.code == 0, answer.err
+    assert "teacher_weight" not in answer.err
+    stored = yaml.safe_load(load(tmp_path / "run" / "last.ckpt")["gptlit"]["config"])["model"]
+    assert not stored["teachers"]
+    assert stored["teacher_weight"] == 0.5
+
+
+def test_the_weight_of_a_file_is_dropped_with_the_teachers_of_that_file(student: Path) -> None:
+    arguments = ["--config", str(student / "config.yaml"), "--model.teachers=[]"]
+    assert parse_fit(arguments).settings["model"]["teacher_weight"] == 0.5
+
+
+def test_a_weight_that_the_user_gives_without_teachers_is_refused(student: Path, folder: Path, tmp_path: Path) -> None:
+    """As a flag, when resuming too, or in a file without teachers."""
+    (tmp_path / "weight.yaml").write_text("model:\n  teacher_weight: 0.9\n", encoding="utf-8")
+    (tmp_path / "both.yaml").write_text("model: {teachers: null, teacher_weight: 0.9}\n", encoding="utf-8")
+    for arguments in (
+        ("--ckpt_path", student, "--model.teachers", "[]", "--model.teacher_weight", 0.9, "--trainer.max_steps", 5),
+        ("--config", folder / "small.yaml", "--config", "weight.yaml", "--run_dir", tmp_path / "run"),
+        ("--config", folder / "small.yaml", "--config", "both.yaml", "--run_dir", tmp_path / "run"),
+    ):
+        answer = gptlit("fit", *arguments)
+        assert (answer.code, answer.err.count("\n")) == (2, 1)
+        assert answer.err.startswith("gptlit: --model.teacher_weight is 0.9, but there are no model.teachers")

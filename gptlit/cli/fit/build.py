@@ -21,11 +21,12 @@ from gptlit.cli.fit.parts import RunParts, as_list, run_parts
 from gptlit.cli.fit.plan import Plan
 from gptlit.cli.fit.resume import refuse_another_text
 from gptlit.cli.fit.trainer_settings import NoProfiler, check_devices, check_log_model, check_loggers
+from gptlit.cli.fit.unused import refuse_other_architecture
 from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
-from gptlit.errors import UserError, cause_of, settings_under
+from gptlit.errors import UserError, cause_of, counted, settings_under
 from gptlit.model.config import GPTConfig
-from gptlit.tokenizer import Tokenizer
+from gptlit.tokenizer import BPETokenizer, Tokenizer
 from gptlit.training.checks import refuse_callbacks
 from gptlit.training.distillation import SETTING as TEACHERS
 from gptlit.training.distillation import Teachers
@@ -77,10 +78,13 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
         UserError: when they do not.
     """
     settings = deepcopy(dict(plan.settings))
-    borrowed = settings["model"]["init_from"] is not None
+    source = settings["model"].get("init_from")
+    borrowed = source is not None
     if borrowed:
         data.block_size = model.gpt.block_size
     data.tokenizer = model.tokenizer
+    if plan.start is None:
+        refuse_other_tokenizer(plan, model)
     try:
         with settings_under("data"):
             data.prepare_data()
@@ -94,11 +98,45 @@ def prepare(plan: Plan, model: LitGPT, data: TextDataModule) -> None:
         data.setup(plan.verb)
     assert data.tokenizer is not None
     gpt = model.gpt_for(data.tokenizer.vocab_size)
+    if borrowed:
+        refuse_other_architecture(plan.flags, settings["model"]["gpt"], dataclasses.asdict(gpt), source)
     if model.teachers is not None:
         prepare_teachers(plan, model.teachers, gpt, data.tokenizer)
     if borrowed:  # checkpoints of this run hold what it started from
         settings["model"] |= {"gpt": dataclasses.asdict(gpt), "init_from": None}
     model.run_config = as_yaml({key: value for key, value in settings.items() if key != "ckpt_path"})
+
+
+def refuse_other_tokenizer(plan: Plan, model: LitGPT) -> None:
+    """Refuse flags for the tokenizer of the data where the model brings its own (`model.init_from`).
+
+    Raises:
+        UserError: names the flag.
+    """
+    if model.tokenizer is None:
+        return
+    wanted = plan.settings["data"]["tokenizer"]
+    if (
+        "data.tokenizer" in plan.flags
+        and wanted != model.tokenizer.kind
+        and not same_tokenizer(wanted, model.tokenizer)
+    ):
+        raise UserError(
+            f"is {wanted}, but the model that the run starts from has its own tokenizer ({model.tokenizer.kind}): "
+            "leave it out",
+            "data.tokenizer",
+        )
+    if "data.vocab_size" in plan.flags and plan.settings["data"]["vocab_size"] != model.tokenizer.vocab_size:
+        raise UserError(
+            f"is {plan.settings['data']['vocab_size']}, but the model that the run starts from has its own tokenizer "
+            f"({counted(model.tokenizer.vocab_size, 'token')}): leave it out",
+            "data.vocab_size",
+        )
+
+
+def same_tokenizer(path: str, tokenizer: Tokenizer) -> bool:
+    """Whether a path names a file of the same tokenizer."""
+    return Path(path).is_file() and BPETokenizer.from_file(path) == tokenizer
 
 
 def if_moved(plan: Plan, setting: str) -> str:
@@ -148,7 +186,7 @@ def name_of_run(plan: Plan, data: TextDataModule) -> str:
     file = Path(os.path.abspath(plan.config_files[-1])) if plan.config_files else Path("run")
     of_a_run = is_config_of_a_run(file)
     stem = (of_a_run and file.parent.resolve().name) or file.stem
-    if not plan.corpus_given or data.corpus is None:
+    if "data.corpus" not in plan.flags or data.corpus is None:
         return stem
     text = re.sub(r"[^\w.-]+", "-", data.corpus.name).strip("-.")
     ending = f"-{text[:LONGEST_NAME]}" if text else ""
@@ -182,6 +220,8 @@ def make_trainer(
         trainer = pl.Trainer(**settings)
         if not hasattr(trainer, "val_check_interval"):  # where it is a time, Lightning leaves it undefined
             trainer.val_check_interval = None  # type: ignore[assignment]
+        if plan.verb == "fit" and config["fast_dev_run"]:  # counted in optimizer steps; Lightning counts micro-batches
+            trainer.limit_train_batches = trainer.max_steps * trainer.accumulate_grad_batches
         if plan.verb == "fit":
             check_devices(trainer, objects.data.batch_size, objects.model.optimizer_config.name)
     except UserError:
@@ -196,7 +236,7 @@ def settings_of_ours(plan: Plan, config: Mapping[str, Any], run_dir: Path | None
     settings: dict[str, Any] = {
         "use_distributed_sampler": False,  # the batches know their rank
         "plugins": [*as_list(config["plugins"]), AtomicCheckpointIO(plan.start)],
-        "enable_model_summary": bool(config["enable_model_summary"]),
+        "enable_model_summary": bool(config.get("enable_model_summary")),
         "default_root_dir": str(run_dir or "."),
         "profiler": profiler_of(config["profiler"], run_dir),
     }

@@ -33,7 +33,7 @@ def shorten_run(plan: Plan, objects: Namespace) -> str | None:
     settings["data"] |= asdict(data.text.of_fallback())
     line = None
     steps = round(passes * len(data.train_tokens) / (data.batch_size * data.block_size))
-    if passes and not plan.max_steps_given and 0 < steps < trainer.max_steps:
+    if passes and "trainer.max_steps" not in plan.flags and 0 < steps < trainer.max_steps:
         changed = {"max_steps": steps}
         interval = max(1, steps // VALIDATIONS)
         if isinstance(trainer.val_check_interval, int) and trainer.val_check_interval > interval:

@@ -13,6 +13,7 @@ from gptlit.callbacks.pictures import Pictures
 from gptlit.callbacks.samples import SampleText
 from gptlit.cli.fit.precision import PRECISION
 from gptlit.cli.fit.trainer_settings import options_left_out
+from gptlit.cli.fit.unused import DATA_OF_FIT, MODEL_OF_FIT
 from gptlit.cli.help import TRAINER, help_text
 from gptlit.cli.parser import TextsAsTyped
 from gptlit.cli.settings import as_yaml
@@ -50,8 +51,9 @@ def make_parser(verb: str) -> FitParser:
         skip={*options_left_out(verb), "precision"},
     )
     parser.add_argument("--trainer.precision", type=PRECISION, default=None, help=TRAINER["precision"])
-    parser.add_lightning_class_args(LitGPT, "model")
-    parser.add_lightning_class_args(TextDataModule, "data")
+    of_fit = (set(), set()) if verb == "fit" else (MODEL_OF_FIT, DATA_OF_FIT[verb])
+    for kind, group, skip in zip((LitGPT, TextDataModule), ("model", "data"), of_fit, strict=True):
+        parser.add_class_arguments(kind, group, fail_untyped=False, sub_configs=True, skip=skip)
     parser.link_arguments("model.gpt.block_size", "data.block_size")
     parser.link_arguments("seed_everything", "data.seed")
     parser.link_arguments("seed_everything", "model.seed")

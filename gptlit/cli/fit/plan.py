@@ -1,8 +1,10 @@
 """From arguments to a plan: what `fit`, `validate` and `test` will do, before anything is loaded or written."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from gptlit.cli.fit.resume import (
     refuse_what_is_fixed,
     settings_to_take_over,
 )
+from gptlit.cli.fit.trainer_settings import REFUSED_OPTIONS
+from gptlit.cli.fit.unused import refuse_flags_of_a_new_run, refuse_options_of_fit, refuse_regularisation, unused
 from gptlit.cli.parser import option_names, parse
 from gptlit.cli.settings import (
     as_yaml,
@@ -39,6 +43,8 @@ from gptlit.cli.settings import (
     without_option,
 )
 from gptlit.errors import UserError, shell_option
+from gptlit.training.distillation import SETTING as TEACHERS
+from gptlit.training.distillation import TEACHER_WEIGHT, WEIGHT_SETTING
 
 
 @dataclass(frozen=True)
@@ -58,23 +64,20 @@ class Plan:
     """Settings that differ from those of the checkpoint: (then, now)."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Settings of the checkpoint that were not taken over, and why."""
-    corpus_given: bool = False
-    """Whether `--data.corpus` was given as a flag."""
-    max_steps_given: bool = False
-    """Whether `--trainer.max_steps` was given as a flag."""
-    threads_given: bool = False
-    """Whether `--threads` was given as a flag."""
+    flags: Collection[str] = ()
+    """Names of the settings that were given as flags."""
     precision_chosen: bool = False
     """Whether `trainer.precision` was auto; the settings hold what it means on this machine."""
     finished: bool = False
     """Whether the run of the checkpoint has nothing left to do."""
 
 
-def parse_fit(arguments: Sequence[str]) -> Plan:
+def parse_fit(arguments: Sequence[str], allow_unused: bool = False) -> Plan:
     """The plan of `gptlit fit ARGUMENTS`.
 
     Args:
         arguments: flags, without the verb.
+        allow_unused: accept flags that change nothing with the other settings, for flags of several runs.
 
     Raises:
         UserError: naming the flag, file or setting that is wrong.
@@ -83,7 +86,10 @@ def parse_fit(arguments: Sequence[str]) -> Plan:
     given = option(flags, "--ckpt_path")
     if given == "":
         raise UserError("is empty: give a run folder or a checkpoint file", "--ckpt_path")
-    return make_plan("fit", flags, files, None if given is None else find_resume_point(given))
+    plan = make_plan("fit", flags, files, None if given is None else find_resume_point(given))
+    if not allow_unused:
+        refuse_unused(plan)
+    return plan
 
 
 def parse_evaluation(verb: str, arguments: Sequence[str]) -> Plan:
@@ -101,7 +107,21 @@ def parse_evaluation(verb: str, arguments: Sequence[str]) -> Plan:
     plan = make_plan(verb, flags, files, start)  # --help exits here
     if start is None:
         raise UserError(f"gptlit {verb} needs a --ckpt_path: a run folder or a checkpoint file")
+    refuse_regularisation(verb, plan.flags)
+    refuse_unused(plan)
     return plan
+
+
+def refuse_unused(plan: Plan) -> None:
+    """Refuse flags that change nothing.
+
+    Raises:
+        UserError: for the first one.
+    """
+    if plan.start is not None:
+        refuse_flags_of_a_new_run(plan.flags)
+    for error in unused(plan.flags, flat(plan.settings, stop_at=leaves_of(option_names(make_parser(plan.verb))))):
+        raise error
 
 
 def read_config_options(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
@@ -109,9 +129,20 @@ def read_config_options(verb: str, arguments: Sequence[str]) -> tuple[list[str],
     known = option_names(make_parser(verb))
     names, flags = take_configs(arguments)
     files = [find_config(name) for name in names]
+    given = names_in_flags(flags)
+    of_fit = only_of_fit(known) if verb != "fit" and (files or not given <= {*known}) else set()
     for file in files:
-        check_config(str(file), known)
+        check_config(str(file), {*known, *of_fit})
+    refuse_options_of_fit(verb, given, of_fit)
+    for file in files:
+        refuse_options_of_fit(verb, names_in_file(file), of_fit, prefix=f"--config {file}: ")
     return flags, files
+
+
+def only_of_fit(known: Collection[str]) -> set[str]:
+    """Return the names of the options and groups that `fit` has and an evaluation with these options lacks."""
+    refused = {f"trainer.{name}" for name in REFUSED_OPTIONS}  # by fit too
+    return {*option_names(make_parser("fit"))} - {*known} - refused
 
 
 def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumePoint | None) -> Plan:
@@ -127,7 +158,10 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         flags = [*without_option(flags, "--ckpt_path"), f"--ckpt_path={start.path}"]
     for file in files:
         layers += [*without_fallback(names_in_file(file)), *split_seed_in(file), "--config", str(file)]
-    config = parse(parser, [*layers, *without_fallback(names_in_flags(flags)), *flags])
+    given = names_in_flags(flags)
+    config = parse(parser, [*layers, *without_fallback(given), *flags])
+    if verb == "fit" and not config.model.teachers and not weight_is_given(given, files):
+        config.model.teacher_weight = TEACHER_WEIGHT
     if start is None and config.ckpt_path:
         raise UserError("ckpt_path is in a configuration file: give it as a flag, --ckpt_path")
     precision_chosen = config.trainer.precision == "auto"
@@ -135,15 +169,15 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         config.trainer.precision = fastest_precision(vars(config.trainer))
         precision_chosen = config.trainer.precision is not None
     settings = json.loads(parser.dump(config, skip_unset=False, format="json"))
-    if verb != "fit" and settings["model"]["teachers"] is not None:
-        raise UserError(f"is for training: leave it out of gptlit {verb}", "model.teachers")
     left_out = not_given_again(left_out, settings)
     changes: dict[str, tuple[Any, Any]] = {}
     if start is not None:
-        if settings["model"]["init_from"] is not None:
+        if verb == "fit" and settings["model"]["init_from"] is not None:
             raise UserError("--model.init_from starts a new run and --ckpt_path resumes one: give one of them")
         changes = changes_since(start, settings, parser)
         dropped = {key.partition(" ")[0] for key in left_out}
+        if verb == "fit" and not settings["model"]["teachers"]:
+            dropped.add(WEIGHT_SETTING)
         changes = {key: change for key, change in changes.items() if key not in {*OF_ONE_START, *dropped}}
     finished = (
         verb == "fit"
@@ -159,9 +193,7 @@ def make_plan(verb: str, flags: list[str], files: Sequence[Path], start: ResumeP
         start=start,
         changes=changes,
         left_out=left_out,
-        corpus_given=option(flags, "--data.corpus") is not None,
-        max_steps_given=option(flags, "--trainer.max_steps") is not None,
-        threads_given=option(flags, "--threads") is not None,
+        flags=frozenset(given),
         precision_chosen=precision_chosen,
         finished=finished,
     )
@@ -195,8 +227,30 @@ def names_in_file(file: Path) -> set[str]:
 
 
 def names_in_flags(flags: Sequence[str]) -> set[str]:
-    """Return the names of the options among flags: `data.corpus` for `--data.corpus X` and `--data.corpus+=X`."""
-    return {word.partition("=")[0].removeprefix("--").removesuffix("+") for word in flags if word.startswith("--")}
+    """Return the names of the options among flags: `data.corpus` for `--data.corpus X` and `--data.corpus+=X`.
+
+    `--data '{corpus: X}'` gives `data` and `data.corpus`.
+    """
+    names = set()
+    for word, following in pairwise([*flags, ""]):
+        if not word.startswith("--"):
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        names.add(name.removesuffix("+"))
+        value = value if equals else following
+        if value.startswith("{"):
+            with suppress(yaml.YAMLError):  # the parser says what is wrong
+                names |= flat(yaml.safe_load(value), name).keys()
+    return names
+
+
+def weight_is_given(flags: Collection[str], files: Iterable[Path]) -> bool:
+    """Whether a flag gives `model.teacher_weight`, or a file that names no teachers.
+
+    The weight of a file or checkpoint with teachers belongs to them, and is dropped with them.
+    """
+    in_files = (flat(yaml.safe_load(file.read_text(encoding="utf-8-sig"))) for file in files)
+    return WEIGHT_SETTING in flags or any(WEIGHT_SETTING in found and not found.get(TEACHERS) for found in in_files)
 
 
 def not_given_again(left_out: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:

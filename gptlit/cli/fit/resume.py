@@ -24,7 +24,6 @@ LIGHTNING = re.compile(r"(lightning\.pytorch\.(callbacks|strategies)\.\w+)?")
 TEXT_ARGUMENTS = ("monitor", "dirpath", "filename")  # of callbacks; a text there names no code
 NOT_TRUSTED = "it may name code: give it again, if you trust it"
 # Not settings of the run, but of one start of it.
-OF_TRAINING = ("model.teachers", "model.teacher_weight")  # what no other verb needs
 OF_ONE_START = ("ckpt_path", "run_dir", "trainer.default_root_dir", "trainer.max_time", "model.init_from")
 
 
@@ -48,8 +47,8 @@ def settings_to_take_over(
     left_out: dict[str, str] = {}
     for key, value in flat(stored, stop_at=leaves_of(known)).items():
         part = key.partition(".")[0]
-        evaluated = part in ("seed_everything", "model", "data") and key not in OF_TRAINING
-        needed = verb == "fit" or evaluated or key == "trainer.precision"
+        evaluated = part in ("seed_everything", "model", "data") or key == "trainer.precision"
+        needed = verb == "fit" or (evaluated and key in known)
         if key in OF_ONE_START or not needed:
             continue
         if key not in known:

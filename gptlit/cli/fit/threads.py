@@ -53,7 +53,7 @@ def choose_threads(plan: Plan, model: LitGPT, data: TextDataModule, trainer: pl.
         trainer: not yet running.
     """
     threads = Threads(plan.settings["threads"])
-    given = plan.threads_given or "threads" in plan.changes  # as a flag, or in a configuration
+    given = "threads" in plan.flags or "threads" in plan.changes  # as a flag, or in a configuration
     if threads.number is not None and trainer.world_size > 1 and not given:
         if any(key in plan.changes for key in PROCESSES):
             threads = Threads(left_out=threads.number)

@@ -38,6 +38,7 @@ ONLY_FIT = {  # options that an evaluation does not have
     *("overfit_batches", "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps"),
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "logger", "enable_checkpointing"),
     *("enable_progress_bar", "default_root_dir", "enable_autolog_hparams", "model_registry", "barebones"),
+    "enable_model_summary",  # printed when training starts
     *("reload_dataloaders_every_n_epochs", "sync_batchnorm", "use_distributed_sampler", "detect_anomaly"),
 }
 OTHER_LIMIT = {"validate": "limit_test_batches", "test": "limit_val_batches"}

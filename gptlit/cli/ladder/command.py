@@ -17,13 +17,15 @@ from gptlit.callbacks.console import console
 from gptlit.checkpoint.files import find_resume_point
 from gptlit.checkpoint.run_dir import lock_folder
 from gptlit.cli.fit.command import run_fit
-from gptlit.cli.fit.plan import parse_fit
+from gptlit.cli.fit.parser import make_parser as make_fit_parser
+from gptlit.cli.fit.plan import names_in_flags, parse_fit
 from gptlit.cli.fit.resume import is_finished
+from gptlit.cli.fit.unused import unused
 from gptlit.cli.ladder.report import read_result, write_report
 from gptlit.cli.ladder.rungs import Rung, all_rungs, choose
 from gptlit.cli.messages import duration, say
-from gptlit.cli.parser import PlainParser
-from gptlit.cli.settings import find_config, flat, option, stored_config, without_option
+from gptlit.cli.parser import PlainParser, option_names
+from gptlit.cli.settings import find_config, flat, leaves_of, option, stored_config, without_option
 from gptlit.device.memory import keep_freed_memory
 from gptlit.errors import UserError, require, shell_option
 from gptlit.play import read_runs, write_page
@@ -74,6 +76,7 @@ def ladder(verb: str, arguments: list[str]) -> int:
     root = Path(options.run_dir)
     overrides = overrides_of(fit_arguments)
     runs = plan(choose(all_rungs(overrides), options.rungs), options.seeds, root, fit_arguments, overrides)
+    refuse_unused(runs, fit_arguments, overrides)
     states = {run.folder: state_of(run) for run in runs}  # all first: an error should not come after hours of training
     code, results = 0, []
     bar = make_bar()
@@ -118,9 +121,31 @@ def check_options(seeds: int, fit_arguments: list[str]) -> None:
     for name in ("--ckpt_path", "--trainer.fast_dev_run", "--trainer.limit_val_batches"):
         if option(fit_arguments, name) is not None:
             raise UserError(f"gptlit ladder has no {name}: use gptlit fit --config lecture/3_heads")
+    for word in fit_arguments:
+        name, _, _ = word.partition("=")
+        if name.startswith("--") and name.endswith("+"):
+            raise UserError(
+                f"gptlit ladder has no {name}=, which a resumed run would append again: give the whole list"
+            )
     for name in ("--trainer.logger", "--trainer.enable_checkpointing"):
         if option(fit_arguments, name) == "false":
             raise UserError(f"{name} is false, but the table is made from what the runs write: drop it")
+
+
+def refuse_unused(runs: Sequence[Run], fit_arguments: Sequence[str], overrides: Mapping[str, Any]) -> None:
+    """Refuse flags that change nothing in any of the runs, and a setting that gives all of them the same model.
+
+    Raises:
+        UserError: for the first one.
+    """
+    if overrides.get("model.init_from") is not None:
+        raise UserError("would give every configuration the same model: use gptlit fit", "model.init_from")
+    flags, parser = names_in_flags(fit_arguments), make_fit_parser("fit")
+    defaults = flat(parser.get_defaults().as_dict(), stop_at=leaves_of(option_names(parser)))
+    found = [{error.setting: error for error in unused(flags, {**defaults, **run.wanted})} for run in runs]
+    for name, error in found[0].items():
+        if all(name in errors for errors in found):
+            raise error
 
 
 def make_bar() -> Progress:
@@ -261,7 +286,7 @@ def train_rung(run: Run, state: str, bar: Progress) -> int:
         arguments = ["--config", str(run.rung.path), f"--run_dir={run.folder}", *run.arguments]
     task = bar.add_task(run.folder.name, total=None, numbers="")
     try:
-        return run_fit(parse_fit(arguments), extra_callbacks=[RungBar(bar, task)], quiet=True)
+        return run_fit(parse_fit(arguments, allow_unused=True), extra_callbacks=[RungBar(bar, task)], quiet=True)
     finally:
         bar.remove_task(task)
 
