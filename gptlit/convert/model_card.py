@@ -1,6 +1,7 @@
 """The model card of an exported model: what it is, its text, its loss, how to load it, and what it was tried with."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +70,12 @@ def model_card(
         f"logits of the exported model equal gptlit's at {check.positions:,} random positions; largest difference "
         f"{check.largest_difference:.1e}"
     )
-    values = {"block_size": gpt.block_size, "new": gpt.block_size - 1, "prompt": tokenizer.decode([0])}
+    values = {
+        "block_size": gpt.block_size,
+        "new": gpt.block_size - 1,
+        "prompt": tokenizer.decode([0]),
+        "copy": "cp -r EXPORT/data/gptlit data/\n" if tokenizer.kind == "char" else "",
+    }
     limits = [line.format(**values) for line in LIMITS["all"] + LIMITS[architecture]]
     if tokenizer.kind == "char":
         limits.append("A character outside the vocabulary is refused: the tokenizer raises an exception.")
@@ -105,9 +111,30 @@ def training_rows(checkpoint: Mapping[str, Any], model: GPT, tokenizer: Tokenize
     if data.get("batch_size"):
         rows["Steps"] += f" of {data['batch_size'] * gpt.block_size:,} tokens"
     rows["Seed"] = str(checkpoint["hyper_parameters"].get("seed", "unknown"))
+    if stored.get("init_from"):
+        rows["Initial weights"] = f"those of {stored['init_from']}"
+    if stored.get("teachers"):
+        rows["Teachers"] = teachers_line(stored, config)
     if config:
-        rows["Trained by"] = "`gptlit fit --config gptlit.yaml` (the file is in this folder)"
+        rows["Trained by"] = command_line(stored)
     return rows
+
+
+def teachers_line(stored: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Name the teachers and their weight; versions that stored no weight kept it in the configuration only."""
+    weight = stored.get("teacher_weight", (config.get("model") or {}).get("teacher_weight"))
+    line = ", ".join(stored["teachers"])
+    return line if weight is None else f"{line}; weight {weight:g}: {weight:.0%} of the training loss is theirs"
+
+
+def command_line(stored: Mapping[str, Any]) -> str:
+    """Return the command that trains such a model again. The configuration of a run never holds `init_from`."""
+    command, note = "gptlit fit --config gptlit.yaml", "the file is in this folder"
+    if stored.get("init_from"):
+        command += f" --model.init_from {shlex.quote(stored['init_from'])}"
+    elif "init_from" not in stored:
+        note += "; this version did not record whether training began with the weights of another model"
+    return f"`{command}` ({note})"
 
 
 def markdown_table(header: tuple[str, ...], rows: Any) -> str:

@@ -27,8 +27,7 @@ llama-cli -m model.gguf -no-cnv --no-context-shift -c {block_size} -n {new} -p "
     "nanogpt": """In a checkout of nanoGPT, with this folder as EXPORT:
 
 ```
-cp -r EXPORT/data/gptlit data/
-python sample.py --out_dir=EXPORT --device=cpu --max_new_tokens={new}
+{copy}python sample.py --out_dir=EXPORT --device=cpu --max_new_tokens={new}
 ```""",
 }
 LIMITS = {

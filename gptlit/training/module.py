@@ -288,12 +288,15 @@ class LitGPT(NetworkModule, EvaluatesTokens):
             raise untrusted(checkpoint_path, "") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the configuration of the run and the fingerprint of its text, so that the file alone can be resumed."""
+        """Add the configuration of the run and the fingerprint of its text, so that the file alone can be resumed.
+
+        Also add the names of the models that the run learns from: its initial weights and its teachers.
+        """
         fingerprint = getattr(datamodule_of(self.trainer), "fingerprint", None)
         corpus = None if fingerprint is None else fingerprint()
-        checkpoint["gptlit"] = {"version": __version__, "config": self.run_config, "corpus": corpus}
+        checkpoint["gptlit"] = {"version": __version__, "config": self.run_config, "corpus": corpus, **self.origin}
         if self.teachers is not None:
-            checkpoint["gptlit"]["teachers"] = dict(self.teachers.digests)
+            checkpoint["gptlit"] |= {"teachers": dict(self.teachers.digests), "teacher_weight": self.teacher_weight}
         if "optimizer_states" not in checkpoint:  # weights only: Lightning does not ask the averaging callback then
             checkpoint["state_dict"] = averaged_state(self.trainer) or checkpoint["state_dict"]
 
@@ -302,6 +305,8 @@ class LitGPT(NetworkModule, EvaluatesTokens):
 
         A time limit counts from this start.
         """
+        stored = checkpoint.get("gptlit") or {}
+        self.origin = {name: stored[name] for name in ("init_from",) if name in stored}
         trainer = trainer_of(self)
         if trainer is not None and trainer.state.fn == "fit":
             use_trained_weights(trainer, checkpoint)

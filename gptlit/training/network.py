@@ -48,6 +48,8 @@ class NetworkModule(pl.LightningModule):
         if self.initial is not None:
             self.gpt = self.initial.gpt
             self.tokenizer = self.tokenizer or self.initial.tokenizer
+        self.origin: dict[str, str | None] = {"init_from": None if init_from is None else str(init_from)}
+        """Kept in the checkpoints, also of resumed runs; empty if the checkpoint that was loaded does not say it."""
         self.seed = seed
         self.checkpoint_activations = checkpoint_activations
         self.matmul_precision = matmul_precision

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command import report
+from command import digest, gptlit, load, report, write_config
 from conftest import DIALECTS, NANOGPT, random_gpt
 from torch import Tensor
 
@@ -366,8 +367,7 @@ def test_the_model_card_describes_the_run(best_step: int, said: str, tmp_path: P
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "transformers"
-    rows = [line.strip("| ").split(" | ", 1) for line in card.splitlines() if line.startswith("| ")]
-    table = {row[0]: row[1] for row in rows if len(row) == 2}
+    table = card_rows(tmp_path / "model")
     assert table["Text"] == "play"
     assert "last 0.1 " in table["Split"]
     assert "windows of 16 tokens" in table["Protocol"]
@@ -378,6 +378,66 @@ def test_the_model_card_describes_the_run(best_step: int, said: str, tmp_path: P
     assert table["Exported by"] == r"`gptlit export --ckpt_path a\|b`"
     assert "gptlit fit --config gptlit.yaml" in table["Trained by"]
     assert yaml.safe_load((tmp_path / "model" / "gptlit.yaml").read_text()) == RUN_CONFIG
+
+
+def card_rows(folder: Path) -> dict[str, str]:
+    """Return the table of a model card, by title."""
+    lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ", 1) for line in lines if line.startswith("| ")]
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+def test_the_model_card_names_the_initial_weights_and_a_command_that_gives_the_model(tmp_path: Path) -> None:
+    """Also after a resume; without the initial weights, the same settings give another model."""
+    config = write_config(tmp_path, trainer__max_steps=4, model__schedule={"shape": "constant"})
+    source, run = tmp_path / "it's a run", tmp_path / "run"
+    flags = ("--config", config, "--run_dir")
+    assert gptlit("fit", *flags, source, "--trainer.max_steps", 2).code == 0
+    answer = gptlit("fit", *flags, run, "--model.init_from", source, "--trainer.max_steps", 2)
+    assert answer.code == 0, answer.err
+    assert gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 4).code == 0
+    assert load(run / "last.ckpt")["gptlit"]["init_from"] == str(source)
+    export_run(load(run / "last.ckpt"), tmp_path / "model")
+    rows = card_rows(tmp_path / "model")
+    assert rows["Initial weights"] == f"those of {source}"
+    program, verb, *arguments = shlex.split(rows["Trained by"].split("`")[1])
+    assert (program, verb, arguments[1:3]) == ("gptlit", "fit", ["gptlit.yaml", "--model.init_from"])
+    os.chdir(tmp_path / "model")
+    answer = gptlit(verb, *arguments, "--run_dir", tmp_path / "again")
+    assert answer.code == 0, answer.err
+    assert digest(tmp_path / "again" / "last.ckpt") == digest(run / "last.ckpt")
+    assert gptlit(verb, *arguments[:2], "--run_dir", tmp_path / "other").code == 0
+    assert digest(tmp_path / "other" / "last.ckpt") != digest(run / "last.ckpt")
+
+
+def test_the_model_card_of_a_run_without_initial_weights_names_none(tmp_path: Path) -> None:
+    assert gptlit("fit", "--config", write_config(tmp_path, trainer__max_steps=1), "--run_dir", "run").code == 0
+    export_run(load(Path("run/last.ckpt")), tmp_path / "model")
+    rows = card_rows(tmp_path / "model")
+    assert rows["Trained by"] == "`gptlit fit --config gptlit.yaml` (the file is in this folder)"
+    assert rows.keys().isdisjoint({"Initial weights", "Teachers"})
+
+
+def test_the_model_card_does_not_say_what_an_older_version_did_not_record(tmp_path: Path) -> None:
+    """Nor after a resume with this version."""
+    assert gptlit("fit", "--config", write_config(tmp_path, trainer__max_steps=1), "--run_dir", "run").code == 0
+    checkpoint = load(Path("run/last.ckpt"))
+    del checkpoint["gptlit"]["init_from"]
+    torch.save(checkpoint, "run/last.ckpt")
+    assert gptlit("fit", "--ckpt_path", "run", "--trainer.max_steps", 2).code == 0
+    export_run(load(Path("run/last.ckpt")), tmp_path / "model")
+    assert "did not record whether training began with" in card_rows(tmp_path / "model")["Trained by"]
+
+
+def test_the_model_card_of_a_student_names_its_teachers(tmp_path: Path) -> None:
+    config = write_config(tmp_path, trainer__max_steps=1)
+    flags = ("--config", config, "--run_dir")
+    for name in ("one", "two"):
+        assert gptlit("fit", *flags, name).code == 0
+    answer = gptlit("fit", *flags, "student", "--model.teachers", "[one, two]", "--model.teacher_weight", 0.25)
+    assert answer.code == 0, answer.err
+    export_run(load(Path("student/last.ckpt")), tmp_path / "model")
+    assert card_rows(tmp_path / "model")["Teachers"] == "one, two; weight 0.25: 25% of the training loss is theirs"
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def test_non_finite_weights_of_a_teacher_are_refused(folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-def test_teachers_work_from_python_in_every_precision(folder: Path, precision: Any) -> None:
+def test_teachers_work_from_python_in_every_precision(folder: Path, tmp_path: Path, precision: Any) -> None:
     data = TextDataModule(str(folder / "text.txt"), block_size=16, batch_size=4)
     gpt = GPTConfig(block_size=16, n_layer=1, n_head=2, n_embd=16)
     model = LitGPT(gpt, OptimizerConfig(name="adamw", lr=1e-2), teachers=[str(folder / "teacher")])
@@ -284,6 +284,9 @@ def test_teachers_work_from_python_in_every_precision(folder: Path, precision: A
     assert trainer.global_step == 3
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
     assert not any("teacher" in name for name, _ in model.named_parameters())
+    trainer.save_checkpoint(tmp_path / "student.ckpt")
+    stored = load(tmp_path / "student.ckpt")["gptlit"]
+    assert (list(stored["teachers"]), stored["teacher_weight"]) == ([str(folder / "teacher")], 0.5)
     with pytest.raises(UserError, match=r"model\.teacher_weight is 2: it must be above 0"):
         LitGPT(teachers=[str(folder / "teacher")], teacher_weight=2)
 

@@ -388,4 +388,6 @@ def test_a_run_can_start_from_the_weights_of_another(corpus: Path, tmp_path: Pat
     again.fit(second, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
     again.save_checkpoint(tmp_path / "second.ckpt")
     (tmp_path / "first.ckpt").unlink()
-    LitGPT.load_from_checkpoint(tmp_path / "second.ckpt", weights_only=True)
+    loaded = LitGPT.load_from_checkpoint(tmp_path / "second.ckpt", weights_only=True)
+    content = torch.load(tmp_path / "second.ckpt", weights_only=True)["gptlit"]
+    assert content["init_from"] == loaded.origin["init_from"] == str(tmp_path / "first.ckpt")
