@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from gptlit.checkpoint.atomic import atomic_write
 from gptlit.checkpoint.files import ResumePoint
-from gptlit.checkpoint.torch_file import read_torch_file
+from gptlit.checkpoint.torch_file import read_torch_file, write_torch_file
 
 LARGE = ("state_dict", "optimizer_states", "current_model_state")  # parts of a checkpoint
 
@@ -32,14 +32,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: with the name of the target, whose old content is unchanged.
         """
-        try:
-            with atomic_write(path) as file:
-                torch.save(checkpoint, file)
-        except RuntimeError as error:  # torch.save hides a full disk behind a RuntimeError of its own
-            reason = error.__context__
-            if not isinstance(reason, OSError):
-                raise
-            raise OSError(reason.errno, reason.strerror, str(path)) from error
+        with atomic_write(path) as file:
+            write_torch_file(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Return the content of a checkpoint on `map_location` (default: CPU). Nothing in the file is executed.

@@ -1,9 +1,9 @@
-"""Safe reading of files written by `torch.save`."""
+"""Files of `torch.save`: safe reading, and writing with the errors of the operating system."""
 
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -20,6 +20,25 @@ def untrusted(place: object, setting: str) -> UserError:
         f"{place}: the file holds more than tensors and plain types; it is not trusted, and nothing in it was executed",
         setting,
     )
+
+
+def write_torch_file(content: dict[str, Any], stream: IO[bytes]) -> None:
+    """Write a dict with `torch.save`.
+
+    Args:
+        content: tensors and plain types.
+        stream: opened by Python. A path would be opened by torch, which then does not say why writing failed.
+
+    Raises:
+        OSError: if writing fails, for example on a full disk.
+    """
+    try:
+        torch.save(content, stream)
+    except RuntimeError as error:  # torch.save hides a full disk behind a RuntimeError of its own
+        reason = error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise OSError(*reason.args[:2]) from error
 
 
 def read_torch_file(

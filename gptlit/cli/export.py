@@ -7,14 +7,8 @@ from gptlit.checkpoint.files import find_checkpoint, read_checkpoint
 from gptlit.cli.messages import table
 from gptlit.cli.parser import Parser, parse
 from gptlit.convert.export import Format, export_run
+from gptlit.convert.nanogpt import vocabulary_of
 from gptlit.errors import UserError
-
-NEXT = {
-    "transformers": "transformers.AutoModelForCausalLM.from_pretrained({folder!r})",
-    "onnx": "onnxruntime.InferenceSession({folder!r} + '/model.onnx')",
-    "gguf": "llama-cli -m {folder}/model.gguf",
-    "nanogpt": "cp -r {folder}/data/gptlit data/ && python sample.py --out_dir={folder}   (in nanoGPT)",
-}
 
 
 def export_parser() -> Parser:
@@ -48,6 +42,7 @@ def export(verb: str, arguments: list[str]) -> int:
     command = shlex.join(["gptlit", verb, *arguments])
     exported = export_run(read_checkpoint(path), Path(options.output), options.format, command)
     check = exported.check
+    where = "in a checkout of nanoGPT" if options.format == "nanogpt" else "load it with"
     table(
         "done",
         [
@@ -55,7 +50,21 @@ def export(verb: str, arguments: list[str]) -> int:
             ("architecture", exported.architecture),
             ("check", f"logits equal at {check.positions:,} positions to {check.largest_difference:.1e}"),
             ("folder", str(exported.folder)),
-            ("load it with", NEXT[options.format].format(folder=str(exported.folder))),
+            (where, loading(options.format, exported.folder)),
         ],
     )
     return 0
+
+
+def loading(format: Format, folder: Path) -> str:
+    """Return what loads an export: a line of Python, or of a shell for the programs that are not libraries."""
+    if format == "transformers":
+        return f"import transformers; transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+    if format == "onnx":
+        return f"import onnxruntime; onnxruntime.InferenceSession({str(folder / 'model.onnx')!r})"
+    if format == "gguf":
+        return shlex.join(["llama-cli", "-m", str(folder / "model.gguf")])
+    folder = folder.absolute()  # sample.py runs in a checkout of nanoGPT
+    sample = shlex.join(["python", "sample.py", f"--out_dir={folder}", "--device=cpu"])
+    vocabulary = vocabulary_of(folder)  # without one sample.py takes GPT-2's
+    return f"{shlex.join(['cp', '-r', str(vocabulary), 'data/'])} && {sample}" if vocabulary.is_dir() else sample

@@ -1,5 +1,7 @@
-"""Optional libraries: imported when needed, named with their extra when missing, and quiet."""
+"""Optional libraries: imported when needed, named with their extra when missing, quiet, and with usual errors."""
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -49,3 +51,24 @@ def quiet_transformers() -> Iterator[None]:
         hub_logging.set_verbosity(hub_level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def os_errors_of_rust() -> Iterator[None]:
+    """Raise errors of the operating system as `OSError` where safetensors and tokenizers have classes of their own.
+
+    Rust ends the message of such an error with its number: `No space left on device (os error 28)`. Other errors stay
+    as they are.
+
+    Raises:
+        OSError: with that number.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)$", str(error))
+        if number is None or type(error) not in (SafetensorError, Exception):  # tokenizers raises plain `Exception`
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

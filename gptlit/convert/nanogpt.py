@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gptlit.checkpoint.torch_file import read_torch_file
+from gptlit.checkpoint.torch_file import read_torch_file, write_torch_file
 from gptlit.convert.compare import Check, compare
 from gptlit.convert.dialects import NANOGPT, require_dialect
 from gptlit.convert.gpt2_weights import Weights, with_all_biases
@@ -83,6 +83,11 @@ def with_head_bias(weights: Weights, gpt: GPTConfig) -> Weights:
     return {**weights, "lm_head.bias": torch.zeros(gpt.vocab_size)}
 
 
+def vocabulary_of(folder: Path) -> Path:
+    """Return the folder with meta.pkl in an export; only one of a model of characters has it."""
+    return folder / "data" / DATASET
+
+
 def write_nanogpt(folder: Path, model: GPT, tokenizer: Tokenizer) -> Check:
     """Write ckpt.pt and, for characters, data/gptlit/meta.pkl; read ckpt.pt again and compare.
 
@@ -101,11 +106,12 @@ def write_nanogpt(folder: Path, model: GPT, tokenizer: Tokenizer) -> Check:
     arguments = {name: getattr(gpt, name) for name in SIZES}
     arguments |= {"bias": gpt.bias if uniform else True, "dropout": gpt.dropout}
     content = {"model": weights, "model_args": arguments, "config": {"dataset": DATASET}}
-    torch.save(content, folder / "ckpt.pt")
+    with (folder / "ckpt.pt").open("wb") as file:
+        write_torch_file(content, file)
     if isinstance(tokenizer, CharTokenizer):
         ids = {character: i for i, character in enumerate(tokenizer.symbols)}
         meta = {"vocab_size": len(ids), "stoi": ids, "itos": dict(enumerate(tokenizer.symbols))}
-        path = folder / "data" / DATASET / "meta.pkl"
+        path = vocabulary_of(folder) / "meta.pkl"
         path.parent.mkdir(parents=True)
         path.write_bytes(pickle.dumps(meta))
     found = read_torch_file(folder / "ckpt.pt")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gptlit.convert.compare import Check, compare
 from gptlit.convert.libraries import import_optional
-from gptlit.convert.transformers_folder import backend_of
+from gptlit.convert.transformers_folder import save_backend
 from gptlit.model.gpt import GPT
 from gptlit.tokenizer import Tokenizer
 
@@ -60,7 +60,7 @@ def write_onnx(folder: Path, model: GPT, tokenizer: Tokenizer) -> Check:
     assert program is not None
     program.model.metadata_props["block_size"] = str(block_size)
     program.save(folder / "model.onnx")
-    backend_of(tokenizer).save(str(folder / "tokenizer.json"))
+    save_backend(folder, tokenizer)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])

@@ -9,7 +9,7 @@ import torch
 from gptlit.convert.compare import Check, compare
 from gptlit.convert.dialects import GPT2, NANOCHAT, require_dialect
 from gptlit.convert.huggingface import generation_settings, to_huggingface
-from gptlit.convert.libraries import import_transformers, quiet_transformers
+from gptlit.convert.libraries import import_transformers, os_errors_of_rust, quiet_transformers
 from gptlit.model.gpt import GPT
 from gptlit.tokenizer import CharTokenizer, Tokenizer
 
@@ -31,7 +31,8 @@ def write_transformers(folder: Path, model: GPT, tokenizer: Tokenizer) -> Check:
         theirs.tie_weights()
         settings = generation_settings(model.config.block_size)
         theirs.generation_config = transformers.GenerationConfig(**settings)
-        theirs.save_pretrained(folder)
+        with os_errors_of_rust():
+            theirs.save_pretrained(folder)
         write_tokenizer(folder, tokenizer, model.config.block_size)
         loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
         return compare(model, lambda ids: loaded(ids).logits)
@@ -43,7 +44,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None
     The class name and the input names are those that transformers 4 and 5 both read. GPT-2 would add token type ids to
     its embeddings.
     """
-    backend_of(tokenizer).save(str(folder / "tokenizer.json"))
+    save_backend(folder, tokenizer)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "attention_mask"],
@@ -51,6 +52,16 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def save_backend(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write tokenizer.json.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    with os_errors_of_rust():
+        backend_of(tokenizer).save(str(folder / "tokenizer.json"))
 
 
 def backend_of(tokenizer: Tokenizer) -> Any:

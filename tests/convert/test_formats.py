@@ -1,11 +1,17 @@
 """ONNX, GGUF and nanoGPT: exports compute the same; what a format cannot express is refused by name."""
 
+import errno
 import json
 import os
 import pickle
+import resource
+import shlex
+import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +24,12 @@ from test_export import EXPORTABLE, HEADER, MODERN, TOKENIZER, checkpoint_of, gr
 from torch import Tensor
 
 from gptlit.cli import run
+from gptlit.cli.export import loading
 from gptlit.convert.export import Format, export_run
 from gptlit.convert.gguf_file import escaped, utf8_prefixes
+from gptlit.convert.libraries import os_errors_of_rust
 from gptlit.convert.pretrained import load_pretrained
+from gptlit.convert.transformers_folder import save_backend
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
@@ -311,6 +320,72 @@ def doubled(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: 2 * tensor for name, tensor in weights.items()}
 
 
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Limit the size of files; above it the kernel refuses a write, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize(
+    ("format", "reason"),
+    [
+        ("transformers", "File too large"),
+        ("onnx", "File too large"),
+        ("gguf", " written"),  # numpy tells only how much of it
+        ("nanogpt", "File too large"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    format: Format, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each library reports it with an exception of its own."""
+    for module in {"transformers": ("transformers",), "onnx": ("onnxscript",), "gguf": ("gguf",)}.get(format, ()):
+        pytest.importorskip(module)
+    torch.save(checkpoint_of(random_gpt(NANOGPT).float(), TOKENIZER), tmp_path / "run.ckpt")
+    (tmp_path / "out").mkdir()
+    arguments = ["--ckpt_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "out" / "model")]
+    with largest_file(10_000):
+        assert run("export", [*arguments, "--format", format]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"gptlit: --output {tmp_path / 'out' / 'model'}: cannot be written (")
+    assert reason in line
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_for_the_tokenizer_is_an_error_of_the_operating_system(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as full:
+        save_backend(tmp_path, TOKENIZER)
+    assert full.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("error", [Exception("Unk token"), KeyError("a (os error 28)"), RuntimeError("os error")])
+def test_other_errors_of_libraries_are_not_taken_for_a_full_disk(error: Exception) -> None:
+    with pytest.raises(type(error)) as same, os_errors_of_rust():
+        raise error
+    assert same.value is error
+
+
+def test_another_error_of_torch_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a full disk is an error of the user."""
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("a fault in torch")
+
+    monkeypatch.setattr("torch.save", fail)
+    with pytest.raises(RuntimeError, match="a fault in torch"):
+        export_run(checkpoint_of(random_gpt(NANOGPT), TOKENIZER), tmp_path / "model", "nanogpt")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_exported_files_have_the_usual_permissions(tmp_path: Path) -> None:
     """Some libraries create private files."""
     pytest.importorskip("transformers")
@@ -333,3 +408,62 @@ def test_the_command_takes_the_format(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run("export", [*arguments, "--format", "nanogpt"]) == 0
     assert "sample.py --out_dir=" in capsys.readouterr().err
     assert (tmp_path / "model" / "ckpt.pt").is_file()
+
+
+def line_that_loads(format: str, words: str) -> str:
+    """Return the line that the command prints after an export."""
+    title = "in a checkout of nanoGPT" if format == "nanogpt" else "load it with"
+    (line,) = (line for line in words.splitlines() if line.startswith(title))
+    return line.removeprefix(title).strip()
+
+
+def exported_line(format: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Export a run to a relative folder with a space, an apostrophe and a quotation mark."""
+    torch.save(checkpoint_of(random_gpt(NANOGPT).float(), TOKENIZER), "run.ckpt")
+    assert run("export", ["--ckpt_path", "run.ckpt", "--output", ODD_NAME, "--format", format]) == 0
+    return line_that_loads(format, capsys.readouterr().err)
+
+
+ODD_NAME = 'a "model" of Mary\'s'
+
+
+def test_the_shell_line_for_llama_cpp_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gguf")
+    words = shlex.split(exported_line("gguf", capsys))
+    assert words[:2] == ["llama-cli", "-m"]
+    assert Path(words[2]).is_file()
+
+
+def test_the_shell_line_for_nanogpt_can_be_pasted_in_its_checkout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell runs it in another folder, with a program in the place of python."""
+    line = exported_line("nanogpt", capsys)
+    for folder in ("checkout/data", "bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "bin" / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@" > arguments\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    path = {**os.environ, "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", line], cwd=tmp_path / "checkout", env=path, check=True)
+    assert (tmp_path / "checkout" / "data" / "gptlit" / "meta.pkl").is_file()
+    program, out_dir, *_ = (tmp_path / "checkout" / "arguments").read_text().splitlines()
+    assert program == "sample.py"
+    assert (Path(out_dir.removeprefix("--out_dir=")) / "ckpt.pt").samefile(tmp_path / ODD_NAME / "ckpt.pt")
+
+
+@pytest.mark.parametrize("format", ["transformers", "onnx"])
+def test_the_line_of_python_can_be_pasted(format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip({"transformers": "transformers", "onnx": "onnxscript"}[format])
+    exec(exported_line(format, capsys), {})
+
+
+def test_gpt2s_vocabulary_is_not_copied_to_nanogpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is in nanoGPT; the export has no meta.pkl for it."""
+    tokenizer = BPETokenizer.train(["to be or not to be, that is the question " * 9], 280, "speech")
+    monkeypatch.setattr("gptlit.convert.nanogpt.GPT2_VOCABULARY", tokenizer.vocab_size)
+    gpt = replace(NANOGPT, vocab_size=tokenizer.vocab_size)
+    export_run(checkpoint_of(random_gpt(gpt), tokenizer), tmp_path / "model", "nanogpt")
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    words = [*shlex.split(loading("nanogpt", tmp_path / "model")), *card.splitlines()]
+    assert "sample.py" in words
+    assert not any("data/gptlit" in word for word in words)
