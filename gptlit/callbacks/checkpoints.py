@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gptlit.callbacks.metrics import clock_stopped
+from gptlit.training.evaluation import batches_evaluated
 from gptlit.training.lightning_internals import (
     callbacks_of,
     checkpoint_contents,
@@ -42,6 +43,8 @@ class RunCheckpoints(Checkpoint):
         self.best_score: float | None = None
         self.best_step: int | None = None
         self.validated_step = 0
+        self.best_batches: list[int] | None = None  # evaluated for the best score, and how many there are
+        self.validated_batches: list[int] | None = None  # the same of the last validation
         self.problem: OSError | None = None  # why a file could not be written
         self._written: tuple[int, int] | None = None  # step and validated step in last.ckpt
         self._started = False
@@ -62,13 +65,17 @@ class RunCheckpoints(Checkpoint):
             "best_score": self.best_score,
             "best_step": self.best_step,
             "validated_step": self.validated_step,
+            "best_batches": self.best_batches,
+            "validated_batches": self.validated_batches,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state; in a new folder, which has no best file yet, the search for the best starts again."""
         self.validated_step = state_dict["validated_step"]
+        self.validated_batches = state_dict.get("validated_batches")
         if self.best_path.is_file():
             self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+            self.best_batches = state_dict.get("best_batches")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Use the folder of rank 0, which removes partial files of a killed process."""
@@ -128,9 +135,12 @@ class RunCheckpoints(Checkpoint):
     def _judge(self, trainer: pl.Trainer, collective: bool = True) -> None:
         """Write `best.ckpt` if the last validation is the best so far."""
         self.validated_step = trainer.global_step
+        batches = batches_evaluated(trainer)
+        self.validated_batches = None if batches is None else list(batches)
         score = float(trainer.callback_metrics[self.monitor])
         if math.isfinite(score) and (self.best_score is None or score < self.best_score):
             self.best_score, self.best_step = score, trainer.global_step
+            self.best_batches = self.validated_batches
             self._save(trainer, self.best_path, collective)
 
     def _write_last(self, trainer: pl.Trainer, collective: bool = True) -> None:

@@ -1,7 +1,7 @@
 """`gptlit compare`: several runs in one table and one picture; also draws `curves.png` of a single run."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 from gptlit.callbacks.pictures import rasterize
 from gptlit.checkpoint.atomic import atomic_write
 from gptlit.checkpoint.files import find_resume_point, runs_here
+from gptlit.checkpoint.validations import validations_of
 from gptlit.cli.messages import duration, say
 from gptlit.cli.parser import PlainParser
 from gptlit.errors import UserError
@@ -18,6 +19,10 @@ from gptlit.model.gpt import meta_model
 
 TRAIN, VAL = "tab:blue", "tab:orange"
 SMOOTHED_FROM = 100  # points of a training curve from which on its mean is plotted too
+MARK = "*"  # of a run that was validated on a part
+PNG = b"\x89PNG\r\n\x1a\n"
+SOFTWARE = "gptlit compare"  # in a picture of this verb, which may be replaced
+BEGINNING = 1024  # bytes of a PNG file that hold the name of its program
 POINTS_OF_A_MEAN = 21  # centred, so that the mean neither lags nor hides a rise
 
 
@@ -34,6 +39,8 @@ class Run:
         train: training loss by step, nats per token.
         val: validation loss by step, nats per token.
         bpc: bits per character on the validation part, by step.
+        last_step: step of the last validation; `val` lacks it if no logger was on.
+        part: which part of the validation part the losses are the mean of; None for all of it.
     """
 
     folder: Path
@@ -44,6 +51,8 @@ class Run:
     train: dict[int, float]
     val: dict[int, float]
     bpc: dict[int, float]
+    last_step: int = 0
+    part: str | None = None
 
     @property
     def best_step(self) -> int:
@@ -52,7 +61,9 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read checkpoint and metrics of a run folder.
+    """Read checkpoint and metrics of a run folder. Tensors of the checkpoint are mapped, not loaded.
+
+    The best validation is that of the checkpoint where metrics.csv lacks it, since no logger was on.
 
     Raises:
         UserError: if the folder is not a run, or has no validation losses.
@@ -61,6 +72,12 @@ def read_run(folder: Path) -> Run:
     val = read_curve(folder, "val/loss")
     if not val:
         raise UserError(f"{folder}/metrics.csv has no val/loss: without it there is nothing to compare")
+    bpc, found = read_curve(folder, "val/bpc"), validations_of(checkpoint)
+    if found.best_loss is not None and found.best_step not in val:
+        known = max(val.keys() & bpc.keys(), default=None)
+        if known is not None and val[known]:  # the ratio belongs to the text and its tokens
+            bpc[found.best_step] = found.best_loss * bpc[known] / val[known]
+        val[found.best_step] = found.best_loss
     corpus = checkpoint.get("gptlit", {}).get("corpus") or {}
     return Run(
         folder=folder,
@@ -70,7 +87,9 @@ def read_run(folder: Path) -> Run:
         corpus=(corpus.get("sha256"), corpus.get("train_characters")),
         train=read_curve(folder, "train/loss"),
         val=val,
-        bpc=read_curve(folder, "val/bpc"),
+        bpc=bpc,
+        last_step=max(found.last_step, *val),
+        part=found.best_part or found.last_part,
     )
 
 
@@ -100,7 +119,11 @@ def make_parser() -> PlainParser:
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="Run folders, such as checkpoints/base.")
-    parser.add_argument("--output", help="The picture, a .png file (default: compare.png next to the first run).")
+    parser.add_argument(
+        "--output",
+        help="The picture, a .png file (default: compare.png next to the first run). An earlier picture of compare is "
+        "replaced; any other file is refused.",
+    )
     return parser
 
 
@@ -114,30 +137,64 @@ def compare(verb: str, arguments: list[str]) -> int:
     output = Path(options.output) if options.output else folders[0].parent / "compare.png"
     if output.suffix != ".png":
         raise UserError(f"--output {output}: the picture is a PNG file: give a name that ends in .png")
+    refuse_to_overwrite(output)
     runs = [read_run(folder) for folder in folders]
     print(table_of(runs), end="")
     if len({run.corpus for run in runs}) > 1:
         say("these runs were validated on different texts: their losses cannot be compared", style="yellow")
+    if note := part_note(runs):
+        say(note, style="yellow")
     try:
-        save(compare_figure(runs), output)
+        save(compare_figure(runs), output, software=SOFTWARE)
     except OSError as error:
         raise UserError(f"--output {output}: {error.strerror}: choose another place") from error
     say(f"picture: {output}")
     return 0
 
 
+def refuse_to_overwrite(path: Path) -> None:
+    """Check that a file may be written: it is new, or an earlier picture of this verb.
+
+    Raises:
+        UserError: if it is another file, or cannot be read.
+    """
+    try:
+        if not path.exists():
+            return
+        if path.is_file():
+            with path.open("rb") as file:
+                if is_own_picture(file.read(BEGINNING)):
+                    return
+    except OSError as error:
+        raise UserError(f"--output {path}: {error.strerror}: choose another place") from error
+    raise UserError(f"--output {path}: the file exists and is not a picture of gptlit compare: choose another name")
+
+
+def is_own_picture(beginning: bytes) -> bool:
+    """Whether a PNG file begins as those that this verb writes."""
+    return beginning.startswith(PNG) and b"tEXtSoftware\0" + SOFTWARE.encode() in beginning
+
+
+def part_note(runs: Sequence[Run]) -> str | None:
+    """Return a line about the runs that were validated on a part; None if there are none."""
+    marked = [f"{run.folder}: {run.part}" for run in runs if run.part]
+    if not marked:
+        return None
+    return f"{MARK} the metrics are those of a part of the validation part: {'; '.join(marked)}"
+
+
 def table_of(runs: Sequence[Run]) -> str:
-    """Return one row a run, aligned, as a Markdown table."""
+    """Return one row a run, aligned, as a Markdown table; runs that were validated on a part are marked."""
     rows = [("run", "steps", "best val loss", "at step", "last val loss", "bits/char", "parameters", "time")]
     for run in runs:
-        best, last = run.best_step, max(run.val)
+        best, last = run.best_step, max(run.last_step, *run.val)
         rows.append(
             (
-                str(run.folder),
+                f"{run.folder} {MARK}" if run.part else str(run.folder),
                 f"{run.steps:,}",
                 f"{run.val[best]:.4f}",
                 f"{best:,}",
-                f"{run.val[last]:.4f}",
+                f"{run.val[last]:.4f}" if last in run.val else "",
                 f"{run.bpc[best]:.4f}" if best in run.bpc else "",
                 f"{run.parameters:,}",
                 duration(run.seconds),
@@ -163,11 +220,17 @@ def markdown(rows: Sequence[Sequence[str]], texts: int) -> str:
 # ---------------------------------------------------------------- the pictures
 
 
-def write_curves(run_dir: Path) -> Path | None:
-    """Write `curves.png` into a run folder; return its path, or None if there are no curves or no room."""
+def write_curves(run_dir: Path, best: Mapping[int, float]) -> Path | None:
+    """Write `curves.png` into a run folder; return its path, or None if there are no curves or no room.
+
+    Args:
+        run_dir: the run folder.
+        best: best validation loss by its step, which metrics.csv lacks if no logger was on.
+    """
     train, val = read_curve(run_dir, "train/loss"), read_curve(run_dir, "val/loss")
     if not train and not val:
         return None
+    val = {**best, **val}
     with suppress(OSError):
         save(curves_figure(train, val, run_dir.name), run_dir / "curves.png")
         return run_dir / "curves.png"
@@ -233,9 +296,15 @@ def new_figure(inches: tuple[float, float] = (8, 5)) -> tuple[Any, Any]:
     return figure, axes
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a figure as PNG."""
+def save(figure: Any, path: Path, software: str | None = None) -> None:
+    """Write a figure as PNG.
+
+    Args:
+        figure: to write.
+        path: of the file.
+        software: name of the program in the file; None for matplotlib's.
+    """
     from matplotlib.image import imsave
 
     with atomic_write(path) as file:
-        imsave(file, rasterize(figure), format="png")
+        imsave(file, rasterize(figure), format="png", metadata=None if software is None else {"Software": software})

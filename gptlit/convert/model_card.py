@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from gptlit.checkpoint.validations import validations_of
 from gptlit.convert.compare import Check
 from gptlit.convert.tools import LIMITS, TRIED, USAGE
 from gptlit.model.gpt import GPT
@@ -102,9 +103,11 @@ def training_rows(checkpoint: Mapping[str, Any], model: GPT, tokenizer: Tokenize
     rows = {"Text": text_line(tokenizer, data, stored.get("corpus") or {})}
     if data:
         rows["Split"] = split_line(data, config.get("seed_everything"))
+    found = validations_of(checkpoint)
+    part = f"{found.best_part} of the" if found.best_part else "the whole"
     rows["Protocol"] = (
-        f"the whole validation part in windows of {gpt.block_size:,} tokens that do not overlap, each token but the "
-        "first predicted once; mean cross-entropy"
+        f"{part} validation part in windows of {gpt.block_size:,} tokens that do not overlap, each token but the first "
+        "predicted once; mean cross-entropy"
     )
     rows["Loss"] = loss_line(checkpoint, tokenizer)
     rows["Steps"] = f"{checkpoint.get('global_step', 0):,}"
@@ -166,13 +169,12 @@ def split_line(data: Mapping[str, Any], run_seed: int | None) -> str:
 
 def loss_line(checkpoint: Mapping[str, Any], tokenizer: Tokenizer) -> str:
     """Return the validation loss of these weights, or of the run's best ones if these are others."""
-    states = checkpoint.get("callbacks", {}).values()
-    state = next((state for state in states if isinstance(state, dict) and state.get("best_score") is not None), None)
-    if state is None:
+    found = validations_of(checkpoint)
+    if found.best_loss is None:
         return "not measured in the run"
-    loss = f"{state['best_score']:.4f} nats per token"
+    loss = f"{found.best_loss:.4f} nats per token"
     if tokenizer.kind == "char":
-        loss += f" = {state['best_score'] / math.log(2):.4f} bits per character"
-    if state.get("best_step") == checkpoint.get("global_step"):
+        loss += f" = {found.best_loss / math.log(2):.4f} bits per character"
+    if found.best_step == checkpoint.get("global_step"):
         return loss
-    return f"not measured for these weights; the best of the run, at step {state['best_step']:,}: {loss}"
+    return f"not measured for these weights; the best of the run, at step {found.best_step:,}: {loss}"

@@ -12,6 +12,21 @@ from gptlit.training.lightning_internals import validate_initial_weights
 from gptlit.training.metrics import ESTIMATES, evaluation_metrics, publish
 
 
+def batches_evaluated(trainer: pl.Trainer, name: str = "val") -> tuple[int, int] | None:
+    """Return on how many batches a Trainer validates or tests, and how many there are; None if that is unknown.
+
+    Args:
+        trainer: during or after the validation.
+        name: "val" or "test".
+    """
+    loaders = getattr(trainer, f"{name}_dataloaders")
+    try:
+        whole = sum(map(len, loaders if isinstance(loaders, list) else [loaders]))
+        return int(sum(getattr(trainer, f"num_{name}_batches"))), whole
+    except (TypeError, OverflowError):  # loaders without a length
+        return None
+
+
 class TokenSums(Metric):
     """Sums over all counted tokens of all processes: loss, tokens, characters and UTF-8 bytes.
 

@@ -1,12 +1,17 @@
 """Comparing runs: the table, the picture, and `curves.png` of a single run."""
 
 import csv
+import math
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from command import gptlit, load, write_config
 
-from gptlit.cli.compare import Run, compare_figure, curves_figure, draw_training, markdown, new_figure
+from gptlit.cli.compare import Run, compare_figure, curves_figure, draw_training, markdown, new_figure, table_of
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +33,7 @@ def column(run: Path, name: str) -> dict[int, float]:
 def test_every_number_of_the_table_is_that_of_the_run(runs: tuple[Path, Path]) -> None:
     answer = gptlit("compare", *runs)
     assert answer.code == 0, answer.err
-    header, _, *rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in answer.out.splitlines()]
-    for run, row in zip(runs, rows, strict=True):
-        shown = dict(zip(header, row, strict=True))
+    for run, shown in zip(runs, shown_rows(answer.out), strict=True):
         losses, bits = column(run, "val/loss"), column(run, "val/bpc")
         best = min(losses, key=lambda step: losses[step])
         checkpoint = load(run / "last.ckpt")
@@ -43,6 +46,95 @@ def test_every_number_of_the_table_is_that_of_the_run(runs: tuple[Path, Path]) -
         assert shown["bits/char"] == f"{bits[best]:.4f}"
         assert shown["parameters"] == f"{sum(weight.numel() for weight in weights):,}"
     assert (runs[0].parent / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def shown_rows(out: str) -> list[dict[str, str]]:
+    """Return the rows of the table by title."""
+    header, _, *rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in out.splitlines()]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_a_validation_without_a_logger_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table and curves.png agree with the closing lines of the run, whose metrics.csv ends earlier."""
+    drawn: list[dict[int, float]] = []
+
+    def watched(train: dict[int, float], val: dict[int, float], title: str) -> Any:
+        drawn.append(val)
+        return curves_figure(train, val, title)
+
+    monkeypatch.setattr("gptlit.cli.compare.curves_figure", watched)
+    run = tmp_path / "run"
+    config = write_config(tmp_path, trainer__max_steps=8)
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 16, "--trainer.logger", "false")
+    assert answer.code == 0, answer.err
+    state = load(run / "last.ckpt")["callbacks"]["RunCheckpoints"]
+    assert state["best_step"] > max(column(run, "val/loss"))
+    answer = gptlit("compare", run)
+    assert answer.code == 0, answer.err
+    (row,) = shown_rows(answer.out)
+    assert row["best val loss"] == row["last val loss"] == f"{state['best_score']:.4f}"
+    assert row["at step"] == "16"
+    assert row["bits/char"] == f"{state['best_score'] / math.log(2):.4f}"
+    assert drawn[-1] == {**column(run, "val/loss"), 16: state["best_score"]}
+
+
+def test_a_last_loss_that_no_file_holds_is_left_out() -> None:
+    run = Run(Path("run"), 20, 10, 1.0, (), {}, {0: 4.0, 8: 3.0}, {}, last_step=20)
+    (row,) = shown_rows(table_of([run]))
+    assert (row["best val loss"], row["at step"], row["last val loss"]) == ("3.0000", "8", "")
+
+
+def test_a_run_that_was_validated_on_a_part_is_marked(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """With the numbers that the run itself prints; also when the run resumes, and if an older version wrote it."""
+    config, part = runs[0].parent / "small.yaml", tmp_path / "part"
+    fit = ("fit", "--config", config, "--trainer.max_steps", 6, "--run_dir")
+    said = gptlit(*fit, part, "--trainer.limit_val_batches", 1).err
+    assert gptlit(*fit, tmp_path / "all", "--trainer.limit_val_batches", 1000).code == 0
+    counted = re.search(r"the metrics are those of (1 of \d+ batches) of the validation part", said)
+    assert counted, said
+    answer = gptlit("compare", runs[0], part, tmp_path / "all")
+    assert [row["run"] for row in shown_rows(answer.out)] == [str(runs[0]), f"{part} *", str(tmp_path / "all")]
+    (note,) = (line for line in answer.err.splitlines() if line.startswith("*"))
+    assert note == f"* the metrics are those of a part of the validation part: {part}: {counted[1]}"
+    older = tmp_path / "older"
+    shutil.copytree(part, older)
+    for name in ("best.ckpt", "last.ckpt"):
+        checkpoint = load(older / name)
+        for key in ("best_batches", "validated_batches"):
+            del checkpoint["callbacks"]["RunCheckpoints"][key]
+        torch.save(checkpoint, older / name)
+    assert f"{older}: at most 1 batch" in gptlit("compare", older).err
+    flags = ("--trainer.max_steps", 7, "--trainer.val_check_interval", 100, "--trainer.limit_val_batches", 0)
+    assert gptlit("fit", "--ckpt_path", part, *flags).code == 0
+    assert f"{part}: {counted[1]}" in gptlit("compare", part).err
+
+
+@pytest.mark.parametrize("kind", ["text", "picture", "folder"])
+def test_no_file_of_the_user_is_overwritten(kind: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Whatever its name; nothing is printed either."""
+    path = tmp_path / "mine.png"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        shutil.copy(runs[0].parent / "small.yaml", path)
+    else:
+        shutil.copy(runs[0] / "curves.png", path)
+    before = path.read_bytes() if path.is_file() else None
+    answer = gptlit("compare", *runs, "--output", path)
+    assert (answer.code, answer.out) == (2, "")
+    refusal = "the file exists and is not a picture of gptlit compare: choose another name"
+    assert answer.err == f"gptlit: --output {path}: {refusal}\n"
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_an_earlier_picture_of_the_command_is_replaced(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """As an earlier page of `gptlit play` is."""
+    path = tmp_path / "both.png"
+    assert gptlit("compare", *runs, "--output", path).code == 0
+    before = path.read_bytes()
+    assert gptlit("compare", runs[0], "--output", path).code == 0
+    assert path.read_bytes() != before
 
 
 def test_losses_on_different_texts_are_not_compared_silently(runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -380,6 +380,32 @@ def test_the_model_card_describes_the_run(best_step: int, said: str, tmp_path: P
     assert yaml.safe_load((tmp_path / "model" / "gptlit.yaml").read_text()) == RUN_CONFIG
 
 
+@pytest.mark.parametrize(
+    ("batches", "limit", "said"),
+    [
+        ([1, 23], None, "1 of 23 batches of the validation part in windows"),
+        ([23, 23], 1000, "the whole validation part in windows"),
+        (None, 1, "at most 1 batch of the validation part in windows"),  # versions that did not count
+        (None, 1.0, "the whole validation part in windows"),
+    ],
+)
+def test_the_model_card_says_that_a_loss_is_that_of_a_part(
+    batches: list[int] | None, limit: float | None, said: str, tmp_path: Path
+) -> None:
+    state = {"best_score": 1.5, "best_step": 2000} | ({"best_batches": batches} if batches else {})
+    config = yaml.safe_dump({**RUN_CONFIG, "trainer": {"limit_val_batches": limit}})
+    checkpoint = checkpoint_of(
+        random_gpt(MODERN),
+        TOKENIZER,
+        gptlit={"version": "0.1.0", "config": config},
+        callbacks={"EarlyStopping{}": {"best_score": torch.tensor(9.0), "patience": 3}, "RunCheckpoints": state},
+    )
+    export_run(checkpoint, tmp_path / "model")
+    rows = card_rows(tmp_path / "model")
+    assert rows["Protocol"].startswith(said)
+    assert rows["Loss"].startswith("1.5000 nats"), "not the score of another callback"
+
+
 def card_rows(folder: Path) -> dict[str, str]:
     """Return the table of a model card, by title."""
     lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()

@@ -38,6 +38,7 @@ from gptlit.data import TextDataModule
 from gptlit.device.memory import keep_freed_memory
 from gptlit.device.processes import leave_process_group, restored_environment
 from gptlit.errors import UserError, counted, shell_option
+from gptlit.training.evaluation import batches_evaluated
 from gptlit.training.module import LitGPT
 from gptlit.version import __version__
 
@@ -90,9 +91,8 @@ def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> N
 def part_note(plan: Plan, trainer: pl.Trainer) -> str | None:
     """Return a line that says that only a part was evaluated, after any verb; None after the whole part or nothing."""
     name = "test" if plan.verb == "test" else "val"
-    done = sum(getattr(trainer, f"num_{name}_batches"))
-    whole = sum(map(len, getattr(trainer, f"{name}_dataloaders"))) if done else 0
-    if done == whole:
+    done, whole = batches_evaluated(trainer, name) or (0, 0)
+    if done in (0, whole):
         return None
     setting = "fast_dev_run" if plan.settings["trainer"]["fast_dev_run"] else f"limit_{name}_batches"
     return f"the metrics are those of {done:,} of {whole:,} batches of the validation part: trainer.{setting} is set"
@@ -269,8 +269,12 @@ class Fit:
         """The closing table."""
         if process_rank() != 0:
             return
-        picture = None if self.run_dir is None else write_curves(self.run_dir)
-        rows = closing_rows(self.trainer, self.parts.curves, self.parts.checkpoints, self.run_dir, picture)
+        checkpoints = self.parts.checkpoints
+        best = {}
+        if checkpoints is not None and checkpoints.best_score is not None:
+            best = {checkpoints.best_step or 0: checkpoints.best_score}
+        picture = None if self.run_dir is None else write_curves(self.run_dir, best)
+        rows = closing_rows(self.trainer, self.parts.curves, checkpoints, self.run_dir, picture)
         done, wanted = self.trainer.global_step, self.trainer.max_steps
         if done >= wanted:
             table("done", rows)
