@@ -1,7 +1,6 @@
 """The model card of an exported model: what it is, its text, its loss, how to load it, and what it was tried with."""
 
 import math
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import yaml
 from gptlit.checkpoint.validations import validations_of
 from gptlit.convert.compare import Check
 from gptlit.convert.tools import LIMITS, TRIED, USAGE
+from gptlit.errors import shell_option
 from gptlit.model.gpt import GPT
 from gptlit.tokenizer import Tokenizer
 from gptlit.version import __version__
@@ -134,7 +134,7 @@ def command_line(stored: Mapping[str, Any]) -> str:
     """Return the command that trains such a model again. The configuration of a run never holds `init_from`."""
     command, note = "gptlit fit --config gptlit.yaml", "the file is in this folder"
     if stored.get("init_from"):
-        command += f" --model.init_from {shlex.quote(stored['init_from'])}"
+        command += f" {shell_option('--model.init_from', stored['init_from'])}"
     elif "init_from" not in stored:
         note += "; this version did not record whether training began with the weights of another model"
     return f"`{command}` ({note})"
