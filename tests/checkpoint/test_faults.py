@@ -290,6 +290,7 @@ def test_a_machine_that_crashes_during_a_write(tmp_path: Path, undisturbed: Path
 # ---------------------------------------------------------------- SIGKILL
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_bit_exactly_the_same(tmp_path: Path) -> None:
     """A small part of `python tests/fault_injection.py`, in processes of its own."""
     trials = inject(tmp_path, kills=3, seed=int(os.environ.get("GPTLIT_SEED", "3")))

@@ -26,7 +26,7 @@ def options(text: str) -> dict[str, str]:
     return {name: " ".join(lines.split()) for name, lines in entries}
 
 
-@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+@pytest.mark.parametrize("verb", ["fit", "validate", pytest.param("test", marks=pytest.mark.slow)])
 def test_options_of_the_trainer_come_last(verb: str) -> None:
     names = list(options(help_of(verb)))
     first = next(index for index, name in enumerate(names) if name.startswith("trainer."))

@@ -151,6 +151,7 @@ def test_a_stored_number_does_not_outlive_the_number_of_processes(measured: list
     assert choice(2, 1, changes=("trainer.devices",))[0] == Threads(2)
 
 
+@pytest.mark.slow
 def test_a_number_that_is_left_out_is_announced_with_the_reason(tmp_path: Path) -> None:
     """No change of a setting is reported that the user did not make."""
     config, run = write_config(tmp_path, trainer__max_steps=1, trainer__limit_val_batches=0), tmp_path / "run"

@@ -84,6 +84,7 @@ def ladder(folder: Path, corpus: Path, rungs: str, *flags: str) -> dict[str, flo
         return {row["rung"].partition("_")[0]: float(row["val_loss"]) for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_layernorm_lowers_the_loss_from_small_initial_weights(tinyshakespeare: Path, tmp_path: Path) -> None:
     """With PyTorch's default initialisation the gain appears only after a thousand steps. From small weights it appears
     at once, because a residual stream without norm takes thousands of steps to grow.

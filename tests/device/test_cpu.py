@@ -24,6 +24,7 @@ def answer(environment: Mapping[str, str]) -> str:
     ).stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_environment_limits_the_instructions() -> None:
     """Each of the two variables, in upper or lower case; the first one wins."""
     assert answer({"ATEN_CPU_CAPABILITY": "avx2"}) == answer({})

@@ -81,7 +81,7 @@ def test_a_failed_run_leaves_no_variables(tmp_path: Path) -> None:
     ("fault", "said"),
     [
         pytest.param("none", "a 0 LOCAL MASTER MASTER NODE\nb 0 LOCAL MASTER MASTER NODE\n", marks=pytest.mark.slow),
-        ("fail", "a built in\n"),
+        pytest.param("fail", "a built in\n", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_keep_the_variables_while_both_live(tmp_path: Path, fault: str, said: str) -> None:
