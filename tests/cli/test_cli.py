@@ -86,6 +86,7 @@ def test_predict_twice_gives_the_same_text_on_stdout(run: Path) -> None:
     assert gptlit(*arguments, "--seed", "2", cwd=run).stdout != first
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumes_in_its_folder_with_a_larger_max_steps(run: Path) -> None:
     """One flag: config, corpus and folder come from the checkpoint."""
     gptlit("fit", "--config", "small.yaml", "--run_dir", "again", cwd=run)
@@ -167,6 +168,7 @@ def test_an_empty_output_file_is_removed_after_a_failure(tmp_path: Path, written
     assert path.exists() == bool(written)
 
 
+@pytest.mark.slow
 def test_base_trains_on_the_packaged_play_without_a_network_and_reports_it(tmp_path: Path) -> None:
     """`--config base` from any folder, with every proxy set to a closed port: a notice, and exit code 0."""
     closed = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")

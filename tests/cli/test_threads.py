@@ -171,6 +171,7 @@ def test_an_old_run_resumes_as_it_did(measured: list[int]) -> None:
     assert choice(None, changes=("trainer.max_steps",))[0] == Threads(None)
 
 
+@pytest.mark.slow
 def test_every_process_of_a_run_uses_the_number(tmp_path: Path) -> None:
     """Lightning sets another one when it starts the processes."""
     (tmp_path / "noting.py").write_text(
