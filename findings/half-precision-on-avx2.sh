@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torch 2.13.0: on a CPU without AVX-512, a product in bfloat16 takes many times as long as the same one in float32.
+# torch 2.13.0: on a CPU without AVX-512, a matmul in bfloat16 takes many times as long as in float32.
 # expected: without instructions for it, the numbers are converted to float32 and back: half the memory traffic, and
 #           about the speed of float32. torch.autocast("cpu"), whose type is bfloat16, does no harm.
 # seen:     one thread of an EPYC with AVX2 (Zen 3): a linear layer of 768 × 128 by 128 × 512 takes 15 times as long in

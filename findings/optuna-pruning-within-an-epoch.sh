@@ -3,7 +3,7 @@
 # expected: PyTorchLightningPruningCallback hands every validation loss to the pruner. A run that counts steps validates
 #           many times in its one epoch (val_check_interval), as language models are trained.
 # seen:     the callback reports under the number of the epoch, and Optuna ignores a second value of the same number
-#           (a warning says that step 0 is already reported). The pruner goes on to judge the first value: a trial whose
+#           (a warning says that step 0 is already reported). The pruner always judges the first value: a trial whose
 #           loss rises above the limit runs to its end, and the median pruner compares losses of the first validation.
 # remedy:   a callback of one's own that reports under trainer.global_step.
 # usage:    findings/optuna-pruning-within-an-epoch.sh      (PYTHON=python3.11 to choose another interpreter)
@@ -26,7 +26,7 @@ LOSSES = {10: 1.0, 20: 50.0, 30: 70.0, 40: 90.0}  # by optimizer step: the secon
 
 
 class Diverging(BoringModel):
-    """Training goes on as usual; its validation losses are those above."""
+    """Trains as usual; its validation losses are those above."""
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         self.log("val_loss", LOSSES[self.trainer.global_step])

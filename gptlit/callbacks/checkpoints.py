@@ -59,6 +59,11 @@ class RunCheckpoints(Checkpoint):
         """Path of the checkpoint to resume from."""
         return self.run_dir / "last.ckpt"
 
+    @property
+    def best_by_step(self) -> dict[int, float]:
+        """The lowest validation loss under its step; empty before the first validation."""
+        return {} if self.best_score is None else {self.best_step or 0: self.best_score}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run compares its next validation with."""
         return {

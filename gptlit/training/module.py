@@ -306,7 +306,7 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         A time limit counts from this start.
         """
         stored = checkpoint.get("gptlit") or {}
-        self.origin = {name: stored[name] for name in ("init_from",) if name in stored}
+        self.origin = {"init_from": stored["init_from"]} if "init_from" in stored else {}
         trainer = trainer_of(self)
         if trainer is not None and trainer.state.fn == "fit":
             use_trained_weights(trainer, checkpoint)

@@ -220,9 +220,9 @@ def make_trainer(
         trainer = pl.Trainer(**settings)
         if not hasattr(trainer, "val_check_interval"):  # where it is a time, Lightning leaves it undefined
             trainer.val_check_interval = None  # type: ignore[assignment]
-        if plan.verb == "fit" and config["fast_dev_run"]:  # counted in optimizer steps; Lightning counts micro-batches
-            trainer.limit_train_batches = trainer.max_steps * trainer.accumulate_grad_batches
         if plan.verb == "fit":
+            if config["fast_dev_run"]:  # counted in optimizer steps; Lightning counts micro-batches
+                trainer.limit_train_batches = trainer.max_steps * trainer.accumulate_grad_batches
             check_devices(trainer, objects.data.batch_size, objects.model.optimizer_config.name)
     except UserError:
         raise

@@ -270,9 +270,7 @@ class Fit:
         if process_rank() != 0:
             return
         checkpoints = self.parts.checkpoints
-        best = {}
-        if checkpoints is not None and checkpoints.best_score is not None:
-            best = {checkpoints.best_step or 0: checkpoints.best_score}
+        best = {} if checkpoints is None else checkpoints.best_by_step
         picture = None if self.run_dir is None else write_curves(self.run_dir, best)
         rows = closing_rows(self.trainer, self.parts.curves, checkpoints, self.run_dir, picture)
         done, wanted = self.trainer.global_step, self.trainer.max_steps

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlit.checkpoint.files import is_run_folder, read_checkpoint
+from gptlit.checkpoint.validations import validations_of
 from gptlit.cli.settings import stored_config
 from gptlit.convert.source import SETTING as INIT_FROM
 from gptlit.convert.source import Pretrained
@@ -34,10 +35,10 @@ def state_of(pretrained: Pretrained) -> str:
     step = checkpoint.get("global_step")
     if step is None:
         return ""
-    best = (checkpoint.get("callbacks") or {}).get("RunCheckpoints") or {}
-    if best.get("best_score") is None or best.get("best_step") != step:
+    found = validations_of(checkpoint)
+    if found.best_loss is None or found.best_step != step:
         return f"(step {step:,})"
-    return f"(step {step:,}, val loss {best['best_score']:.4f})"
+    return f"(step {step:,}, val loss {found.best_loss:.4f})"
 
 
 def unfinished(teachers: Teachers) -> Iterator[str]:
