@@ -136,7 +136,7 @@ def command_line(stored: Mapping[str, Any]) -> str:
     if stored.get("init_from"):
         command += f" {shell_option('--model.init_from', stored['init_from'])}"
     elif "init_from" not in stored:
-        note += "; this version did not record whether training began with the weights of another model"
+        note += "; the checkpoint does not say whether training began with the weights of another model"
     return f"`{command}` ({note})"
 
 

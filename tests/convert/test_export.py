@@ -452,7 +452,7 @@ def test_the_model_card_does_not_say_what_an_older_version_did_not_record(tmp_pa
     torch.save(checkpoint, "run/last.ckpt")
     assert gptlit("fit", "--ckpt_path", "run", "--trainer.max_steps", 2).code == 0
     export_run(load(Path("run/last.ckpt")), tmp_path / "model")
-    assert "did not record whether training began with" in card_rows(tmp_path / "model")["Trained by"]
+    assert "does not say whether training began with" in card_rows(tmp_path / "model")["Trained by"]
 
 
 def test_the_model_card_of_a_student_names_its_teachers(tmp_path: Path) -> None:
