@@ -47,7 +47,7 @@ def export(verb: str, arguments: list[str]) -> int:
         "done",
         [
             ("checkpoint", str(path)),
-            ("architecture", exported.architecture),
+            ("architecture" if options.format == "transformers" else "format", exported.architecture),
             ("check", f"logits equal at {check.positions:,} positions to {check.largest_difference:.1e}"),
             ("folder", str(exported.folder)),
             (where, loading(options.format, exported.folder)),

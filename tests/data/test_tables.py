@@ -521,3 +521,20 @@ def test_a_long_table_that_is_not_read_again_has_the_same_notice(here: Path, mon
     assert first[0].startswith("3 of 2,005 rows of a.jsonl have no text")
     monkeypatch.setattr("gptlit.data.reading.FactsReader.add", lambda *_: pytest.fail("read again"))
     assert notices_of("a.jsonl") == first
+
+
+def test_settings_of_tables_and_of_the_hub_are_refused_for_a_text(here: Path) -> None:
+    (here / "a.txt").write_text("plain")
+    (here / "b.jsonl").write_text('{"body": "row"}\n')
+    (here / "mixed").mkdir()
+    (here / "mixed" / "a.txt").write_text("plain")
+    (here / "mixed" / "b.csv").write_text("title\nfirst\n")
+    expected = "text_column is 'body', but a.txt is not a table: leave it out, or set it to text"
+    assert refusal("a.txt", text_column="body") == expected
+    assert refusal("a.txt", text_column="body", val_corpus="a.txt").startswith("text_column is 'body', but a.txt, a.txt")
+    assert text_of(["a.txt", "b.jsonl"], text_column="body") == "plain\n\nrow"
+    assert text_of("mixed", text_column="body") == "plain"  # with a notice that b.csv lacks the column
+    for corpus, column in (("a.txt", "text"), ("b.jsonl", "body"), ("sample", "text")):
+        message = refusal(corpus, streaming=True, text_column=column)
+        assert message.startswith("streaming is true, but ")
+        assert message.endswith("is not a data set of the Hugging Face Hub: leave it out, or set it to false")

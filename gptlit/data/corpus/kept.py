@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 from gptlit.checkpoint.atomic import flush_to_disk, rename
 from gptlit.data.cache import FORMAT, building, hash_of, progress, token_folder
@@ -29,4 +30,4 @@ def kept(source: Source, text_column: str) -> Source:
         with path.open(encoding="utf-8") as stream:
             yield from ([json.loads(line)] for line in stream)
 
-    return Source(source.name, source.words, lambda: iter([units()]), (path,), rows=True, tally=source.tally)
+    return replace(source, open=lambda: iter([units()]), files=(path,))

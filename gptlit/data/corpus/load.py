@@ -156,6 +156,7 @@ def open_corpus(spec: TextSpec) -> Corpus:
                 f"; it is one text, for which {' and '.join(unused)} {'is' if len(unused) == 1 else 'are'} left out"
             )
         return replace(corpus, notices=(notice,))
+    check_settings_of_sources(spec, (*sources, *val_sources))
     return with_separator(Corpus(spec, sources, val_sources, spec.separator))
 
 
@@ -163,6 +164,25 @@ def resolved(spec: TextSpec, named: str | list[str]) -> tuple[Source, ...]:
     """Find the sources that one setting names; what streams is fetched once and kept."""
     found = resolve(named, text_column=spec.text_column, streaming=spec.streaming)
     return tuple(kept(source, spec.text_column) for source in found)
+
+
+def check_settings_of_sources(spec: TextSpec, sources: tuple[Source, ...]) -> None:
+    """Refuse settings that none of the sources reads.
+
+    Raises:
+        UserError: a column where there is no table, or streaming where there is no data set of the hub.
+    """
+    named = together([source.words for source in sources], ", ")
+    if spec.text_column != TextSpec.text_column and not any(source.tables for source in sources):
+        raise UserError(
+            f"is {spec.text_column!r}, but {named} is not a table: leave it out, or set it to {TextSpec.text_column}",
+            "text_column",
+        )
+    if spec.streaming and not any(source.streamed for source in sources):
+        raise UserError(
+            f"is true, but {named} is not a data set of the Hugging Face Hub: leave it out, or set it to false",
+            "streaming",
+        )
 
 
 def with_separator(corpus: Corpus) -> Corpus:

@@ -19,7 +19,8 @@ class Source:
         files: on this machine, where the text is read from.
         several: whether there are several files, or members of an archive.
         rows: whether all units are rows of tables.
-        streamed: whether reading it again means fetching it again.
+        tables: whether there is a table at all, also one that is left out because it lacks the column.
+        streamed: whether the texts are those of a data set that streams from the hub.
         notice: files of a folder or an archive that are not read, for the user; empty when there are none.
         tally: rows of the tables that were read to their ends so far.
     """
@@ -30,6 +31,7 @@ class Source:
     files: tuple[Path, ...] = ()
     several: bool = False
     rows: bool = False
+    tables: bool = False
     streamed: bool = False
     notice: str = ""
     tally: Tally = field(default_factory=dict)

@@ -179,7 +179,8 @@ def _folder(folder: Path, spec: str, column: str) -> Source:
         glob_for = f"'{spec}/**/*{_likely_text(left_out)}'"
         raise UserError(f"the folder {spec} has no text in it or below{seen}: give a glob, e.g. {glob_for}")
     source = _files(paths, folder.resolve().name, _count(paths, spec), column)
-    return replace(source, notice=" · ".join(filter(None, (_left_out(left_out, spec), source.notice))))
+    notice = " · ".join(filter(None, (_left_out(left_out, spec), source.notice)))
+    return replace(source, tables=source.tables or bool(lacking), notice=notice)
 
 
 def _reads_in_folder(name: str) -> bool:
@@ -223,7 +224,7 @@ def _rows(name: str, words: str, rows: Any, column: str, files: tuple[Path, ...]
     def units() -> Iterator[Pieces]:
         return rows_with_text(dataset_rows(rows, column, words), words, tally)
 
-    return Source(name, words, lambda: iter([units()]), files, rows=True, streamed=streamed, tally=tally)
+    return Source(name, words, lambda: iter([units()]), files, rows=True, tables=True, streamed=streamed, tally=tally)
 
 
 def _files(paths: list[Path], name: str, words: str, column: str) -> Source:
@@ -250,8 +251,8 @@ def _files(paths: list[Path], name: str, words: str, column: str) -> Source:
 
     names = [name for path in paths for name in chosen.get(path, (path.name,))]
     notice = _left_out(left_out, words)
-    rows = all(map(is_table, names))
-    return Source(name, words, files, tuple(paths), len(names) > 1, rows, notice=notice, tally=tally)
+    rows, tables = all(map(is_table, names)), any(map(is_table, [*names, *left_out]))
+    return Source(name, words, files, tuple(paths), len(names) > 1, rows, tables, notice=notice, tally=tally)
 
 
 def _stem(name: str) -> str:
