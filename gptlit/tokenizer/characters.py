@@ -153,9 +153,9 @@ class CharTokenizer:
 
 
 def describe(character: str) -> str:
-    """Describe a character, e.g. `'é' (U+00E9, LATIN SMALL LETTER E WITH ACUTE)`; an escape if it is not printable."""
+    """Describe a character in ASCII, e.g. `'\\xe9' (U+00E9, LATIN SMALL LETTER E WITH ACUTE)`."""
     name = unicodedata.name(character, "")
-    return f"the character {character!r} (U+{ord(character):04X}{', ' * bool(name)}{name})"
+    return f"the character {character!a} (U+{ord(character):04X}{', ' * bool(name)}{name})"
 
 
 def of(source: str) -> str:

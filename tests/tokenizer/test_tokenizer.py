@@ -98,7 +98,7 @@ def test_an_unknown_character_is_named_with_its_place_and_the_remedy() -> None:
     with pytest.raises(UserError) as caught:
         tokenizer.encode("abc\nabéc€é")
     message = str(caught.value)
-    assert "'é' (U+00E9, LATIN SMALL LETTER E WITH ACUTE) at line 2, column 3" in message
+    assert "'\\xe9' (U+00E9, LATIN SMALL LETTER E WITH ACUTE) at line 2, column 3" in message
     assert "1 other character " in message
     assert "tinyshakespeare (4 characters)" in message
     assert "--unknown skip" in message
