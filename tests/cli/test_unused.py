@@ -49,6 +49,10 @@ CONTRADICTIONS = [
     ),
     (("--model.gpt.position", "learned", "--model.gpt.rope_base", 100), "--model.gpt.rope_base is given"),
     (("--model.gpt.mlp_ratio", 0, "--model.gpt.activation", "gelu"), "--model.gpt.activation is given"),
+    *(
+        (("--model.gpt.n_layer", 0, f"--model.{name}", value), f"--model.{name} is given, but model.gpt.n_layer is 0")
+        for name, value in (("gpt.n_head", 2), ("gpt.dropout", 0.2), ("gpt.mlp_ratio", 2), ("optimizer.muon_lr", 0.1))
+    ),
     (
         ("--trainer.gradient_clip_val", "null", "--trainer.gradient_clip_algorithm", "value"),
         "--trainer.gradient_clip_algorithm is given, but trainer.gradient_clip_val is null",

@@ -12,6 +12,17 @@ from gptlit.errors import UserError
 from gptlit.model.config import REGULARISATION
 
 MUON = ("muon_lr", "muon_momentum", "muon_weight_decay", "muon_interval")
+OF_BLOCKS = (
+    "n_head",
+    "dropout",
+    "attention_dropout",
+    "qkv_bias",
+    "residual",
+    "mlp_ratio",
+    "activation",
+    "token_shift",
+    "qk_norm",
+)
 SAMPLE = ("prompt", "temperature", "top_k", "seed", "show")
 OF_A_NEW_RUN = {  # what a run that is resumed or evaluated cannot change, and why
     "model.tokenizer": "is that of the checkpoint",
@@ -63,6 +74,12 @@ CONDITIONS = (
     ),
     Condition(("model.gpt.rope_base",), "model.gpt.position", lambda value: value == "rope", "it is a setting of rope"),
     Condition(("model.gpt.activation",), "model.gpt.mlp_ratio", bool, "it is a setting of the MLP, which 0 removes"),
+    Condition(
+        (*(f"model.gpt.{name}" for name in OF_BLOCKS), *(f"model.optimizer.{name}" for name in MUON)),
+        "model.gpt.n_layer",
+        bool,
+        "it is a setting of the blocks, of which there are none",
+    ),
     Condition(
         ("trainer.gradient_clip_algorithm",), "trainer.gradient_clip_val", bool, "without that value nothing is clipped"
     ),
