@@ -1,6 +1,7 @@
 """Exponential moving average of the weights, used for validation, samples and `best.ckpt`."""
 
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -53,11 +54,12 @@ class AverageWeights(WeightAveraging):
         if not holds_whole_model(trainer):
             message = "needs the whole model on each device: leave it out, or choose trainer.strategy ddp"
             raise UserError(message, "average.decay")
-        with warnings.catch_warnings():
+        # The model is built here, before Lightning builds it in the type of its weights. Types below float32 are left
+        # out: the average needs float32.
+        double = isinstance(trainer.precision_plugin, DoublePrecision)
+        with warnings.catch_warnings(), trainer.precision_plugin.module_init_context() if double else nullcontext():
             warnings.filterwarnings("ignore", message=".*overrides the configure_model")  # no problem without shards
             super().setup(trainer, pl_module, stage)
-        if self._average_model is not None and isinstance(trainer.precision_plugin, DoublePrecision):
-            self._average_model.module.double()  # before a checkpoint is read into it
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Move the average to the model's device; Lightning created it before the model was moved.

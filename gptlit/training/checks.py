@@ -46,6 +46,7 @@ def refuse_callbacks(callbacks: Iterable[pl.Callback]) -> None:
     Raises:
         UserError: names the callback and what to use instead.
     """
+    averaging: list[str] = []
     for callback in callbacks:
         for refused, reason in REFUSED_CALLBACKS.items():
             if isinstance(callback, refused):
@@ -53,6 +54,10 @@ def refuse_callbacks(callbacks: Iterable[pl.Callback]) -> None:
         name = type(callback).__name__
         if name in REFUSED_NAMES:
             raise UserError(REFUSED_NAMES[name], setting=name)
+        if isinstance(callback, WeightAveraging):
+            averaging.append("average.decay" if name == "AverageWeights" else name)
+    if len(averaging) > 1:  # each of them would save the average of the other in place of the trained weights
+        raise UserError(f"is one average of the weights, and {averaging[0]} another: leave one out", averaging[-1])
 
 
 def check_callbacks(trainer: pl.Trainer) -> None:

@@ -248,9 +248,11 @@ def test_lightnings_averaged_weights_are_restored_exactly(tmp_path) -> None:
         assert_same(runs[name], runs["undisturbed"])
 
 
-def test_our_averaged_weights_are_restored_exactly(tmp_path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_our_averaged_weights_are_restored_exactly(tmp_path, precision: str) -> None:
     """A longer run continues from the trained weights, not from their average."""
-    config, killed = write_config(tmp_path, average__decay=0.9, model__gpt__token_noise=0.1), tmp_path / "killed"
+    changes = {"average__decay": 0.9, "model__gpt__token_noise": 0.1, "trainer__precision": precision}
+    config, killed = write_config(tmp_path, **changes), tmp_path / "killed"
     constant = ("--model.schedule.shape", "constant")
     undisturbed, short = tmp_path / "undisturbed", tmp_path / "short"
     with extra_callbacks(At("on_train_batch_end", 13, lambda: shutil.copytree(undisturbed, killed))):

@@ -119,6 +119,7 @@ FIT --trainer.gradient_clip_algorithm value2                  | gradient_clip_al
 FIT --trainer.limit_val_batches 1.5                           | limit_val_batches
 FIT --trainer.max_epochs 0                                    | trainer.max_epochs is 0
 FIT --trainer.min_epochs 2                                    | trainer.min_epochs is 2
+FIT --trainer.min_epochs 1                                    | trainer.min_epochs is 1
 FIT --trainer.default_root_dir somewhere                      | trainer.default_root_dir is somewhere
 FIT --trainer.min_steps 50                                    | trainer.min_steps is 50
 FIT --trainer.check_val_every_n_epoch 2                       | trainer.check_val_every_n_epoch is 2

@@ -1,6 +1,7 @@
 """Settings of Lightning that were ignored, or ended in a traceback: time limits, intervals, logs, resumed callbacks."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -178,6 +179,36 @@ def test_log_model_with_checkpoints_among_the_files_of_the_run_is_refused(tmp_pa
         answer = gptlit("fit", "--config", config, "--run_dir", run)
         assert (answer.code, run.exists()) == (code, code == 0), answer.err
         assert ("holds the files of the run" in answer.err) == (code == 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "file"),
+    [
+        ("ModelCheckpoint", {"save_last": True}, "last.ckpt"),
+        ("ModelCheckpoint", {"filename": "best"}, "best.ckpt"),
+        ("OnExceptionCheckpoint", {"filename": "last"}, "last.ckpt"),
+    ],
+)
+def test_a_callback_that_writes_over_a_checkpoint_of_the_run_is_refused(
+    tmp_path: Path, kind: str, arguments: dict[str, Any], file: str
+) -> None:
+    run = tmp_path / "run"
+    for folder, code in ((run, 2), (run / "kept", 0)):
+        saving = {"class_path": kind, "init_args": {"dirpath": str(folder), **arguments}}
+        config = write_config(tmp_path, trainer__max_steps=1, trainer__callbacks=[saving])
+        answer = gptlit("fit", "--config", config, "--run_dir", run)
+        assert (answer.code, run.exists()) == (code, code == 0), answer.err
+        assert (f"trainer.callbacks.{kind} writes {file} in {run}" in answer.err) == (code == 2)
+
+
+def test_other_checkpoints_may_lie_in_the_run_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    saving = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(run), "every_n_train_steps": 1}}
+    config = write_config(tmp_path, trainer__max_steps=2, trainer__callbacks=[saving])
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    assert len(list(run.glob("epoch=*.ckpt"))) == 1
+    assert gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 3).code == 0
+    assert steps_in(run) == 3
 
 
 def test_why_a_callback_stopped_the_run_is_said(tmp_path: Path) -> None:

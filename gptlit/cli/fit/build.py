@@ -20,7 +20,7 @@ from gptlit.cli.fit.parser import make_parser
 from gptlit.cli.fit.parts import RunParts, as_list, run_parts
 from gptlit.cli.fit.plan import Plan
 from gptlit.cli.fit.resume import refuse_another_text
-from gptlit.cli.fit.trainer_settings import NoProfiler, check_devices, check_log_model, check_loggers
+from gptlit.cli.fit.trainer_settings import NoProfiler, check_devices, check_files, check_log_model, check_loggers
 from gptlit.cli.fit.unused import refuse_other_architecture
 from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
@@ -214,6 +214,8 @@ def make_trainer(
     settings["callbacks"] = [*settings["callbacks"], *extra_callbacks]
     with settings_under("trainer.callbacks"):
         refuse_callbacks(settings["callbacks"])
+        if plan.verb == "fit":
+            check_files(settings["callbacks"], run_dir)
     if plan.verb == "fit":
         check_log_model(as_list(plan.settings["trainer"]["logger"]), settings["callbacks"], run_dir)
     try:

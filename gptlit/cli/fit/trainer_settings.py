@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -22,7 +22,7 @@ ONE_EPOCH = "a run is one epoch of trainer.max_steps optimizer steps"
 REFUSED_OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
     # option: values that change nothing, and what to say about any other
     "max_epochs": ((None, 1, -1), f"{ONE_EPOCH}: set trainer.max_steps"),
-    "min_epochs": ((None, 0, 1), f"{ONE_EPOCH}: set trainer.min_steps"),
+    "min_epochs": ((None, 0), f"{ONE_EPOCH}: set trainer.min_steps"),  # 1 lets nothing stop a run before its end
     "limit_train_batches": ((None, 1.0), f"{ONE_EPOCH}: set trainer.max_steps"),
     "check_val_every_n_epoch": ((None, 1), f"{ONE_EPOCH}: set trainer.val_check_interval, in steps"),
     "reload_dataloaders_every_n_epochs": ((0,), ONE_EPOCH),
@@ -175,6 +175,30 @@ def check_log_model(loggers: list[Any], callbacks: list[Any], run_dir: Path | No
                 f"has log_model {wanted}, for which some loggers delete files next to the checkpoints, and dirpath "
                 f"{folder} of ModelCheckpoint holds the files of the run: give it a folder of its own",
                 "trainer.logger",
+            )
+
+
+def check_files(callbacks: list[Any], run_dir: Path | None) -> None:
+    """Refuse callbacks of Lightning that would write over a checkpoint of the run.
+
+    Args:
+        callbacks: of the run.
+        run_dir: the run folder; None without one.
+
+    Raises:
+        UserError: names the callback and the file.
+    """
+    for callback in callbacks:
+        if run_dir is None or not isinstance(callback, ModelCheckpoint | OnExceptionCheckpoint):
+            continue
+        names = {callback.filename}
+        if isinstance(callback, ModelCheckpoint) and callback.save_last:
+            names.add(callback.CHECKPOINT_NAME_LAST)
+        taken = sorted(names & {"best", "last"})
+        if taken and callback.dirpath is not None and Path(callback.dirpath).resolve() == run_dir.resolve():
+            raise UserError(
+                f"writes {taken[0]}.ckpt in {run_dir}, which is a file of the run: give it a dirpath of its own",
+                type(callback).__name__,
             )
 
 
