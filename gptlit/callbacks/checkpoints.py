@@ -10,7 +10,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from gptlit.callbacks.console import console
 from gptlit.callbacks.metrics import clock_stopped
+from gptlit.checkpoint.validations import part_of
 from gptlit.training.evaluation import batches_evaluated
 from gptlit.training.lightning_internals import (
     callbacks_of,
@@ -33,7 +35,7 @@ class RunCheckpoints(Checkpoint):
     Args:
         run_dir: folder of the run.
         every_n_steps: optimizer steps between two writes of `last.ckpt`.
-        monitor: name of the metric; the lowest value is best.
+        monitor: name of the metric; the lowest value is best, among those of the same validation batches.
     """
 
     def __init__(self, run_dir: str | Path, every_n_steps: int = 100, monitor: str = "val/loss") -> None:
@@ -142,6 +144,10 @@ class RunCheckpoints(Checkpoint):
         self.validated_step = trainer.global_step
         batches = batches_evaluated(trainer)
         self.validated_batches = None if batches is None else list(batches)
+        if self.best_score is not None and not same_part(self.best_batches, self.validated_batches):
+            if trainer.is_global_zero:
+                console().print(another_part(self.best_batches, self.validated_batches), style="yellow")
+            self.best_score = self.best_step = self.best_batches = None
         score = float(trainer.callback_metrics[self.monitor])
         if math.isfinite(score) and (self.best_score is None or score < self.best_score):
             self.best_score, self.best_step = score, trainer.global_step
@@ -172,6 +178,19 @@ class RunCheckpoints(Checkpoint):
             except OSError as error:
                 self.problem = error
                 raise
+
+
+def same_part(before: list[int] | None, now: list[int] | None) -> bool:
+    """Whether two losses are those of the same batches; each is evaluated batches and all batches, if known."""
+    if before is None or now is None:
+        return True
+    return before == now or (part_of(before) is None and part_of(now) is None)
+
+
+def another_part(before: list[int] | None, now: list[int] | None) -> str:
+    """Return the line that says why `best.ckpt` is chosen again."""
+    parts = ("all batches" if part is None or part_of(part) is None else part_of(part) for part in (now, before))
+    return "val/loss is now that of {} of the validation part, before of {}: best.ckpt is chosen again".format(*parts)
 
 
 def validation_due(trainer: pl.Trainer, step: int) -> bool:

@@ -211,6 +211,27 @@ def test_other_checkpoints_may_lie_in_the_run_folder(tmp_path: Path) -> None:
     assert steps_in(run) == 3
 
 
+def test_the_best_checkpoint_is_chosen_again_when_another_part_is_validated(tmp_path: Path) -> None:
+    """The loss of an easy part would keep better weights out of best.ckpt."""
+    config, run, val = write_config(tmp_path, trainer__val_check_interval=2), tmp_path / "run", tmp_path / "val.txt"
+    (tmp_path / "train.txt").write_text("a" * 2000 + "bcdefgh")
+    val.write_text("a" * 100 + "bcdefgh" * 20)
+    texts = ("--data.corpus", tmp_path / "train.txt", "--data.val_corpus", val, "--data.eval_batch_size", 1)
+    steps = ("--trainer.max_steps", 4, "--trainer.limit_val_batches", 1)
+    assert gptlit("fit", "--config", config, "--run_dir", run, *texts, *steps).code == 0
+    easy = load(run / "best.ckpt")["callbacks"]["RunCheckpoints"]
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 8, "--trainer.limit_val_batches", "null")
+    assert answer.code == 0
+    whole, state = load(run / "best.ckpt"), load(run / "last.ckpt")["callbacks"]["RunCheckpoints"]
+    assert whole["global_step"] == state["best_step"] > 4
+    assert state["best_score"] > easy["best_score"]
+    done, all_batches = easy["best_batches"]
+    line = f"val/loss is now that of all batches of the validation part, before of {done} of {all_batches} batches"
+    assert answer.err.replace("\n", " ").count(line) == 1
+    again = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 10, "--data.eval_batch_size", 2)
+    assert "chosen again" not in again.err  # all batches in both
+
+
 def test_why_a_callback_stopped_the_run_is_said(tmp_path: Path) -> None:
     """What was asked for with `verbose` is not silenced with Lightning's chatter."""
     early = [{**EARLY, "init_args": {"monitor": "val/loss", "patience": 1, "min_delta": 9.0, "verbose": True}}]
