@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Timer, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
@@ -194,3 +194,16 @@ def set_progress_to_step_boundary(checkpoint: dict[str, Any], accumulate: int) -
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
     for count in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
         count.update(ready=1, started=1, processed=0, completed=0)
+
+
+def acts_after_validations_only(trainer: pl.Trainer, callback: pl.Callback) -> bool:
+    """Return whether an `EarlyStopping` or a `ModelCheckpoint` does nothing in a run without validations.
+
+    Where `check_val_every_n_epoch` is 1, both act at the end of an epoch instead.
+    """
+    if trainer.check_val_every_n_epoch == 1:
+        return False
+    if isinstance(callback, ModelCheckpoint):
+        timed = callback._every_n_train_steps >= 1 or callback._train_time_interval is not None  # noqa: SLF001
+        return not (timed or callback._save_on_train_epoch_end)  # noqa: SLF001
+    return isinstance(callback, EarlyStopping) and not callback._check_on_train_epoch_end  # noqa: SLF001

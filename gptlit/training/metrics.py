@@ -14,6 +14,7 @@ from gptlit.device.processes import HostCopy, mean_over_processes
 from gptlit.errors import UserError
 from gptlit.training.gradients import norm_is_known
 from gptlit.training.lightning_internals import (
+    acts_after_validations_only,
     callbacks_of,
     datamodule_of,
     log_interval,
@@ -130,7 +131,7 @@ def validation_counts(trainer: pl.Trainer) -> bool:
 
 
 def check_monitors(trainer: pl.Trainer) -> None:
-    """Refuse callbacks that monitor a metric which the run does not have.
+    """Refuse callbacks that monitor a metric which the run does not have, or wait for validations that it lacks.
 
     Callbacks from outside of Lightning and gptlit may log metrics of their own; where there is one, every name passes.
     Those of gptlit read their metric after a validation only, so without validations any name passes for them.
@@ -142,6 +143,13 @@ def check_monitors(trainer: pl.Trainer) -> None:
         UserError: names callback and metric.
     """
     callbacks, known = callbacks_of(trainer), metric_names(trainer)
+    for callback in callbacks:
+        if not trainer.enable_validation and acts_after_validations_only(trainer, callback):
+            raise UserError(
+                "acts after validations, and this run has none: leave it out, or let trainer.limit_val_batches be 1 or "
+                "more",
+                setting=type(callback).__name__,
+            )
     if any(not is_shipped(callback) for callback in callbacks):
         return
     monitors_rates = any(isinstance(callback, LearningRateMonitor) for callback in callbacks)

@@ -84,12 +84,25 @@ def test_settings_of_documents_are_not_for_the_fallback(
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
     ("flags", "steps"),
-    [(("--trainer.max_steps", "12", "--fallback_epochs", "0.01"), 12), (("--fallback_epochs", "0"), 20)],
+    [
+        (("--trainer.max_steps", "12", "--fallback_epochs", "0.01"), 12),
+        (("--fallback_epochs", "0"), 20),
+        (("--trainer.min_steps", "8", "--fallback_epochs", "0.01"), 8),
+    ],
 )
 def test_a_length_that_is_given_is_obeyed(config: Path, tmp_path: Path, flags: tuple[str, ...], steps: int) -> None:
     run = tmp_path / "run"
     assert gptlit("fit", "--config", config, "--run_dir", run, *flags).code == 0
     assert load(run / "last.ckpt")["global_step"] == steps
+
+
+@pytest.mark.usefixtures("offline")
+def test_an_interval_that_is_given_is_obeyed(config: Path, tmp_path: Path) -> None:
+    run, interval = tmp_path / "run", ("--trainer.val_check_interval", 4)
+    answer = gptlit("fit", "--config", config, "--run_dir", run, "--fallback_epochs", "0.01", *interval)
+    assert answer.code == 0, answer.err
+    assert "trainer.max_steps 20 -> 5" in answer.err
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["val_check_interval"] == 4
 
 
 def test_with_the_text_at_hand_nothing_is_shortened(tmp_path: Path) -> None:

@@ -243,17 +243,25 @@ def test_why_a_callback_stopped_the_run_is_said(tmp_path: Path) -> None:
     assert "`Trainer.fit` stopped" not in answer.err
 
 
-@pytest.mark.parametrize("flags", [(), ("--trainer.callbacks", "lightning.pytorch.callbacks.EarlyStopping")])
-def test_a_run_without_validation_has_no_best_checkpoint(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    """Only a callback that the user gives, and that needs one, is refused."""
-    config, run = write_config(tmp_path, trainer__max_steps=2, trainer__limit_val_batches=0), tmp_path / "run"
-    if flags:
-        flags += ("--trainer.callbacks.monitor", "val/loss")
-    answer = gptlit("fit", "--config", config, "--run_dir", run, *flags)
-    if flags:
-        assert answer.code == 2
-        assert "--trainer.callbacks.EarlyStopping.monitor is 'val/loss'" in answer.err
-    else:
-        assert answer.code == 0, answer.err
-        assert {path.name for path in run.glob("*.ckpt")} == {"last.ckpt"}
-        assert gptlit("predict", "--ckpt_path", run, "--max_new_tokens", 2).code == 0
+EVERY_STEP = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 1}}
+
+
+@pytest.mark.parametrize("monitor", ["train/loss", "val/loss"])
+@pytest.mark.parametrize("kind", ["EarlyStopping", "ModelCheckpoint"])
+def test_a_callback_that_waits_for_validations_is_refused_without_them(tmp_path: Path, kind: str, monitor: str) -> None:
+    waiting = [{"class_path": kind, "init_args": {"monitor": monitor}}]
+    config = write_config(tmp_path, trainer__max_steps=2, trainer__limit_val_batches=0, trainer__callbacks=waiting)
+    answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run")
+    assert answer.code == 2
+    assert f"--trainer.callbacks.{kind} acts after validations, and this run has none" in answer.err
+
+
+@pytest.mark.parametrize("callbacks", [[], [EVERY_STEP]], ids=["without", "of steps"])
+def test_a_run_without_validation_has_no_best_checkpoint(tmp_path: Path, callbacks: list[Any]) -> None:
+    config = write_config(tmp_path, trainer__max_steps=2, trainer__limit_val_batches=0, trainer__callbacks=callbacks)
+    run = tmp_path / "run"
+    answer = gptlit("fit", "--config", config, "--run_dir", run)
+    assert answer.code == 0, answer.err
+    assert {path.name for path in run.glob("*.ckpt")} == {"last.ckpt"}
+    assert bool(list(run.rglob("epoch=*.ckpt"))) == bool(callbacks)
+    assert gptlit("predict", "--ckpt_path", run, "--max_new_tokens", 2).code == 0

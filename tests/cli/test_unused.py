@@ -57,6 +57,10 @@ CONTRADICTIONS = [
         ("--trainer.gradient_clip_val", "null", "--trainer.gradient_clip_algorithm", "value"),
         "--trainer.gradient_clip_algorithm is given, but trainer.gradient_clip_val is null",
     ),
+    *(
+        (("--trainer.limit_val_batches", 0, f"--{name}", 3), f"--{name} is given, but trainer.limit_val_batches is 0")
+        for name in ("trainer.val_check_interval", "data.eval_batch_size", "data.estimate_batches")
+    ),
     (("--sample_text.top_k", 3), "--sample_text.top_k is given, but sample_text.max_new_tokens is 0"),
     (("--pictures.text", "To be"), "--pictures.text is given, but pictures.when is never"),
     (("--trainer.enable_checkpointing", "false", "--save_every_n_steps", 3), "--save_every_n_steps is given"),

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from command import gptlit, report, write_config
+from command import gptlit, load, report, write_config
 from lightning.pytorch.callbacks import (
     Callback,
     DeviceStatsMonitor,
@@ -468,6 +468,22 @@ def test_overfit_batches_is_obeyed_by_the_command(tmp_path: Path) -> None:
     trained = [step for step in asked if step < 1000]
     assert trained[:10] == [0, 0, 1, 1, 0, 0, 1, 1, 0, 0]
     assert set(trained) == {0, 1}
+
+
+@pytest.mark.parametrize(("limit", "share"), [("null", 1.0), (2, 2), (0, 0)])
+def test_overfit_batches_leaves_the_validation_as_it_is(tmp_path: Path, limit: str | int, share: float) -> None:
+    config, run = write_config(tmp_path, trainer__max_steps=3), tmp_path / "run"
+    flags = ("--trainer.overfit_batches", 0.4, "--trainer.limit_val_batches", limit)
+    flags += ("--data.eval_batch_size", 1) if share else ()
+    answer = gptlit("fit", "--config", config, "--run_dir", run, *flags)
+    assert answer.code == 0, answer.err
+    state = load(run / "last.ckpt")["callbacks"]["RunCheckpoints"]
+    if not share:
+        assert state["best_score"] is None
+        return
+    done, whole = state["validated_batches"]
+    assert done == (whole if share == 1.0 else share) <= whole
+    assert ("trainer.limit_val_batches is set" in " ".join(answer.err.split())) == (done < whole)
 
 
 def test_user_errors_name_the_callback(corpus: Path) -> None:

@@ -225,6 +225,9 @@ def make_trainer(
         if plan.verb == "fit":
             if config["fast_dev_run"]:  # counted in optimizer steps; Lightning counts micro-batches
                 trainer.limit_train_batches = trainer.max_steps * trainer.accumulate_grad_batches
+            elif config["overfit_batches"]:  # Lightning validates on as many batches, whatever limit_val_batches says
+                limit = config["limit_val_batches"]
+                trainer.limit_val_batches = 1.0 if limit is None else limit
             check_devices(trainer, objects.data.batch_size, objects.model.optimizer_config.name)
     except UserError:
         raise

@@ -93,6 +93,12 @@ CONDITIONS = (
         lambda value: value is not False,
         "nothing is saved",
     ),
+    Condition(
+        ("trainer.val_check_interval", "data.eval_batch_size", "data.estimate_batches"),
+        "trainer.limit_val_batches",
+        lambda value: value is None or value > 0,
+        "nothing is validated",
+    ),
     Condition(("fallback_epochs",), "data.fallback", lambda value: value is not None, "nothing can replace the corpus"),
     Condition(("report_stride",), "report", lambda value: value == "full", "it is a setting of --report full"),
 )
