@@ -169,13 +169,18 @@ class EventFiles(TensorBoardLogger):
 def tensorboard_command(trainer: pl.Trainer, run_dir: Path) -> str | None:
     """Return the command that shows the run, or None without a TensorBoardLogger.
 
-    It shows the other runs as well if the run is in a folder of runs.
+    It shows the other runs as well if the run is in a folder of runs. A logger of the user's may write elsewhere.
     """
-    if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    if not boards:
         return None
-    parent = run_dir.absolute().parent
-    others = [path for path in parent.iterdir() if path.is_dir() and path.name != run_dir.name]
-    among_runs = parent.name == "checkpoints" or all((path / "config.yaml").is_file() for path in others)
+    folder = run_dir if isinstance(boards[0], EventFiles) else Path(boards[0].log_dir)
+    if not folder.resolve().is_relative_to(run_dir.resolve()):
+        run_dir, among_runs = folder, False
+    else:
+        parent = run_dir.absolute().parent
+        others = [path for path in parent.iterdir() if path.is_dir() and path.name != run_dir.name]
+        among_runs = parent.name == "checkpoints" or all((path / "config.yaml").is_file() for path in others)
     program = ["tensorboard"] if shutil.which("tensorboard") else [sys.executable, "-m", "tensorboard.main"]
     command = f"{shlex.join(program)} {shell_option('--logdir', run_dir.parent if among_runs else run_dir)}"
     interval = trainer.val_check_interval

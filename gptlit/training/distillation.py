@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,6 +128,8 @@ def make_teachers(teachers: str | Sequence[str] | None, weight: float) -> Teache
     require(0 < weight <= 1, WEIGHT_SETTING, weight, "above 0 and at most 1")
     if not all(names):
         raise UserError("has an empty name: give a run folder or a checkpoint file", SETTING)
+    if "null" in names and not Path("null").exists():
+        raise UserError("names null, and a text is taken as it is typed: write '[]' for no teachers", SETTING)
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"names {twice} twice: name each model once", SETTING)
     return Teachers(names)

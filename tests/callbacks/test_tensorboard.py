@@ -14,7 +14,6 @@ import yaml
 from command import gptlit, load, write_config
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
@@ -26,6 +25,7 @@ from gptlit.callbacks.tensorboard import (
     HISTOGRAM_BINS,
     HISTOGRAM_VALUES,
     RESULTS,
+    EventFiles,
     TensorBoardPages,
     add_histogram,
     describe,
@@ -350,7 +350,7 @@ def test_other_ranks_than_0_write_nothing() -> None:
 
 def make_trainer(validations: int = 8, board: bool = True) -> Any:
     return SimpleNamespace(
-        loggers=[mock.Mock(spec=TensorBoardLogger)] if board else [],
+        loggers=[mock.Mock(spec=EventFiles)] if board else [],
         val_check_interval=250,
         max_steps=250 * validations,
         accumulate_grad_batches=1,
@@ -378,6 +378,13 @@ def test_the_command_shows_the_run_next_to_others_and_never_reads_a_home_folder(
         assert tensorboard_command(make_trainer(), runs / "b") == f"tensorboard --logdir {shlex.quote(str(runs))}"
         assert tensorboard_command(make_trainer(), home / "run") == f"tensorboard --logdir {home / 'run'}"
     assert tensorboard_command(make_trainer(board=False), runs / "a") is None
+
+
+def test_the_command_shows_where_a_logger_of_the_users_writes(config: Path, tmp_path: Path) -> None:
+    logger = ("--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", tmp_path / "elsewhere")
+    said = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", *logger).err
+    (folder,) = {path.parent for path in (tmp_path / "elsewhere").rglob("events.*")}
+    assert said.count(f"--logdir {folder}\n") == 2
 
 
 def test_the_command_asks_for_all_samples_when_there_are_more_than_tensorboard_keeps(tmp_path: Path) -> None:

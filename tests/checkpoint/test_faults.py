@@ -111,6 +111,14 @@ def test_a_non_finite_loss_stops_training_before_the_weights_change(
     assert_resumes(f"a logit is {value:g} (accumulation {accumulate})", answer, run)
 
 
+def test_all_learning_rates_of_the_resume_command_are_halved(tmp_path: Path) -> None:
+    config = write_config(tmp_path, model__optimizer__head_lr=0.04)
+    with poisoned_logits(8, float("nan")):
+        answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "run")
+    rates = "--model.optimizer.lr 0.0025 --model.optimizer.head_lr 0.02 --model.optimizer.muon_lr 0.01"
+    assert answer.err.endswith(f"resume with: gptlit fit --ckpt_path {tmp_path / 'run'} {rates}\n")
+
+
 def test_non_finite_weights_are_never_saved(tmp_path: Path) -> None:
     """A finite loss may have non-finite gradients; the next checkpoint would overwrite the last usable one."""
     config, run = write_config(tmp_path, trainer__gradient_clip_val=None), tmp_path / "run"

@@ -312,6 +312,14 @@ def test_a_longer_run_says_what_happens_to_the_learning_rate(
     assert rate_note(module, 1000, {}) is None
 
 
+def test_the_note_on_the_learning_rate_knows_the_earlier_schedule() -> None:
+    module: Any = SimpleNamespace(schedule=ScheduleConfig(shape="linear"))
+    changes = {"trainer.max_steps": (1000, 2000), "model.schedule.shape": ("constant", "linear")}
+    said = rate_note(module, 500, changes)
+    assert said is not None
+    assert said.endswith("is at 75% of its peak at step 500 (the constant one of 1,000 steps: at 100%)")
+
+
 def test_resuming_a_finished_run_for_longer_prints_the_rate(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = write_config(tmp_path, model__schedule={"shape": "linear"})

@@ -1,5 +1,6 @@
 """Settings of Lightning that were ignored, or ended in a traceback: time limits, intervals, logs, resumed callbacks."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,58 @@ def test_the_best_checkpoint_is_chosen_again_when_another_part_is_validated(tmp_
     assert answer.err.replace("\n", " ").count(line) == 1
     again = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 10, "--data.eval_batch_size", 2)
     assert "chosen again" not in again.err  # all batches in both
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_loggers_that_are_left_out_of_a_resume_leave_the_curves_to_the_run_folder(tmp_path: Path, count: int) -> None:
+    """However many there were."""
+    logger = {"class_path": f"{__name__}.LoggerOfModels", "init_args": {"save_dir": str(tmp_path / "logs")}}
+    config = write_config(tmp_path, trainer__max_steps=2, trainer__logger=[logger] * count if count > 1 else logger)
+    run = tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    assert not (run / "metrics.csv").exists()
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 4)
+    assert answer.err.count("of the checkpoint is left out: it may name code") == 1
+    assert (run / "metrics.csv").is_file()
+
+
+def test_reports_of_a_profiler_do_not_replace_each_other(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, trainer__max_steps=2, trainer__profiler="simple"), tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    (first,) = run.glob("*profile*")
+    before = first.read_text()
+    assert gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 4).code == 0
+    assert first.read_text() == before
+    assert len(list(run.glob("*profile*"))) == 2
+
+
+def test_a_part_is_said_when_something_stops_the_run_early(tmp_path: Path) -> None:
+    early = [{**EARLY, "init_args": {"monitor": "val/loss", "stopping_threshold": 99.0}}]
+    config = write_config(tmp_path, trainer__val_check_interval=2, trainer__callbacks=early)
+    limit = ("--trainer.limit_val_batches", 1, "--data.eval_batch_size", 1)
+    said = " ".join(gptlit("fit", "--config", config, "--run_dir", tmp_path / "run", *limit).err.split())
+    assert "stopped after step 2 of" in said
+    assert "the metrics are those of 1 of" in said
+
+
+def test_settings_of_lightning_that_do_not_fit_are_one_line_on_a_resume_too(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, trainer__max_steps=2), tmp_path / "run"
+    assert gptlit("fit", "--config", config, "--run_dir", run).code == 0
+    flags = ("--trainer.logger", "false", "--trainer.callbacks", "LearningRateMonitor")
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 4, *flags)
+    assert answer.code == 2
+    assert answer.err.splitlines()[-1].startswith("gptlit: the Trainer does not take these trainer settings: ")
+
+
+def test_the_bits_of_the_closing_table_are_those_of_the_validated_batches(tmp_path: Path) -> None:
+    """Tokens of a BPE have other lengths in a part than in the whole."""
+    (tmp_path / "val.txt").write_text("the the the the the " * 10 + "x q z j v k " * 40)
+    config, run = write_config(tmp_path, trainer__max_steps=2, trainer__val_check_interval=2), tmp_path / "run"
+    bpe = ("--data.tokenizer", "bpe", "--data.vocab_size", 280, "--data.val_corpus", tmp_path / "val.txt")
+    limit = ("--trainer.limit_val_batches", 1, "--data.eval_batch_size", 1)
+    said = gptlit("fit", "--config", config, "--run_dir", run, *bpe, *limit).err
+    *_, last = csv.DictReader((run / "metrics.csv").open())
+    assert f"{float(last['val/bpc']):.4f} bits per character" in said
 
 
 def test_why_a_callback_stopped_the_run_is_said(tmp_path: Path) -> None:

@@ -230,3 +230,14 @@ def test_fast_dev_run_counts_optimizer_steps(folder: Path, accumulation: int) ->
     assert (len(batches), batches[-1]) == (3 * accumulation, 3)
     assert "\ndone\n" in answer.err
     assert "stopped after" not in answer.err
+
+
+def test_fast_dev_run_of_a_resumed_run_makes_its_steps(folder: Path, tmp_path: Path) -> None:
+    assert gptlit("fit", "--config", folder / "small.yaml", "--run_dir", tmp_path / "run").code == 0
+    before = load(tmp_path / "run" / "last.ckpt")["global_step"]
+    steps: list[int] = []
+    with extra_callbacks(LambdaCallback(on_train_batch_end=lambda trainer, *_: steps.append(trainer.global_step))):
+        answer = gptlit("fit", "--ckpt_path", tmp_path / "run", "--trainer.fast_dev_run", 3)
+    assert answer.code == 0, answer.err
+    assert steps == [before + 1, before + 2, before + 3]
+    assert load(tmp_path / "run" / "last.ckpt")["global_step"] == before

@@ -531,7 +531,7 @@ def test_settings_of_tables_and_of_the_hub_are_refused_for_a_text(here: Path) ->
     (here / "mixed" / "b.csv").write_text("title\nfirst\n")
     expected = "text_column is 'body', but a.txt is not a table: leave it out, or set it to text"
     assert refusal("a.txt", text_column="body") == expected
-    assert refusal("a.txt", text_column="body", val_corpus="a.txt").startswith("text_column is 'body', but a.txt, a.txt")
+    assert "but a.txt, a.txt is not" in refusal("a.txt", text_column="body", val_corpus="a.txt")
     assert text_of(["a.txt", "b.jsonl"], text_column="body") == "plain\n\nrow"
     assert text_of("mixed", text_column="body") == "plain"  # with a notice that b.csv lacks the column
     for corpus, column in (("a.txt", "text"), ("b.jsonl", "body"), ("sample", "text")):

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -141,6 +143,27 @@ def test_a_checkpoint_holds_no_teacher_and_needs_none(folder: Path, tmp_path: Pa
         "(the name is the checkpoint's, as seen from here; if it has moved, add --model.teachers NEW_PLACE)\n"
     )
     assert gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 8, "--model.teachers", folder / "other").code == 0
+
+
+def test_of_several_teachers_the_one_that_moved_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    """The command with the new place must not drop the others."""
+    shutil.copytree(folder / "teacher", tmp_path / "teacher")
+    run, both = tmp_path / "run", f"[{folder / 'other'}, {tmp_path / 'teacher'}]"
+    assert gptlit("fit", "--config", folder / "small.yaml", "--run_dir", run, "--model.teachers", both).code == 0
+    shutil.move(tmp_path / "teacher", tmp_path / "moved")
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 8)
+    assert answer.err.endswith(f"if it has moved, add --model.teachers '[{folder / 'other'}, NEW_PLACE]')\n")
+    (flag,) = re.findall(r"add --model.teachers (.*)\)$", answer.err)
+    moved = shlex.split(flag.replace("NEW_PLACE", str(tmp_path / "moved")))
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 8, "--model.teachers", *moved)
+    assert answer.code == 0, answer.err
+
+
+def test_null_is_no_name_of_a_teacher(folder: Path) -> None:
+    answer = gptlit("fit", "--config", folder / "small.yaml", "--model.teachers", "null")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "--model.teachers names null" in answer.err
+    assert "write '[]'" in answer.err
 
 
 def test_a_teacher_that_changed_is_refused_on_resume(folder: Path, tmp_path: Path) -> None:

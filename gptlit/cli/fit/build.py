@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -30,6 +31,7 @@ from gptlit.tokenizer import BPETokenizer, Tokenizer
 from gptlit.training.checks import refuse_callbacks
 from gptlit.training.distillation import SETTING as TEACHERS
 from gptlit.training.distillation import Teachers
+from gptlit.training.lightning_internals import set_max_steps
 from gptlit.training.module import LitGPT
 
 PROFILERS: dict[str, Callable[..., Profiler]] = {
@@ -140,13 +142,17 @@ def same_tokenizer(path: str, tokenizer: Tokenizer) -> bool:
 
 
 def if_moved(plan: Plan, setting: str) -> str:
-    """Return what to add to the command if a file that the settings of a checkpoint name is missing; else nothing."""
+    """Return what to add to the command if a file that the settings of a checkpoint name is missing; else nothing.
+
+    Of several names, those that are there are repeated.
+    """
     group, _, name = setting.partition(".")
-    named = plan.settings[group][name]
-    missing = any(not Path(path).exists() for path in ([named] if isinstance(named, str) else named or ()))
-    if plan.start is None or setting in plan.changes or not missing:
+    named = as_list(plan.settings[group][name])
+    places = [path if Path(path).exists() else "NEW_PLACE" for path in named]
+    if plan.start is None or setting in plan.changes or "NEW_PLACE" not in places:
         return ""
-    return f" (the name is the checkpoint's, as seen from here; if it has moved, add --{setting} NEW_PLACE)"
+    place = places[0] if len(places) == 1 else shlex.quote(f"[{', '.join(places)}]")
+    return f" (the name is the checkpoint's, as seen from here; if it has moved, add --{setting} {place})"
 
 
 def prepare_teachers(plan: Plan, teachers: Teachers, gpt: GPTConfig, tokenizer: Tokenizer) -> None:
@@ -224,6 +230,8 @@ def make_trainer(
             trainer.val_check_interval = None  # type: ignore[assignment]
         if plan.verb == "fit":
             if config["fast_dev_run"]:  # counted in optimizer steps; Lightning counts micro-batches
+                done = 0 if plan.start is None else plan.start.steps
+                set_max_steps(trainer, done + trainer.max_steps)
                 trainer.limit_train_batches = trainer.max_steps * trainer.accumulate_grad_batches
             elif config["overfit_batches"]:  # Lightning validates on as many batches, whatever limit_val_batches says
                 limit = config["limit_val_batches"]
@@ -243,7 +251,7 @@ def settings_of_ours(plan: Plan, config: Mapping[str, Any], run_dir: Path | None
         "plugins": [*as_list(config["plugins"]), AtomicCheckpointIO(plan.start)],
         "enable_model_summary": bool(config.get("enable_model_summary")),
         "default_root_dir": str(run_dir or "."),
-        "profiler": profiler_of(config["profiler"], run_dir),
+        "profiler": profiler_of(config["profiler"], run_dir, 0 if plan.start is None else plan.start.steps),
     }
     if plan.verb != "fit":
         return settings | {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -259,8 +267,8 @@ def settings_of_ours(plan: Plan, config: Mapping[str, Any], run_dir: Path | None
     }
 
 
-def profiler_of(wanted: Any, run_dir: Path | None) -> Any:
-    """The profiler that the user named, its report in the run folder if there is one."""
+def profiler_of(wanted: Any, run_dir: Path | None, step: int) -> Any:
+    """The profiler that the user named, its report in the run folder if there is one, under the first step."""
     if isinstance(wanted, str) and run_dir is not None and wanted in PROFILERS:
-        return PROFILERS[wanted](dirpath=run_dir, filename="profile")
+        return PROFILERS[wanted](dirpath=run_dir, filename=f"profile-{step}" if step else "profile")
     return wanted or NoProfiler()

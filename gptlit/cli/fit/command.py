@@ -191,9 +191,10 @@ class Fit:
                 return 128 + int(signals.received)
             return 0
         except BaseException as error:
-            if isinstance(error, ModuleNotFoundError) and not self.trainer.global_step:
+            start = 0 if self.plan.start is None else self.plan.start.steps
+            if isinstance(error, ModuleNotFoundError) and self.trainer.global_step in (0, start):
                 raise UserError(f"the settings need something that is not installed: {error}") from error
-            self.ending = ending_of(error, signals.received, self.trainer.global_step, self.run_dir)
+            self.ending = ending_of(error, signals.received, start, self.trainer.global_step, self.run_dir)
             self.end_other_processes()
             if self.ending is None:
                 if self.trainer.global_step and not isinstance(error, UserError):
@@ -276,13 +277,14 @@ class Fit:
         done, wanted = self.trainer.global_step, self.trainer.max_steps
         if done >= wanted:
             table("done", rows)
-            if note := part_note(self.plan, self.trainer):
-                say_once(note, style="yellow")
         else:  # trainer.max_time, or a callback such as EarlyStopping
             table(
                 f"stopped after step {done:,} of {wanted:,}: trainer.max_time was reached, or a callback stopped it",
                 rows,
             )
+        if note := part_note(self.plan, self.trainer):
+            say_once(note, style="yellow")
+        if done < wanted:
             self.say_how_to_resume()
 
 

@@ -3,7 +3,7 @@
 import math
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,8 @@ def model_size(module: LitGPT, tokenizer: Tokenizer, trainer: pl.Trainer) -> str
     """Return `803,072 parameters, 9.8 MB with gradients and optimizer state`."""
     config = module.gpt_for(tokenizer.vocab_size)
     sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
-    size = 2 if str(trainer.precision).endswith("16-true") else 4  # bytes of a number
+    precision = str(trainer.precision)
+    size = 2 if precision.endswith("16-true") else 8 if precision == "64-true" else 4  # bytes of a number
     parameters, numbers = count_numbers(config, module.optimizer_config)
     memory = numbers * size / (trainer.world_size if sharded else 1)
     devices = " on each device" if trainer.world_size > 1 else ""
@@ -112,10 +113,14 @@ def rate_note(module: LitGPT, steps: int, changes: Mapping[str, tuple[Any, Any]]
     schedule = module.schedule
     if before == after or schedule.shape == "constant":
         return None
-    old, new = (learning_rate_factor(steps, length, schedule) for length in (before, after))
+    group = "model.schedule."
+    given = {key.removeprefix(group): old for key, (old, _) in changes.items() if key.startswith(group)}
+    earlier = replace(schedule, **given)
+    old, new = learning_rate_factor(steps, before, earlier), learning_rate_factor(steps, after, schedule)
+    one = "that" if earlier.shape == schedule.shape else f"the {earlier.shape} one"
     return (
         f"learning rate: the {schedule.shape} schedule of {after:,} steps is at {new:.0%} of its peak at step {steps:,}"
-        f" (that of {before:,} steps: at {old:.0%})"
+        f" ({one} of {before:,} steps: at {old:.0%})"
     )
 
 
@@ -149,7 +154,7 @@ def closing_rows(
     metrics, data = trainer.callback_metrics, datamodule_of(trainer)
     if checkpoints is not None and checkpoints.best_score is not None:
         best, step = checkpoints.best_score, checkpoints.best_step or 0
-        bits = best * bits_per_nat(data)
+        bits = best * bits_per_nat(data, metrics)
         rows.append(("best val loss", f"{best:.4f} nats per token, {bits:.4f} bits per character"))
         rows.append(("at step", f"{step:,} of {trainer.max_steps:,}"))
         rows += overfitting_rows(best, step, float(metrics.get("val/loss", best)))
@@ -167,11 +172,15 @@ def closing_rows(
     return rows
 
 
-def bits_per_nat(data: TextDataModule) -> float:
-    """Return bits per character of the validation part for a loss of one nat per token.
+def bits_per_nat(data: TextDataModule, metrics: Mapping[str, Any]) -> float:
+    """Return bits per character of the validation for a loss of one nat per token.
 
-    The first token is not predicted; tokens may be longer than characters.
+    Without a validation in this start, those of the whole validation part. The first token is not predicted; tokens may
+    be longer than characters.
     """
+    loss, bits = float(metrics.get("val/loss", 0)), float(metrics.get("val/bpc", 0))
+    if loss > 0 and bits > 0:  # of the same batches
+        return bits / loss
     assert data.corpus is not None
     assert data.tokenizer is not None
     tokens, first = len(data.corpus.val), take(data.corpus.val, np.zeros(1, int), 1)
@@ -218,12 +227,15 @@ class Ending:
     """Whether to resume at a lower learning rate."""
 
 
-def ending_of(error: BaseException, received: signal.Signals | None, step: int, run_dir: Path | None) -> Ending | None:
+def ending_of(
+    error: BaseException, received: signal.Signals | None, start: int, step: int, run_dir: Path | None
+) -> Ending | None:
     """Return what an exception that ended training means; None if it must keep its traceback or end otherwise.
 
     Args:
         error: raised by `Trainer.fit`.
         received: the signal that asked the run to stop, if any.
+        start: optimizer steps of the checkpoint that the run resumed from, else 0.
         step: optimizer steps made.
         run_dir: folder of the run.
 
@@ -233,7 +245,7 @@ def ending_of(error: BaseException, received: signal.Signals | None, step: int, 
     if received is not None and isinstance(error, SIGTERMException | SystemExit):
         line = f"stopped by {received.name} after step {step:,}"
         return Ending(line, 128 + int(received), collective=isinstance(error, SIGTERMException))
-    if isinstance(error, MisconfigurationException) and step == 0:
+    if isinstance(error, MisconfigurationException) and step in (0, start):
         raise UserError(f"the Trainer does not take these trainer settings: {error}") from error
     if isinstance(error, FloatingPointError):
         return Ending(str(error), exit_code=1, slower=True)
@@ -264,9 +276,10 @@ def resume_lines(
         return [f"nothing was saved yet in {run_dir}: start again"]
     command = f"gptlit fit {shell_option('--ckpt_path', run_dir)}"
     if slower:
-        command += f" --model.optimizer.lr {model.optimizer_config.lr / 2:g}"
-        if model.optimizer_config.name == "muon":
-            command += f" --model.optimizer.muon_lr {model.optimizer_config.muon_lr / 2:g}"
+        config = model.optimizer_config
+        muon_lr = config.muon_lr if config.name == "muon" else None
+        rates = {"lr": config.lr, "head_lr": config.head_lr, "muon_lr": muon_lr}
+        command += "".join(f" --model.optimizer.{name} {rate / 2:g}" for name, rate in rates.items() if rate)
     best, step = checkpoints.best_score, checkpoints.best_step or 0
     lines = [] if best is None else [f"best.ckpt (step {step:,}): val loss {best:.4f}"]
     loss = f", train loss {float(losses['train/loss']):.4f}" if "train/loss" in losses else ""

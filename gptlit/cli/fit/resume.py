@@ -57,10 +57,10 @@ def settings_to_take_over(
         if part == "trainer":
             items = value if isinstance(value, list) else [value]
             left_out |= {f"{key} {readable(item)}": NOT_TRUSTED for item in items if not is_plain(item)}
-            if isinstance(value, list):
-                value = [item for item in value if is_plain(item)]
-            elif not is_plain(value):
+            plain = [item for item in items if is_plain(item)]
+            if items and not plain:  # the default: without `trainer.logger`, curves go to the run folder
                 continue
+            value = plain if isinstance(value, list) else value
         group = kept
         *groups, name = key.split(".")
         for step in groups:

@@ -191,10 +191,10 @@ def check_files(callbacks: list[Any], run_dir: Path | None) -> None:
     for callback in callbacks:
         if run_dir is None or not isinstance(callback, ModelCheckpoint | OnExceptionCheckpoint):
             continue
-        names = {callback.filename}
+        names: set[str | None] = {callback.filename}
         if isinstance(callback, ModelCheckpoint) and callback.save_last:
             names.add(callback.CHECKPOINT_NAME_LAST)
-        taken = sorted(names & {"best", "last"})
+        taken = [name for name in ("best", "last") if name in names]
         if taken and callback.dirpath is not None and Path(callback.dirpath).resolve() == run_dir.resolve():
             raise UserError(
                 f"writes {taken[0]}.ckpt in {run_dir}, which is a file of the run: give it a dirpath of its own",
