@@ -89,8 +89,9 @@ def encode_text(spec: TextSpec, tokenizer: Tokenizer | None, kind: str, vocab_si
     def parts() -> Iterator[tuple[int, str]]:
         return split(corpus.parts() if pieces is None else pieces, train_characters)
 
+    wanted = None
     if tokenizer is None and kind == "bpe":
-        fixed_by = (facts.sha256, train_characters, vocab_size)
+        wanted, fixed_by = vocab_size, (facts.sha256, train_characters, vocab_size)
         with settings_from("vocab_size"):
             tokenizer = learned_bpe(lambda: (t for part, t in parts() if not part), fixed_by, vocab_size, corpus.name)
     tokenizer = tokenizer or CharTokenizer(facts.symbols, source=corpus.name)
@@ -106,7 +107,11 @@ def encode_text(spec: TextSpec, tokenizer: Tokenizer | None, kind: str, vocab_si
         name=corpus.name,
         source=corpus.words,
         sha256=facts.sha256,
-        notices=(*corpus.notices, *facts.notices, *notices(facts, train_characters, tokenizer, sum(map(len, ids)))),
+        notices=(
+            *corpus.notices,
+            *facts.notices,
+            *notices(facts, train_characters, tokenizer, sum(map(len, ids)), wanted),
+        ),
         used_fallback=corpus.spec.corpus != spec.corpus,
         document_start=corpus.document_start,
         tokenizer=tokenizer,
@@ -140,8 +145,23 @@ def characters_to_train_on(corpus: Corpus, facts: Facts) -> int:
     return train_characters
 
 
-def notices(facts: Facts, train_characters: int, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
-    """Yield what the user should know before training on these parts."""
+def notices(
+    facts: Facts, train_characters: int, tokenizer: Tokenizer, tokens: int, wanted: int | None
+) -> Iterator[str]:
+    """Yield what the user should know before training on these parts.
+
+    Args:
+        facts: about the text.
+        train_characters: length of the training part.
+        tokenizer: of the text.
+        tokens: of both parts.
+        wanted: size of a vocabulary that was learned here.
+    """
+    if wanted is not None and tokenizer.vocab_size < wanted:
+        yield (
+            f"data.vocab_size is {wanted:,}, but the training part is too short for more than "
+            f"{counted(tokenizer.vocab_size, 'token')}"
+        )
     if lacking := facts.missing_before(train_characters):
         shown = ", ".join(ascii(symbol) for symbol in lacking[:SHOWN]) + (", …" if len(lacking) > SHOWN else "")
         yield (

@@ -231,4 +231,14 @@ def test_a_bpe_with_more_tokens_than_characters_is_reported(here: Path) -> None:
     notices = encode_text(TextSpec("a.txt"), None, "bpe", 300).notices
     assert any(notice.startswith(("BPE makes 2.", "BPE makes 3.")) for notice in notices)
     (here / "b.txt").write_text("the theatre there then " * 50)
-    assert encode_text(TextSpec("b.txt"), None, "bpe", 300).notices == ()
+    assert encode_text(TextSpec("b.txt"), None, "bpe", 260).notices == ()
+
+
+def test_a_vocabulary_that_the_text_cannot_fill_is_reported(here: Path) -> None:
+    (here / "a.txt").write_text("the theatre there then " * 50)
+    found = encode_text(TextSpec("a.txt"), None, "bpe", 9000)
+    size = found.tokenizer.vocab_size
+    assert size < 300
+    line = f"data.vocab_size is 9,000, but the training part is too short for more than {size} tokens"
+    assert found.notices == (line,)
+    assert encode_text(TextSpec("a.txt"), found.tokenizer, "bpe", 9000).notices == ()  # of a model
