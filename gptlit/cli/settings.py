@@ -11,6 +11,8 @@ from gptlit.cli.parser import EXPONENT, unknown_option
 from gptlit.errors import UserError
 
 DEFAULT_SEED = 1337  # of a run without seed_everything
+# Hyper-parameters of a checkpoint that are settings under `model`.
+HYPER_PARAMETERS = ("gpt", "optimizer", "schedule", "compile", "checkpoint_activations", "matmul_precision")
 
 
 def represent_text(dumper: Any, text: str) -> Any:
@@ -144,8 +146,19 @@ def stored_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     text = (checkpoint.get("gptlit") or {}).get("config")
     stored = yaml.safe_load(text) if text else {}
     name_split_seed(stored)
-    hyper = checkpoint["hyper_parameters"]
-    return stored or {"model": {key: hyper[key] for key in ("gpt", "optimizer", "schedule") if key in hyper}}
+    return stored or config_of_model(checkpoint)
+
+
+def config_of_model(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the model of a checkpoint that was trained from Python, as the command names them.
+
+    The seed of its data is not in the checkpoint: the command has one seed for both.
+    """
+    hyper, names = checkpoint["hyper_parameters"], checkpoint.get("gptlit") or {}
+    model = {key: hyper[key] for key in HYPER_PARAMETERS if key in hyper}
+    if names.get("teachers"):
+        model |= {"teachers": list(names["teachers"]), "teacher_weight": names["teacher_weight"]}
+    return {"model": model} | ({"seed_everything": hyper["seed"]} if "seed" in hyper else {})
 
 
 def name_split_seed(settings: dict[str, Any]) -> None:

@@ -13,10 +13,12 @@ from unittest import mock
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from command import At, digest, extra_callbacks, gptlit, load, report, tensors, write_config
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gptlit import GPTConfig, LitGPT, OptimizerConfig, TextDataModule
 from gptlit.checkpoint.run_dir import RunDir
 from gptlit.cli.fit.resume import is_plain
 from gptlit.optim import MuonAdamW
@@ -435,6 +437,33 @@ def test_the_rate_of_the_head_can_be_changed_but_not_dropped(tmp_path: Path) -> 
     answer = gptlit(*again, "0.002")
     assert answer.code == 0, answer.err
     assert "changed: model.optimizer.head_lr 0.001 -> 0.002" in answer.err
+
+
+def test_a_run_from_python_resumes_with_the_settings_in_its_file(tmp_path: Path) -> None:
+    """Seed, precision of matmuls, recomputation and teachers were replaced by the defaults without a line."""
+    text = write_config(tmp_path).with_name("text.txt")
+    places = {"first": tmp_path / "first.ckpt", "second": tmp_path / "second.ckpt"}
+    learning = {"teachers": [str(places["first"])], "teacher_weight": 0.3}
+    of_model: dict[str, Any] = {"matmul_precision": "medium", "checkpoint_activations": True}
+    for name, more in (("first", {}), ("second", learning)):
+        gpt = GPTConfig(block_size=16, n_layer=1, n_head=2, n_embd=16, dropout=0.3)
+        model = LitGPT(gpt, OptimizerConfig("adamw", lr=5e-3), seed=7, **of_model, **more)
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = pl.Trainer(accelerator="cpu", max_steps=2, limit_val_batches=0, **quiet)
+        trainer.fit(model, datamodule=TextDataModule(str(text), block_size=16, batch_size=8, seed=7))
+        trainer.save_checkpoint(places[name])
+    flags = ("--data.corpus", text, "--data.batch_size", 8, "--trainer.max_steps", 4, "--trainer.accelerator", "cpu")
+    quiet_flags = ("--sample_text.max_new_tokens", 0, "--pictures.when", "never")
+    run = tmp_path / "run"
+    answer = gptlit("fit", "--ckpt_path", places["second"], "--run_dir", run, *flags, *quiet_flags)
+    assert answer.code == 0, answer.err
+    checkpoint = load(run / "last.ckpt")
+    settings = yaml.safe_load(checkpoint["gptlit"]["config"])
+    model_settings = settings["model"]
+    assert settings["seed_everything"] == checkpoint["hyper_parameters"]["seed"] == 7
+    assert {name: model_settings[name] for name in (of_model | learning)} == of_model | learning
+    assert (model_settings["gpt"]["dropout"], model_settings["optimizer"]["lr"]) == (0.3, 5e-3)
+    assert "changed: " not in answer.err
 
 
 def test_a_moved_corpus_is_accepted(copy: Path, half: Path) -> None:
