@@ -57,6 +57,11 @@ def set_max_steps(trainer: pl.Trainer, max_steps: int) -> None:
     trainer.fit_loop.epoch_loop.max_steps = max_steps
 
 
+def completes_step(trainer: pl.Trainer) -> bool:
+    """Return whether an optimizer step follows the micro-batch of this moment: it does on the last of an epoch too."""
+    return not trainer.fit_loop._should_accumulate()  # noqa: SLF001
+
+
 def validate_now(trainer: pl.Trainer) -> None:
     """Run a validation of a fit outside of its schedule, as Lightning's epoch loop runs it."""
     metrics = trainer._logger_connector  # noqa: SLF001

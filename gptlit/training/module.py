@@ -26,6 +26,7 @@ from gptlit.training.gradients import clip_by_norm, fused_step_works
 from gptlit.training.lightning_internals import (
     average_parameters_only,
     averaged_state,
+    completes_step,
     datamodule_of,
     forget_elapsed_time,
     restricted_classmethod,
@@ -180,7 +181,7 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         if self.compile_network == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()  # results of the last step may be overwritten from here on
         loss, shown = self._losses(inputs, targets)
-        self._step.add(shown, last=(batch_idx + 1) % self.trainer.accumulate_grad_batches == 0)
+        self._step.add(shown, last=completes_step(self.trainer))
         return loss
 
     def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

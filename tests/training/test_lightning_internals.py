@@ -24,6 +24,7 @@ NAMES = {
         "_signal_connector.received_sigterm",
         "_logger_connector._first_loop_iter",
         "_checkpoint_connector.dump_checkpoint",
+        "fit_loop._should_accumulate",
         "fit_loop.epoch_loop.max_steps",
         "fit_loop.epoch_loop._batches_that_stepped",
         "fit_loop.epoch_loop.val_loop.run",

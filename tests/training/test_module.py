@@ -91,6 +91,30 @@ def test_accumulation_takes_the_same_steps(corpus: Path, tmp_path: Path) -> None
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_the_logged_loss_is_that_of_the_step_at_the_end_of_an_epoch_too(corpus: Path, tmp_path: Path) -> None:
+    """Lightning also steps after the last batch of an epoch, however few micro-batches the step has then."""
+    made: list[list[torch.Tensor]] = [[]]
+    logged: list[torch.Tensor] = []
+
+    class Watched(LitGPT):
+        def training_step(self, *arguments: Any) -> torch.Tensor:
+            made[-1].append(super().training_step(*arguments))
+            return made[-1][-1]
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            if self.global_step == len(made):
+                logged.append(self.trainer.callback_metrics["train/loss"])
+                made.append([])
+
+    module = Watched(GPTConfig(**TINY), OptimizerConfig(name="adamw", lr=1e-2))
+    epochs = {"max_steps": 6, "max_epochs": -1, "limit_train_batches": 3, "limit_val_batches": 0}
+    trainer = quiet_trainer(tmp_path, accumulate_grad_batches=2, **epochs)
+    trainer.fit(module, datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
+    assert [len(losses) for losses in made[:-1]] == [2, 1] * 3
+    for losses, loss in zip(made, logged, strict=False):
+        torch.testing.assert_close(loss, torch.stack(losses).mean().detach(), check_dtype=False)
+
+
 def test_validation_metrics_are_exact_over_tokens(corpus: Path, tmp_path: Path) -> None:
     """They equal those of a loop over single tokens; batches are of unequal size."""
     module, trainer = trained(corpus, tmp_path)
