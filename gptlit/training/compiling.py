@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from gptlit.data import TextDataModule
 from gptlit.device.processes import blank_batch
 from gptlit.errors import reason_of
 from gptlit.model.block import Block
@@ -46,24 +47,40 @@ def flops_per_token(network: GPT) -> float:
     return 6.0 * weights + 12.0 * config.n_layer * config.n_embd * config.block_size
 
 
-def compile_network(trainer: pl.Trainer, network: GPT, setting: bool | str) -> str | None:
-    """Compile the network of a fit as `model.compile` says, with a batch of the right shape.
+def is_compiled(trainer: pl.Trainer, setting: bool | str) -> bool:
+    """Return whether a fit compiles its network.
 
     Args:
         trainer: before its first step.
+        setting: `model.compile`: true, false, `auto` or `reduce-overhead`.
+    """
+    if setting == "auto":
+        return compiling_pays(trainer.max_steps, trainer.strategy.root_device)
+    return bool(setting)
+
+
+def batch_of_known_shape(trainer: pl.Trainer) -> tuple[Tensor, Tensor] | None:
+    """Return inputs and targets of the shape of every micro-batch of a fit; None for data that does not tell it."""
+    data = datamodule_of(trainer)
+    if not isinstance(data, TextDataModule):
+        return None
+    rows = data.batch_size // (trainer.world_size * trainer.accumulate_grad_batches)
+    return blank_batch(rows, data.block_size, trainer.strategy.root_device)
+
+
+def compile_network(trainer: pl.Trainer, network: GPT, setting: bool | str, batch: tuple[Tensor, Tensor]) -> str:
+    """Compile the network of a fit as `model.compile` says.
+
+    Args:
+        trainer: of the fit.
         network: its model.
-        setting: true, false, `auto` or `reduce-overhead`.
+        setting: true, `auto` or `reduce-overhead`.
+        batch: inputs and targets of the shape of the micro-batches, for the trial.
 
     Returns:
-        What happened, as a line for the user; None when nothing was to be compiled.
+        What happened, as a line for the user.
     """
-    if not setting:
-        return None
-    data, device = datamodule_of(trainer), trainer.strategy.root_device
-    rows = data.batch_size // trainer.world_size
-    if setting == "auto" and not compiling_pays(trainer.max_steps, device):
-        return None
-    inputs, targets = blank_batch(rows // trainer.accumulate_grad_batches, data.block_size, device)
+    inputs, targets = batch
 
     def forward() -> Tensor:
         with trainer.precision_plugin.forward_context():

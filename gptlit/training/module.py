@@ -19,7 +19,7 @@ from gptlit.errors import settings_under
 from gptlit.model.config import GPTConfig
 from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor
 from gptlit.training.checks import check_callbacks, check_epoch
-from gptlit.training.compiling import compile_network
+from gptlit.training.compiling import batch_of_known_shape, compile_network, is_compiled
 from gptlit.training.distillation import TEACHER_WEIGHT, Teachers, distillation_loss, make_teachers
 from gptlit.training.evaluation import EvaluatesTokens
 from gptlit.training.gradients import clip_by_norm, fused_step_works
@@ -109,6 +109,7 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         self.teacher_weight = teacher_weight
         self.weights_step: int | None = None  # step that the weights belong to when the optimizer returns
         self.run_config: str | None = None  # YAML of all settings of the run, kept in the checkpoint
+        self._to_compile = False  # with the first batch of a fit
         self._step = StepMetrics()
         self._logged_step = 0
         self._epoch_start = 0  # optimizer steps made before this epoch
@@ -161,17 +162,28 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         self._step.reset()
         if self.global_step:  # the learning rates of the last step: a callback may read them before the next one
             self._set_rates(self.trainer.optimizers[0], self.global_step - 1)
-        outcome = compile_network(self.trainer, self.network, self.compile_network)
-        if outcome and self.trainer.is_global_zero:
-            print(outcome, file=sys.stderr)
+        self._to_compile = is_compiled(self.trainer, self.compile_network)
+        if self._to_compile and (batch := batch_of_known_shape(self.trainer)) is not None:
+            self._compile(batch)
         if not self.global_step and self.trainer.enable_validation:
             self.validate_initial_weights(holds_whole_model(self.trainer) and self.network.logits_are_zero)
+
+    def _compile(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._to_compile = False
+        outcome = compile_network(self.trainer, self.network, self.compile_network, batch)
+        if self.trainer.is_global_zero:
+            print(outcome, file=sys.stderr)
 
     def on_train_epoch_start(self) -> None:
         self._epoch_start = self.global_step
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed dropout from (seed, step, micro-batch, rank), so that a resumed run draws the same masks."""
+        """Seed dropout from (seed, step, micro-batch, rank), so that a resumed run draws the same masks.
+
+        Before that, compile for batches of a DataLoader, whose shape the first one tells.
+        """
+        if self._to_compile:
+            self._compile(batch)
         if self.gpt.draws_in_training:
             seed_device(self.device, mix(self.seed, batch_idx, self.global_rank))
 

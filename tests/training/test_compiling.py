@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from command import gptlit, write_config
+from torch.utils.data import DataLoader, TensorDataset
 
+from gptlit import CharTokenizer, LitGPT, OptimizerConfig
 from gptlit.model.block import Block
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
@@ -83,6 +86,25 @@ def test_auto_leaves_a_short_run_as_it_is(tmp_path: Path, compiled: list[str]) -
     assert answer.code == 0
     assert "compiled" not in answer.err
     assert not compiled
+
+
+def test_batches_of_a_dataloader_are_compiled_for(
+    tmp_path: Path, compiled: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DataLoader has no block_size: the shape is that of its first batch, and the trial draws no random numbers."""
+    monkeypatch.setattr(torch, "compile", lambda function, mode: function)
+    ids = torch.arange(40).reshape(4, 10) % 3
+    weights = []
+    for compile in (True, False):
+        gpt = GPTConfig(block_size=9, n_layer=1, n_head=1, n_embd=8, dropout=0.5, init="normal")
+        module = LitGPT(gpt, OptimizerConfig("adamw"), tokenizer=CharTokenizer.train("abc").to_json(), compile=compile)
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = pl.Trainer(accelerator="cpu", max_steps=3, max_epochs=-1, default_root_dir=tmp_path, **quiet)
+        trainer.fit(module, DataLoader(TensorDataset(ids[:, :-1], ids[:, 1:]), batch_size=2))
+        weights.append([weight.detach().clone() for weight in module.parameters()])
+    assert capsys.readouterr().err.count("compiled in") == 1
+    assert compiled == ["compiled"] * 4, "the trial and three steps"
+    assert all(map(torch.equal, *weights))
 
 
 @pytest.mark.slow
