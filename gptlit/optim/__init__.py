@@ -2,13 +2,14 @@
 
 from gptlit.optim.groups import OptimizerConfig, build_optimizer, parameter_groups
 from gptlit.optim.muon import MuonAdamW, newton_schulz
-from gptlit.optim.schedule import ScheduleConfig, learning_rate_factor
+from gptlit.optim.schedule import ScheduleConfig, check_length, learning_rate_factor
 
 __all__ = [
     "MuonAdamW",
     "OptimizerConfig",
     "ScheduleConfig",
     "build_optimizer",
+    "check_length",
     "learning_rate_factor",
     "newton_schulz",
     "parameter_groups",

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from gptlit.errors import require
+from gptlit.errors import UserError, require
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,32 @@ class ScheduleConfig:
         require(0 < self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "above 0 and at most 1")
 
 
-def learning_rate_factor(step: int, max_steps: int, schedule: ScheduleConfig) -> float:
+def check_length(max_steps: float, schedule: ScheduleConfig) -> None:
+    """Check that the number of steps is known, if the schedule depends on it.
+
+    Args:
+        max_steps: steps of the run; inf if unknown.
+        schedule: settings.
+
+    Raises:
+        UserError: if it is unknown.
+    """
+    if math.isinf(max_steps) and schedule.shape != "constant":
+        raise UserError(
+            f"is not set, and the number of steps does not follow from max_epochs and the length of the data, but the "
+            f"schedule {schedule.shape} depends on it: set it, or choose the shape constant",
+            "trainer.max_steps",
+        )
+
+
+def learning_rate_factor(step: int, max_steps: float, schedule: ScheduleConfig) -> float:
     """Return the factor of the peak learning rate in an optimizer step, from 0 to 1.
 
     Warm-up and cosine are nanoGPT's, with its `lr_decay_iters` at `max_steps`.
 
     Args:
         step: index of the step; 0 is the first.
-        max_steps: steps of the run.
+        max_steps: steps of the run; inf, which only `constant` allows, if that is unknown.
         schedule: settings.
     """
     # 1. warm up from 1 / (warmup_steps + 1), since a step at rate 0 would be lost

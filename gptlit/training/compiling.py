@@ -13,14 +13,14 @@ from gptlit.device.processes import blank_batch
 from gptlit.errors import reason_of
 from gptlit.model.block import Block
 from gptlit.model.gpt import GPT, next_token_loss
-from gptlit.training.lightning_internals import datamodule_of
+from gptlit.training.lightning_internals import datamodule_of, steps_of_run
 
 STEPS_ON_A_GPU = 500  # not measured
 
 Mode = Literal["default", "reduce-overhead"]
 
 
-def compiling_pays(steps: int, device: torch.device) -> bool:
+def compiling_pays(steps: float, device: torch.device) -> bool:
     """Return whether a run saves more time by compiling than compiling takes.
 
     Depends on the settings only, never on a measured time: a resumed run must decide as it did before, since a compiled
@@ -55,7 +55,7 @@ def is_compiled(trainer: pl.Trainer, setting: bool | str) -> bool:
         setting: `model.compile`: true, false, `auto` or `reduce-overhead`.
     """
     if setting == "auto":
-        return compiling_pays(trainer.max_steps, trainer.strategy.root_device)
+        return compiling_pays(steps_of_run(trainer), trainer.strategy.root_device)
     return bool(setting)
 
 

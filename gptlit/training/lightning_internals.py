@@ -44,6 +44,18 @@ def trainer_of(module: pl.LightningModule) -> pl.Trainer | None:
 # ---------------------------------------------------------------- loops
 
 
+def steps_of_run(trainer: pl.Trainer) -> float:
+    """Return the optimizer steps of a fit: `max_steps`, or those of `max_epochs` passes; inf where neither tells it.
+
+    To be called once training has begun: before, `estimated_stepping_batches` would make the loaders, and those with a
+    state would not be restored.
+    """
+    if trainer.max_steps != -1:
+        return trainer.max_steps
+    steps = trainer.estimated_stepping_batches
+    return steps if steps >= 0 else float("inf")  # -1 for a loader without a length
+
+
 def set_logged_step(trainer: pl.Trainer) -> None:
     """Set the step under which `self.log` of any callback reaches the loggers to the number of optimizer steps made.
 

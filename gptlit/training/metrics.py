@@ -20,6 +20,7 @@ from gptlit.training.lightning_internals import (
     log_interval,
     log_to_loggers,
     set_metrics,
+    steps_of_run,
 )
 
 ESTIMATES = ("train/loss_estimate", "val/loss_estimate")  # in the order of the validation loaders after the first
@@ -94,7 +95,7 @@ def rate_name(role: str) -> str:
 
 def is_logged(trainer: pl.Trainer, step: int) -> bool:
     """Return whether the metrics of an optimizer step go to the loggers."""
-    return step % log_interval(trainer) == 0 or step >= trainer.max_steps
+    return step % log_interval(trainer) == 0 or step >= steps_of_run(trainer)
 
 
 def is_monitored(trainer: pl.Trainer, name: str) -> bool:

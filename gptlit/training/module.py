@@ -17,7 +17,7 @@ from gptlit.checkpoint.torch_file import untrusted
 from gptlit.device.seeds import mix, seed_device
 from gptlit.errors import settings_under
 from gptlit.model.config import GPTConfig
-from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor
+from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, check_length, learning_rate_factor
 from gptlit.training.checks import check_callbacks, check_epoch
 from gptlit.training.compiling import batch_of_known_shape, compile_network, is_compiled
 from gptlit.training.distillation import TEACHER_WEIGHT, Teachers, distillation_loss, make_teachers
@@ -32,6 +32,7 @@ from gptlit.training.lightning_internals import (
     restricted_classmethod,
     set_metrics,
     set_progress_to_step_boundary,
+    steps_of_run,
     trainer_of,
     use_trained_weights,
 )
@@ -61,7 +62,8 @@ class LitGPT(NetworkModule, EvaluatesTokens):
     Args:
         gpt: architecture.
         optimizer: AdamW or Muon, learning rates and weight decay.
-        schedule: learning rate over the run.
+        schedule: learning rate over the run, whose length is `max_steps` of the Trainer or, without it, follows from
+            `max_epochs` and the length of the DataLoader.
         tokenizer: JSON of the tokenizer; null takes it from the data.
         init_from: initial weights: a GPT-2 or NanoChat folder or id of Hugging Face, a run of gptlit, or nanoGPT's
             ckpt.pt. Architecture and tokenizer come from there; of `gpt`, only `block_size`, the dropouts and
@@ -156,7 +158,12 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         teachers.load(self.gpt, self.tokenizer)
 
     def on_train_start(self) -> None:
-        """Forget the last fit, compile if asked to, and validate the initial weights."""
+        """Forget the last fit, compile if asked to, and validate the initial weights.
+
+        Raises:
+            UserError: when the schedule needs the number of steps, and nothing tells it.
+        """
+        check_length(steps_of_run(self.trainer), self.schedule)
         self.weights_step = self.validated_step = None
         self._logged_step = self.global_step
         self._step.reset()
@@ -257,7 +264,7 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         check_epoch(self.trainer, self._epoch_start)
 
     def _set_rates(self, optimizer: Any, step: int) -> None:
-        factor = learning_rate_factor(step, self.trainer.max_steps, self.schedule)
+        factor = learning_rate_factor(step, steps_of_run(self.trainer), self.schedule)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 

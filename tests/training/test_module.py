@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from gptlit import (
     BPETokenizer,
@@ -113,6 +116,73 @@ def test_the_logged_loss_is_that_of_the_step_at_the_end_of_an_epoch_too(corpus: 
     assert [len(losses) for losses in made[:-1]] == [2, 1] * 3
     for losses, loss in zip(made, logged, strict=False):
         torch.testing.assert_close(loss, torch.stack(losses).mean().detach(), check_dtype=False)
+
+
+class Rates(pl.Callback):
+    """Keeps the learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def own_loader(batches: int, batch_size: int = 2, sized: bool = True) -> DataLoader[Any]:
+    """A DataLoader of the user, over random ids of a vocabulary of three."""
+    ids = torch.randint(3, (batches * batch_size, 9), generator=torch.Generator().manual_seed(1))
+    rows = TensorDataset(ids[:, :-1], ids[:, 1:])
+    return DataLoader(rows if sized else Unsized(rows), batch_size)
+
+
+class Unsized(IterableDataset[Any]):
+    """Rows without a length."""
+
+    def __init__(self, rows: TensorDataset) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+
+def tiny_model(shape: str = "constant", **gpt: Any) -> LitGPT:
+    """An untrained model of three characters."""
+    settings, schedule = GPTConfig(**(TINY | gpt)), ScheduleConfig(shape=shape)  # type: ignore[arg-type]
+    return LitGPT(settings, OptimizerConfig("adamw", lr=1e-2), schedule, CharTokenizer.train("abc").to_json())
+
+
+def test_without_max_steps_the_rate_falls_over_the_epochs(tmp_path: Path) -> None:
+    """It was 0 from the second step on."""
+    runs = []
+    for length in ({"max_steps": 6}, {"max_steps": -1, "max_epochs": 2}):
+        rates = Rates()
+        trainer = quiet_trainer(tmp_path, callbacks=[rates], accumulate_grad_batches=2, **length)
+        trainer.fit(tiny_model("linear"), own_loader(5))
+        assert trainer.global_step == 6, "two steps of two batches and one of one in every epoch"
+        runs.append(rates.rates)
+    assert runs[0] == runs[1]
+    assert 0 < min(runs[1]) < max(runs[1]) == 1e-2
+
+
+def test_without_max_steps_metrics_are_logged_at_their_interval(tmp_path: Path) -> None:
+    """Every step was taken for the last one."""
+    logger = DummyLogger()
+    steps: list[int] = []
+    logger.log_metrics = lambda metrics, step: steps.append(step) if "train/loss" in metrics else None  # type: ignore[method-assign]
+    trainer = quiet_trainer(tmp_path, logger=logger, log_every_n_steps=3, max_steps=-1, max_epochs=2)
+    trainer.fit(tiny_model(), own_loader(5))
+    assert steps == [3, 6, 9, 10]
+
+
+@pytest.mark.parametrize("settings", [{"max_epochs": 2}, {"max_epochs": -1}])
+def test_a_schedule_over_an_unknown_number_of_steps_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    loader = own_loader(5, sized=settings["max_epochs"] == -1)
+    settings |= {"max_steps": -1, "max_time": {"seconds": 1}}
+    with pytest.raises(UserError, match=r"trainer\.max_steps is not set"):
+        quiet_trainer(tmp_path, **settings).fit(tiny_model("linear"), loader)
+    trainer = quiet_trainer(tmp_path, **settings)
+    trainer.fit(tiny_model("constant"), loader)
+    assert trainer.global_step >= 1
 
 
 def test_validation_metrics_are_exact_over_tokens(corpus: Path, tmp_path: Path) -> None:
