@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,45 @@ def test_a_folder_without_a_checkpoint_after_a_crash_is_started_again(text: Path
     assert climb(text, rungs="1").code == 0
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["1_bigram"]
     assert (folder / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "samples/mine.txt", "deep/er/notes.txt"])
+@pytest.mark.parametrize("begun", [True, False])
+def test_files_of_the_user_are_kept(text: Path, name: str, begun: bool) -> None:
+    """The folder of a run without a checkpoint was removed with everything in it."""
+    folder = text.parent / "ladder" / "2_head"
+    notes = folder / name
+    notes.parent.mkdir(parents=True)
+    notes.write_text("of the user")
+    if begun:
+        (folder / "config.yaml").write_text("seed_everything: 1\n")
+    answer = climb(text)
+    assert answer.code == 2
+    assert answer.err == f"gptlit: {folder} holds {name}, which no run of the ladder wrote: choose another --run_dir\n"
+    assert notes.read_text() == "of the user"
+    assert not (folder.parent / "1_bigram").exists(), "refused before anything is trained"
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_started_again(text: Path) -> None:
+    """With everything that it has written by then."""
+
+    class Killed(ladder.RungBar):
+        def on_train_batch_start(self, trainer: Any, *arguments: Any) -> None:
+            if trainer.global_step == 2:
+                shutil.copytree(root / "1_bigram", root / "killed")
+
+    root = text.parent / "ladder"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder, "RungBar", Killed)
+        assert climb(text, rungs="1").code == 0
+    expected = numbers(root)
+    shutil.rmtree(root / "1_bigram")
+    shutil.move(root / "killed", root / "1_bigram")
+    for checkpoint in (root / "1_bigram").glob("*.ckpt"):  # of the validation before the first step
+        checkpoint.unlink()
+    assert (root / "1_bigram" / "config.yaml").is_file()
+    assert climb(text, rungs="1").code == 0
+    assert numbers(root) == expected
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from gptlit.callbacks.console import console
-from gptlit.checkpoint.files import find_resume_point
+from gptlit.checkpoint.files import find_resume_point, is_run_folder
 from gptlit.checkpoint.run_dir import lock_folder
 from gptlit.cli.fit.command import run_fit
 from gptlit.cli.fit.parser import make_parser as make_fit_parser
@@ -34,6 +35,17 @@ from gptlit.training.lightning_internals import log_interval
 
 # Settings that must be equal for a run to be taken as one of this ladder.
 COMPARED = ("model.", "data.", "seed_everything", "trainer.max_steps", "trainer.gradient_clip_val", "trainer.precision")
+
+# What a run writes before its first checkpoint; a `*` also stands for folders.
+BEFORE_A_CHECKPOINT = (
+    "config.yaml",
+    "curves.png",
+    "*events.out.tfevents.*",
+    "metrics.csv",
+    "profile*",
+    "samples/step-*.txt",
+    ".*.partial",
+)
 
 
 @dataclass(frozen=True)
@@ -259,9 +271,10 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
     """Return how far a run is.
 
     Raises:
-        UserError: if its folder holds a run with other settings.
+        UserError: if its folder holds a run with other settings, or something else than a run.
     """
     if not any(run.folder.glob("*.ckpt")):
+        check_clear(run.folder)
         return "new"
     start = find_resume_point(str(run.folder))
     stored, wanted = flat(stored_config(start.checkpoint)), run.wanted
@@ -292,16 +305,31 @@ def train_rung(run: Run, state: str, bar: Progress) -> int:
 
 
 def clear(folder: Path) -> None:
-    """Remove the folder of a run that was killed before it saved anything.
+    """Empty the folder of a run that was killed before it saved anything.
 
     Raises:
-        UserError: if another process is training that run.
+        UserError: if another process is training that run, or something else lies in the folder.
     """
+    check_clear(folder)
     lock = lock_folder(folder)
     if lock is None:
         raise UserError(f"{folder} is being trained by another process: stop it first, or choose another --run_dir")
     os.close(lock)
     shutil.rmtree(folder)
+
+
+def check_clear(folder: Path) -> None:
+    """Check that a folder holds nothing but what a run writes before its first checkpoint.
+
+    Raises:
+        UserError: names what else lies there.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = [path.relative_to(folder) for path in files]
+    of_a_run = is_run_folder(folder)
+    for name in names:
+        if not (of_a_run and any(fnmatch(str(name), pattern) for pattern in BEFORE_A_CHECKPOINT)):
+            raise UserError(f"{folder} holds {name}, which no run of the ladder wrote: choose another --run_dir")
 
 
 class RungBar(ProgressBar):
