@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from command import PLAY, Answer, gptlit, load
 
 from gptlit.cli.ladder import command as ladder
@@ -217,6 +218,53 @@ def test_a_user_error_is_one_line_and_leaves_no_folder(
     assert complaint in answer.err
     assert len(answer.err.strip().splitlines()) == 1
     assert not (tmp_path / "ladder").exists()
+
+
+@pytest.mark.parametrize(
+    "text_flag",
+    ["--sample_text.prompt=ROMEO: what: now", "--sample_text.prompt=%", "--sample_text.prompt=null"],
+)
+def test_texts_are_taken_as_typed(text: Path, text_flag: str) -> None:
+    """They were read as YAML: a traceback, or another text."""
+    text.write_text(text.read_text() + "%", encoding="utf-8")
+    answer = climb(text, text_flag, rungs="1")
+    assert answer.code == 0, answer.err
+    config = load(text.parent / "ladder" / "1_bigram" / "last.ckpt")["gptlit"]["config"]
+    assert yaml.safe_load(config)["sample_text"]["prompt"] == text_flag.partition("=")[2]
+
+
+@pytest.mark.parametrize("name", ["x: y.txt", "@a.txt", "1e3"])
+def test_a_second_start_knows_the_name_of_the_text(text: Path, name: str) -> None:
+    """It was refused, since `x: y.txt` is a mapping in YAML."""
+    text.rename(text.with_name(name))
+    for _ in range(2):
+        answer = climb(Path(name), rungs="1")
+        assert answer.code == 0, answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--config", "broken.yaml"), "--config broken.yaml, line 3: this is not YAML"),
+        (("--config", "absent.yaml"), "--config absent.yaml: there is no such file"),
+        (("--trainer.max_steps", "abc"), "--trainer.max_steps is abc: it must be a whole number"),
+        (("--trainer.max_steps",), "--trainer.max_steps needs a value"),
+        (("--seed_everything", "many"), "--seed_everything is many: it must be a whole number"),
+    ],
+)
+def test_errors_are_those_of_fit(text: Path, arguments: tuple[str, ...], complaint: str) -> None:
+    """They were tracebacks."""
+    Path("broken.yaml").write_text("trainer:\n  max_steps: [1\n")
+    answer = gptlit("ladder", "--run_dir", "ladder", *arguments)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith(f"gptlit: {complaint}")
+    assert not Path("ladder").exists()
+
+
+def test_a_seed_in_a_file_is_obeyed(text: Path) -> None:
+    Path("seed.yaml").write_text("seed_everything: 5\n")
+    assert climb(text, "--config", "seed.yaml", rungs="1").code == 0
+    assert numbers(text.parent / "ladder")[0]["seed"] == "5"
 
 
 def result(number: str, loss: float) -> Result:

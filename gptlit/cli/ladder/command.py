@@ -19,14 +19,14 @@ from gptlit.checkpoint.files import find_resume_point, is_run_folder
 from gptlit.checkpoint.run_dir import lock_folder
 from gptlit.cli.fit.command import run_fit
 from gptlit.cli.fit.parser import make_parser as make_fit_parser
-from gptlit.cli.fit.plan import names_in_flags, parse_fit
+from gptlit.cli.fit.plan import names_in_file, names_in_flags, parse_fit, read_config_options
 from gptlit.cli.fit.resume import is_finished
 from gptlit.cli.fit.unused import unused
 from gptlit.cli.ladder.report import read_result, write_report
 from gptlit.cli.ladder.rungs import Rung, all_rungs, choose
 from gptlit.cli.messages import duration, say
 from gptlit.cli.parser import PlainParser, option_names
-from gptlit.cli.settings import find_config, flat, leaves_of, option, stored_config, without_option
+from gptlit.cli.settings import flat, leaves_of, option, stored_config, without_option
 from gptlit.device.memory import keep_freed_memory
 from gptlit.errors import UserError, require, shell_option
 from gptlit.play import read_runs, write_page
@@ -86,7 +86,7 @@ def ladder(verb: str, arguments: list[str]) -> int:
     keep_freed_memory()
     check_options(options.seeds, fit_arguments)
     root = Path(options.run_dir)
-    overrides = overrides_of(fit_arguments)
+    overrides = overrides_of(fit_arguments, all_rungs()[0].path)
     runs = plan(choose(all_rungs(overrides), options.rungs), options.seeds, root, fit_arguments, overrides)
     refuse_unused(runs, fit_arguments, overrides)
     states = {run.folder: state_of(run) for run in runs}  # all first: an error should not come after hours of training
@@ -200,16 +200,12 @@ def plan(
     rungs: Sequence[Rung], seeds: int, root: Path, fit_arguments: list[str], overrides: Mapping[str, Any]
 ) -> list[Run]:
     """Return all rungs with the first seed, then all with the second, so that a table can be made early."""
-    first = option(fit_arguments, "--seed_everything")
     rest = without_option(fit_arguments, "--seed_everything")
     runs = []
     for number in range(seeds):
         for rung in rungs:
             settings = flat(yaml.safe_load(rung.path.read_text(encoding="utf-8")))
-            try:
-                seed = int(settings["seed_everything"] if first is None else first) + number
-            except ValueError as error:
-                raise UserError(f"--seed_everything {first}: it must be a whole number") from error
+            seed = overrides.get("seed_everything", settings["seed_everything"]) + number
             folder = root / (rung.name if number == 0 else f"{rung.name}-seed{number + 1}")
             runs.append(
                 Run(
@@ -233,28 +229,31 @@ def more_validations(settings: Mapping[str, Any], overrides: Mapping[str, Any]) 
     interval = "trainer.val_check_interval"
     if "trainer.max_steps" not in overrides or interval in overrides:
         return ()
-    steps = int(float(overrides["trainer.max_steps"]))
-    often = max(1, steps // 10)
+    often = max(1, overrides["trainer.max_steps"] // 10)
     return () if settings.get(interval, often) <= 2 * often else (f"--{interval}={often}",)
 
 
-def overrides_of(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the settings that flags and further files give for every rung, by their full names."""
-    files: dict[str, Any] = {}
-    flags: dict[str, Any] = {}  # which win over files, wherever they are
-    words = iter(arguments)
-    for word in words:
-        name, equals, rest = word.partition("=")
-        value = rest if equals else next(words, None)
-        if value is None:
-            if name.startswith("--print_config"):
-                continue
-            raise UserError(f"{name} needs a value")
-        if name in ("--config", "-c"):
-            files.update(flat(yaml.safe_load(find_config(value).read_text(encoding="utf-8"))))
-        else:
-            flags.update(flat(yaml.safe_load(value), name.removeprefix("--")))
-    return files | flags
+def overrides_of(arguments: Sequence[str], rung: Path) -> dict[str, Any]:
+    """Return the settings that flags and further files give for every rung, by their full names, as fit reads them.
+
+    Args:
+        arguments: flags for `gptlit fit`.
+        rung: file of one rung.
+
+    Raises:
+        UserError: as `gptlit fit`.
+    """
+    flags, files = read_config_options("fit", arguments)
+    given = names_in_flags(flags).union(*map(names_in_file, files))
+    planned = parse_fit(["--config", str(rung), *arguments], allow_unused=True)
+    settings = flat(planned.settings, stop_at=leaves_of(option_names(make_fit_parser("fit"))))
+    if planned.precision_chosen:
+        settings["trainer.precision"] = "auto"
+    return {
+        name: value
+        for name, value in settings.items()
+        if name in given or any(part.startswith(f"{name}.") for part in given)
+    }
 
 
 def same(stored: Any, wanted: Any) -> bool:
@@ -283,7 +282,7 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
             continue  # a run holds what auto meant at its start
         if key.startswith(COMPARED) and key in stored and not same(stored[key], value):
             raise UserError(f"{run.folder} holds a run with {key} {stored[key]}, not {value}: choose another --run_dir")
-    return "finished" if is_finished(start, int(float(wanted["trainer.max_steps"]))) else "begun"
+    return "finished" if is_finished(start, wanted["trainer.max_steps"]) else "begun"
 
 
 # ---------------------------------------------------------------- one run
