@@ -13,6 +13,7 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
 
+from gptlit.data import TextDataModule
 from gptlit.errors import UserError
 
 restricted_classmethod = _restricted_classmethod  # refuses a call on an instance, whose result would be lost
@@ -186,7 +187,18 @@ def forget_elapsed_time(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None
             checkpoint.get("callbacks", {}).pop(callback.state_key, None)
 
 
-def set_progress_to_step_boundary(checkpoint: dict[str, Any], accumulate: int) -> None:
+def is_one_epoch(trainer: pl.Trainer) -> bool:
+    """Return whether a fit is one epoch by its data: a TextDataModule has the batches of all steps.
+
+    `limit_train_batches` cuts them into epochs. Lightning also sets it for `overfit_batches` and `fast_dev_run`.
+    """
+    limit: int | float = trainer.limit_train_batches
+    limited = isinstance(limit, int) or limit < 1
+    other_limit = trainer.overfit_batches or trainer.fast_dev_run  # type: ignore[attr-defined]
+    return isinstance(datamodule_of(trainer), TextDataModule) and not (limited and not other_limit)
+
+
+def set_progress_to_step_boundary(checkpoint: dict[str, Any], accumulate: int, one_epoch: bool) -> None:
     """Rewrite the loop progress in a checkpoint to "`global_step` whole optimizer steps are done", in place.
 
     A file may have been written inside a validation, between two micro-batches, or with another number of accumulation
@@ -195,22 +207,52 @@ def set_progress_to_step_boundary(checkpoint: dict[str, Any], accumulate: int) -
     Args:
         checkpoint: as Lightning loads it; without loop progress it is left as it is.
         accumulate: micro-batches of an optimizer step in the run that continues.
+        one_epoch: whether all steps of that run belong to its first epoch. Otherwise it continues in the epoch of the
+            checkpoint, or begins the next one if that is complete.
     """
     loops = checkpoint.get("loops", {}).get("fit_loop")
     if loops is None:
         return
     steps = checkpoint["global_step"]
-    micro_batches = steps * accumulate
     training = loops["epoch_loop.batch_progress"]
-    for count in (training["total"], training["current"]):
-        count.update(dict.fromkeys(("ready", "started", "processed", "completed"), micro_batches))
+    epochs, batches_before, steps_here = (0, 0, steps) if one_epoch else position_in_epochs(loops)
+    begun = one_epoch or steps_here > 0
+    set_counts(training["total"], batches_before + steps_here * accumulate)
+    set_counts(training["current"], steps_here * accumulate)
+    loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["current"].update(
+        ready=steps_here, completed=steps_here
+    )
     validation = loops["epoch_loop.val_loop.batch_progress"]
     for count in (validation["total"], validation["current"]):
-        count.update(dict.fromkeys(("ready", "started", "processed", "completed"), 0))
+        set_counts(count, 0)
     training["is_last_batch"] = validation["is_last_batch"] = False
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
     for count in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
-        count.update(ready=1, started=1, processed=0, completed=0)
+        set_counts(count, epochs)
+        count.update(ready=epochs + begun, started=epochs + begun)
+
+
+def position_in_epochs(loops: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return how many epochs are complete, their micro-batches, and the optimizer steps made in the next epoch.
+
+    Args:
+        loops: progress of the fit loop in a checkpoint of a run of several epochs. The counter of processed epochs
+            includes one that `max_steps` cut off; that epoch is not complete.
+    """
+    epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
+    here, total = batch["current"], batch["total"]
+    if not here["ready"]:  # between two epochs, or before the first
+        return epoch["processed"], total["ready"], 0
+    epochs = epoch["ready"] - 1
+    if batch["is_last_batch"] and here["processed"] == here["ready"]:
+        return epochs + 1, total["ready"], 0
+    steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["current"]["completed"]
+    return epochs, total["ready"] - here["ready"], steps
+
+
+def set_counts(count: dict[str, int], value: int) -> None:
+    """Set all counters of one kind of progress, in place."""
+    count.update(dict.fromkeys(("ready", "started", "processed", "completed"), value))
 
 
 def acts_after_validations_only(trainer: pl.Trainer, callback: pl.Callback) -> bool:

@@ -29,6 +29,7 @@ from gptlit.training.lightning_internals import (
     completes_step,
     datamodule_of,
     forget_elapsed_time,
+    is_one_epoch,
     restricted_classmethod,
     set_metrics,
     set_progress_to_step_boundary,
@@ -192,7 +193,9 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         if self._to_compile:
             self._compile(batch)
         if self.gpt.draws_in_training:
-            seed_device(self.device, mix(self.seed, batch_idx, self.global_rank))
+            accumulate = self.trainer.accumulate_grad_batches
+            micro_batch = self.global_step * accumulate + batch_idx % accumulate  # of the run, over all epochs
+            seed_device(self.device, mix(self.seed, micro_batch, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the training loss (nats per token) of a micro-batch: without teachers the mean cross-entropy."""
@@ -323,7 +326,7 @@ class LitGPT(NetworkModule, EvaluatesTokens):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Set Lightning's loops to the boundary after the last whole step, whatever moment the file was written at.
 
-        A time limit counts from this start.
+        The epoch is kept, unless the run is one epoch. A time limit counts from this start.
         """
         stored = checkpoint.get("gptlit") or {}
         self.origin = {"init_from": stored["init_from"]} if "init_from" in stored else {}
@@ -334,4 +337,4 @@ class LitGPT(NetworkModule, EvaluatesTokens):
             if self.teachers is not None:
                 self._load_teachers(self.teachers)
                 self.teachers.require_those_of(checkpoint)
-        set_progress_to_step_boundary(checkpoint, 1 if trainer is None else trainer.accumulate_grad_batches)
+            set_progress_to_step_boundary(checkpoint, trainer.accumulate_grad_batches, is_one_epoch(trainer))

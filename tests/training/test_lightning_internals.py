@@ -149,7 +149,7 @@ def test_progress_is_set_to_whole_optimizer_steps(tmp_path: Path, accumulate: in
     """Every counter that Lightning stores is known, and stands at a boundary."""
     contents: dict[str, Any] = {}
     fit(tmp_path, During(2, lambda trainer: contents.update(internals.checkpoint_contents(trainer))))
-    internals.set_progress_to_step_boundary(contents, accumulate)
+    internals.set_progress_to_step_boundary(contents, accumulate, one_epoch=True)
     loop = contents["loops"]["fit_loop"]
     known = {"total", "current", "is_last_batch"}
     for name in ("epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"):
@@ -161,7 +161,7 @@ def test_progress_is_set_to_whole_optimizer_steps(tmp_path: Path, accumulate: in
 
 def test_a_checkpoint_without_progress_is_left_as_it_is() -> None:
     checkpoint = {"global_step": 3, "state_dict": {}}
-    internals.set_progress_to_step_boundary(checkpoint, 1)
+    internals.set_progress_to_step_boundary(checkpoint, 1, one_epoch=True)
     assert checkpoint == {"global_step": 3, "state_dict": {}}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -485,3 +486,86 @@ def test_a_run_can_start_from_the_weights_of_another(corpus: Path, tmp_path: Pat
     loaded = LitGPT.load_from_checkpoint(tmp_path / "second.ckpt", weights_only=True)
     content = torch.load(tmp_path / "second.ckpt", weights_only=True)["gptlit"]
     assert content["init_from"] == loaded.origin["init_from"] == str(tmp_path / "first.ckpt")
+
+
+class Masks(pl.Callback):
+    """Keeps (epoch, batch, step) of every micro-batch, and the seed of its dropout."""
+
+    def __init__(self) -> None:
+        self.places: list[tuple[int, int, int]] = []
+        self.seeds: list[int] = []
+
+    def on_before_zero_grad(self, *_: Any) -> None:
+        self.seeds.append(torch.random.default_generator.initial_seed())
+
+    def on_train_batch_end(self, trainer: pl.Trainer, _m: Any, _o: Any, _b: Any, batch_idx: int) -> None:
+        self.places.append((trainer.current_epoch, batch_idx, trainer.global_step))
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_every_micro_batch_has_its_own_dropout_masks(corpus: Path, tmp_path: Path, own: bool, accumulate: int) -> None:
+    """They were the same in every epoch."""
+    seeds: list[int] = []
+
+    class Watched(LitGPT):
+        def training_step(self, *arguments: Any) -> torch.Tensor:
+            seeds.append(torch.random.default_generator.initial_seed())
+            return super().training_step(*arguments)
+
+    data: dict[str, Any] = {"train_dataloaders": own_loader(5)}
+    if not own:
+        data = {"datamodule": TextDataModule(str(corpus), block_size=8, batch_size=4)}
+    epochs = {"max_steps": 9, "max_epochs": -1, "limit_train_batches": 3, "limit_val_batches": 0}
+    module = Watched(GPTConfig(**TINY, dropout=0.1), tokenizer=tiny_model().hparams["tokenizer"] if own else None)
+    quiet_trainer(tmp_path, accumulate_grad_batches=accumulate, **epochs).fit(module, **data)
+    assert len(set(seeds)) == len(seeds) > 3
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("length", [{"max_steps": -1, "max_epochs": 3}, {"max_steps": 13, "max_epochs": 3}])
+def test_a_run_of_several_epochs_continues_in_its_epoch(
+    tmp_path: Path, accumulate: int, length: dict[str, Any]
+) -> None:
+    """It began again with epoch 0, and made more steps."""
+    places = tmp_path / "places"
+    save = ModelCheckpoint(places, "{epoch}-{step}", save_top_k=-1, every_n_train_steps=1)
+    end = ModelCheckpoint(places, "end-{epoch}-{step}", save_top_k=-1, save_on_train_epoch_end=True)
+    whole = Masks()
+    settings: dict[str, Any] = {"accumulate_grad_batches": accumulate, **length}
+    saving = quiet_trainer(tmp_path, callbacks=[whole, save, end], enable_checkpointing=True, **settings)
+    saving.fit(tiny_model(dropout=0.1), own_loader(5))
+    files = [path for path in places.iterdir() if not path.stem.endswith(f"step={saving.global_step}")]
+    assert len(files) == saving.global_step - 1 + 2, "after every step, and at the end of two epochs"
+    for path in files:
+        step = torch.load(path, weights_only=True)["global_step"]
+        rest = Masks()
+        trainer = quiet_trainer(tmp_path, callbacks=[rest], **settings)
+        trainer.fit(tiny_model(dropout=0.1), own_loader(5), ckpt_path=path)
+        after = next(index for index, place in enumerate(whole.places) if place[2] == step) + 1
+        assert rest.places == whole.places[after:], path.name
+        assert rest.seeds == whole.seeds[-len(rest.seeds) :]
+        assert (trainer.global_step, trainer.current_epoch) == (saving.global_step, saving.current_epoch)
+
+
+def test_a_run_cut_off_by_max_steps_continues_in_its_epoch(tmp_path: Path) -> None:
+    """Lightning counts an epoch as done that max_steps has cut off."""
+    place = tmp_path / "cut.ckpt"
+    first = quiet_trainer(tmp_path, max_steps=14, max_epochs=3)
+    first.fit(tiny_model(), own_loader(10))
+    first.save_checkpoint(place)
+    rest = Masks()
+    trainer = quiet_trainer(tmp_path, max_steps=-1, max_epochs=3, callbacks=[rest])
+    trainer.fit(tiny_model(), own_loader(10), ckpt_path=place)
+    assert rest.places[0] == (1, 4, 15)
+    assert trainer.global_step == 30
+
+
+def test_a_longer_run_on_a_datamodule_stays_one_epoch(corpus: Path, tmp_path: Path) -> None:
+    module, trainer = trained(corpus, tmp_path, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "done.ckpt")
+    rest = Masks()
+    longer = quiet_trainer(tmp_path, max_steps=6, max_epochs=1, callbacks=[rest])
+    fresh = LitGPT(module.gpt, module.optimizer_config, module.schedule)
+    longer.fit(fresh, datamodule=trainer.datamodule, ckpt_path=tmp_path / "done.ckpt")
+    assert rest.places == [(0, 3, 4), (0, 4, 5), (0, 5, 6)]
