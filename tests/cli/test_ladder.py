@@ -17,6 +17,7 @@ from command import PLAY, Answer, gptlit, load
 from gptlit.cli.ladder import command as ladder
 from gptlit.cli.ladder.report import Result, curves_figure, gain, markdown_table, with_spread
 from gptlit.cli.ladder.rungs import all_rungs
+from gptlit.data.corpus.download import NetworkError
 
 SHORT = (
     "--trainer.max_steps=6",
@@ -265,6 +266,42 @@ def test_a_seed_in_a_file_is_obeyed(text: Path) -> None:
     Path("seed.yaml").write_text("seed_everything: 5\n")
     assert climb(text, "--config", "seed.yaml", rungs="1").code == 0
     assert numbers(text.parent / "ladder")[0]["seed"] == "5"
+
+
+def test_runs_on_the_fallback_are_known_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second start was refused, since a run on its fallback names that as its text, and is shorter."""
+
+    def unreachable(*arguments: Any, **settings: Any) -> None:
+        raise NetworkError("tinyshakespeare", "no route to host")
+
+    monkeypatch.setattr("gptlit.data.corpus.sources.fetch", unreachable)
+    data = ("--data.corpus", "tinyshakespeare", "--data.fallback", "sample", "--fallback_epochs", 0.01)
+    command = ("ladder", "--run_dir", "ladder", "--rungs", "1", *data, *SHORT[2:])
+    assert gptlit(*command).code == 0
+    assert load(Path("ladder/1_bigram/last.ckpt"))["global_step"] < 100
+    monkeypatch.setattr(ladder, "train_rung", lambda *arguments: pytest.fail("nothing was left to train"))
+    answer = gptlit(*command)
+    assert answer.code == 0, answer.err
+
+
+def test_runs_on_different_texts_are_not_compared(text: Path) -> None:
+    """Guards against a table of runs some of which have used their fallback."""
+    assert climb(text, rungs="1").code == 0
+    text.write_text(text.read_text() + "The end.", encoding="utf-8")
+    answer = climb(text)
+    assert answer.code == 2
+    assert "their losses cannot be compared; choose another --run_dir" in answer.err
+
+
+def test_a_run_that_a_callback_ended_is_finished(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It trained on at every start, and the table changed."""
+    stop = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/loss, min_delta: 10.0}}"
+    flags = (f"--trainer.callbacks=[{stop}]", "--trainer.val_check_interval=1")
+    first = climb(text, *flags, rungs="1")
+    assert first.code == 0, first.err
+    assert load(text.parent / "ladder" / "1_bigram" / "last.ckpt")["global_step"] < 6
+    monkeypatch.setattr(ladder, "train_rung", lambda *arguments: pytest.fail("nothing was left to train"))
+    assert climb(text, *flags, rungs="1").out == first.out
 
 
 def result(number: str, loss: float) -> Result:

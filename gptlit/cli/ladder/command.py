@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from gptlit.callbacks.console import console
-from gptlit.checkpoint.files import find_resume_point, is_run_folder
+from gptlit.checkpoint.files import ResumePoint, find_resume_point, is_run_folder
 from gptlit.checkpoint.run_dir import lock_folder
 from gptlit.cli.fit.command import run_fit
 from gptlit.cli.fit.parser import make_parser as make_fit_parser
@@ -27,6 +27,7 @@ from gptlit.cli.ladder.rungs import Rung, all_rungs, choose
 from gptlit.cli.messages import duration, say
 from gptlit.cli.parser import PlainParser, option_names
 from gptlit.cli.settings import flat, leaves_of, option, stored_config, without_option
+from gptlit.data import TextSpec
 from gptlit.device.memory import keep_freed_memory
 from gptlit.errors import UserError, require, shell_option
 from gptlit.play import read_runs, write_page
@@ -36,6 +37,8 @@ from gptlit.training.lightning_internals import log_interval
 # Settings that must be equal for a run to be taken as one of this ladder.
 COMPARED = ("model.", "data.", "seed_everything", "trainer.max_steps", "trainer.gradient_clip_val", "trainer.precision")
 
+# Settings that a run on its fallback has its own values of.
+OF_A_TEXT = {f"data.{field.name}" for field in fields(TextSpec)} - {"data.val_fraction"}
 # What a run writes before its first checkpoint; a `*` also stands for folders.
 BEFORE_A_CHECKPOINT = (
     "config.yaml",
@@ -100,6 +103,7 @@ def ladder(verb: str, arguments: list[str]) -> int:
                     code = train_rung(run, states[run.folder], bar)
                 if code:
                     break
+                check_text(runs[0].folder, run.folder)
                 results.append(read_result(run.rung, run.seed, run.folder, run.as_in_lecture))
                 text = write_report(root, results)
                 bar.advance(task)
@@ -277,12 +281,48 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
         return "new"
     start = find_resume_point(str(run.folder))
     stored, wanted = flat(stored_config(start.checkpoint)), run.wanted
+    on_fallback = is_of_fallback(stored, wanted)
     for key, value in wanted.items():
         if key == "trainer.precision" and value == "auto":
             continue  # a run holds what auto meant at its start
+        if on_fallback and (key in OF_A_TEXT or (key == "trainer.max_steps" and stored[key] <= value)):
+            continue
         if key.startswith(COMPARED) and key in stored and not same(stored[key], value):
             raise UserError(f"{run.folder} holds a run with {key} {stored[key]}, not {value}: choose another --run_dir")
-    return "finished" if is_finished(start, wanted["trainer.max_steps"]) else "begun"
+    steps = stored["trainer.max_steps"] if on_fallback else wanted["trainer.max_steps"]
+    return "finished" if is_finished(start, steps) or was_stopped(start, wanted) else "begun"
+
+
+def is_of_fallback(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether the text of a run was replaced by `data.fallback`, which its settings name as its text."""
+    fallback = wanted.get("data.fallback")
+    return fallback is not None and stored.get("data.corpus") == fallback != wanted["data.corpus"]
+
+
+def was_stopped(start: ResumePoint, wanted: Mapping[str, Any]) -> bool:
+    """Whether a callback of the user, such as EarlyStopping, ended a run, and was given again.
+
+    Lightning counts an epoch as processed when training ends, not when a signal or an error stops it. A time limit ends
+    training too, but belongs to one start.
+    """
+    epoch = start.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    timed = "Timer" in start.checkpoint["callbacks"]
+    ended = epoch["processed"] == epoch["ready"] and is_finished(start, start.steps)
+    return ended and not timed and bool(wanted.get("trainer.callbacks"))
+
+
+def check_text(first: Path, folder: Path) -> None:
+    """Check that two runs were trained on the same text: one of them may have had to use its fallback.
+
+    Raises:
+        UserError: names both texts.
+    """
+    before, now = (find_resume_point(str(run)).checkpoint["gptlit"]["corpus"] for run in (first, folder))
+    if before["sha256"] != now["sha256"]:
+        raise UserError(
+            f"{folder} was trained on {now['name']}, but {first} on {before['name']} of other content: their losses "
+            "cannot be compared; choose another --run_dir"
+        )
 
 
 # ---------------------------------------------------------------- one run
