@@ -158,9 +158,9 @@ def refuse_unused(runs: Sequence[Run], fit_arguments: Sequence[str], overrides: 
         raise UserError("would give every configuration the same model: use gptlit fit", "model.init_from")
     flags, parser = names_in_flags(fit_arguments), make_fit_parser("fit")
     defaults = flat(parser.get_defaults().as_dict(), stop_at=leaves_of(option_names(parser)))
-    found = [{error.setting: error for error in unused(flags, {**defaults, **run.wanted})} for run in runs]
-    for name, error in found[0].items():
-        if all(name in errors for errors in found):
+    found = [list(unused(flags, {**defaults, **run.wanted})) for run in runs]
+    for error in found[0]:
+        if all(error.setting in {other.setting for other in errors} for errors in found):
             raise error
 
 
