@@ -17,6 +17,7 @@ from gptlit.cli.fit.parser import make_parser
 from gptlit.cli.fit.plan import parse_fit
 from gptlit.cli.parser import Parser, is_text, parse
 from gptlit.cli.predict.command import make_parser as predict_parser
+from gptlit.cli.predict.command import stop_texts
 
 TEXTS = (
     "# Chapter",
@@ -45,7 +46,7 @@ def text_options() -> list[tuple[str, str]]:
         for verb, parser in parsers.items()
         for action in parser._actions
         if action.option_strings
-        and (is_text(getattr(action, "_typehint", int)) or getattr(action, "type", None) is str)
+        and (is_text(getattr(action, "_typehint", int)) or getattr(action, "type", None) in (str, stop_texts))
     ]
 
 
@@ -64,6 +65,7 @@ def test_there_are_text_options_of_every_verb() -> None:
     assert {
         "predict --prompt",
         "predict --output",
+        "predict --stop",
         "fit --run_dir",
         "fit --data.val_corpus",
         "fit --sample_text.prompt",

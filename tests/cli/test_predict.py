@@ -57,6 +57,35 @@ def test_the_trainer_gives_the_same_text(run: Path, tmp_path: Path) -> None:
             ]
 
 
+@pytest.mark.parametrize(
+    ("yaml", "flags", "texts"),
+    [
+        ("stop: END", (), ["END"]),
+        ("stop: [END, FIN]", (), ["END", "FIN"]),
+        ("stop: null", ("--stop", "a"), ["a"]),
+        ("stop: END", ("--stop", "#x", "--stop=[a, b]"), ["END", "#x", "[a, b]"]),
+        ("stop: [END, FIN]", ("--stop", "1", "--stop", "null"), ["END", "FIN", "1", "null"]),
+    ],
+)
+def test_stop_texts_of_a_file_and_of_flags_add_up(
+    tmp_path: Path, yaml: str, flags: tuple[str, ...], texts: list[str]
+) -> None:
+    """A text of a file is one text, not its characters; those of flags are taken as typed."""
+    config = tmp_path / "stop.yaml"
+    config.write_text(yaml, encoding="utf-8")
+    options = predict_command.parse_predict(["--ckpt_path", "run", "--config", str(config), *flags])
+    assert list(predict_command.generation_config(options).stop) == texts
+
+
+@pytest.mark.parametrize("yaml", ["stop: 1", "stop: [END, 1]", "stop: {a: b}", "stop: ''", "stop: [END, '']"])
+def test_a_stop_text_of_a_file_that_is_none_is_refused(tmp_path: Path, yaml: str) -> None:
+    config = tmp_path / "stop.yaml"
+    config.write_text(yaml, encoding="utf-8")
+    answer = gptlit("predict", "--ckpt_path", "run", "--config", config, "--stop", "a")
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert answer.err.startswith("gptlit: --stop is ")
+
+
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])

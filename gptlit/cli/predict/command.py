@@ -16,7 +16,7 @@ from gptlit.checkpoint.files import find_checkpoint, read_checkpoint
 from gptlit.checkpoint.network import load_network
 from gptlit.checkpoint.run_dir import first_process
 from gptlit.cli.messages import say
-from gptlit.cli.parser import Parser, option_names, parse
+from gptlit.cli.parser import Parser, WrongValueError, option_names, parse
 from gptlit.cli.predict.prompts import Prompt, encode_prompt, in_batches, is_jsonl, read_prompts
 from gptlit.cli.predict.writer import TextWriter, open_output
 from gptlit.cli.settings import check_config, values_of
@@ -56,7 +56,13 @@ def make_parser() -> Parser:
         "--seed", type=int, default=1337, help="Seed; sample k depends only on it and k, not on the batch."
     )
     parser.add_class_arguments(Sampling, None)
-    parser.add_argument("--stop", type=str, action="append", help="Text to stop before; may be given several times.")
+    parser.add_argument(
+        "--stop",
+        type=stop_texts,
+        action="extend",
+        help="Text to stop before; may be given several times. A configuration file holds one text or a list; those "
+        "of later flags are added to it.",
+    )
     parser.add_argument(
         "--one_document",
         type=bool,
@@ -104,6 +110,18 @@ def add_trainer_options(parser: Parser) -> None:
         default="32-true",
         help="One of Lightning's precisions. auto and the mixed ones sample in that of the weights, float32.",
     )
+
+
+def stop_texts(value: Any) -> list[str] | None:
+    """Return the texts of one `--stop`, which is taken as typed, or of `stop` in a configuration file.
+
+    Raises:
+        WrongValueError: for anything but a text, a list of texts or null.
+    """
+    texts = [value] if isinstance(value, str) else value
+    if texts is None or (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+        return texts
+    raise WrongValueError("stop", value, "it must be a text or a list of texts")
 
 
 def predict(verb: str, arguments: list[str]) -> int:
