@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from gptlit.callbacks.suspension import Suspensions
 from gptlit.checkpoint.atomic import atomic_write_text
+from gptlit.checkpoint.metrics_file import read_metrics
 from gptlit.training.lightning_internals import callbacks_of, datamodule_of, log_to_loggers
 from gptlit.training.metrics import is_logged
 
@@ -180,7 +181,7 @@ class MetricsFile(Logger):
         step = max(self._last_step(), (step or 0) if self.current_step is None else self.current_step())
         new_columns = sorted(numbers.keys() - set(self._columns))
         if new_columns:
-            rows = self._read()
+            _, rows = read_metrics(self.path)
             self._columns += new_columns
             self._write(rows)
         if self._row.get("step") != str(step):
@@ -198,18 +199,13 @@ class MetricsFile(Logger):
         return int(self._row.get("step", 0))
 
     def _open(self) -> None:
-        self._columns, rows = ["step"], []
+        rows: list[dict[str, str]] = []
+        self._columns = ["step"]
         if self.resume_step is not None and self.path.is_file():
-            rows = [row for row in self._read() if row["step"].isdigit() and int(row["step"]) <= self.resume_step]
+            self._columns, rows = read_metrics(self.path)
+            rows = [row for row in rows if row.get("step", "").isdigit() and int(row["step"]) <= self.resume_step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write(rows)
-
-    def _read(self) -> list[dict[str, str]]:
-        """Return the rows of the file and adopt its columns; a line cut short by a crash is left out."""
-        with self.path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restval=None)
-            self._columns = list(reader.fieldnames or ["step"])
-            return [row for row in reader if None not in row and None not in row.values()]
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         header = ",".join(self._columns or []) + "\n"

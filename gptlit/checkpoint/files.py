@@ -114,15 +114,23 @@ def find_checkpoint(path: str, prefer: str) -> Path:
 def nothing_saved(path: str) -> UserError:
     """Return the error for a folder that is not a run; it names the checkpoints below."""
     others = sorted(str(file) for file in Path(path).rglob("*.ckpt"))
-    if others:
-        found = f"name {'one of ' * (len(others) > 1)}{some_of(others, SHOWN)}"
-    elif is_run_folder(Path(path)) and is_locked(Path(path)):
-        found = "the run that trains there has not saved its first checkpoint yet"
-    elif is_config_of_a_run(Path(path) / "config.yaml"):
-        found = "the run ended before its first checkpoint: start it again"
-    else:
-        found = "nothing was saved there"
+    named = f"name {'one of ' * (len(others) > 1)}{some_of(others, SHOWN)}"
+    found = named if others else reason_for_nothing(Path(path))
     return UserError(f"{path}: the folder holds neither best.ckpt nor last.ckpt: {found}", SETTING)
+
+
+def reason_for_nothing(folder: Path) -> str:
+    """Return why a folder holds no checkpoint."""
+    if is_run_folder(folder) and is_locked(folder):
+        return "the run that trains there has not saved its first checkpoint yet"
+    if is_config_of_a_run(folder / "config.yaml"):
+        return "the run ended before its first checkpoint: start it again"
+    return "nothing was saved there"
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return the run folders below a folder, sorted."""
+    return sorted({file.parent for name in OTHER for file in folder.rglob(name)})
 
 
 def find_place(path: str) -> Path:

@@ -1,6 +1,6 @@
 """`gptlit compare`: several runs in one table and one picture; also draws `curves.png` of a single run."""
 
-import csv
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,11 +9,13 @@ from typing import Any
 
 from gptlit.callbacks.pictures import rasterize
 from gptlit.checkpoint.atomic import atomic_write
-from gptlit.checkpoint.files import find_resume_point, runs_here
+from gptlit.checkpoint.files import find_resume_point, reason_for_nothing, runs_here, runs_in
+from gptlit.checkpoint.metrics_file import read_metrics
 from gptlit.checkpoint.validations import validations_of
 from gptlit.cli.messages import duration, say
 from gptlit.cli.parser import PlainParser
-from gptlit.errors import UserError
+from gptlit.convert.model_card import one_cell
+from gptlit.errors import UserError, some_of
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import meta_model
 
@@ -22,6 +24,7 @@ SMOOTHED_FROM = 100  # points of a training curve from which on its mean is plot
 MARK = "*"  # of a run that was validated on a part
 PNG = b"\x89PNG\r\n\x1a\n"
 SOFTWARE = "gptlit compare"  # in a picture of this verb, which may be replaced
+SHOWN = 5  # run folders in a message, at most
 BEGINNING = 1024  # bytes of a PNG file that hold the name of its program
 POINTS_OF_A_MEAN = 21  # centred, so that the mean neither lags nor hides a rise
 
@@ -41,6 +44,7 @@ class Run:
         bpc: bits per character on the validation part, by step.
         last_step: step of the last validation; `val` lacks it if no logger was on.
         part: which part of the validation part the losses are the mean of; None for all of it.
+        saved_step: step of `best.ckpt`, which is never 0; None if the checkpoint knows of no validation.
     """
 
     folder: Path
@@ -53,22 +57,28 @@ class Run:
     bpc: dict[int, float]
     last_step: int = 0
     part: str | None = None
+    saved_step: int | None = None
 
     @property
     def best_step(self) -> int:
-        """Step of the lowest validation loss; the first of equals."""
-        return min(self.val, key=lambda step: (self.val[step], step))
+        """Step of the lowest validation loss of a checkpoint."""
+        return lowest(self.val) if self.saved_step is None else self.saved_step
+
+
+def lowest(val: Mapping[int, float]) -> int:
+    """Return the step of the lowest loss, the first of equals; step 0, which no checkpoint has, only if it is alone."""
+    return min(val, key=lambda step: (step == 0, val[step], step))
 
 
 def read_run(folder: Path) -> Run:
     """Read checkpoint and metrics of a run folder. Tensors of the checkpoint are mapped, not loaded.
 
-    The best validation is that of the checkpoint where metrics.csv lacks it, since no logger was on.
+    The best validation is that of the checkpoint, also where metrics.csv lacks it, since no logger was on.
 
     Raises:
         UserError: if the folder is not a run, or has no validation losses.
     """
-    checkpoint = find_resume_point(str(folder)).checkpoint
+    checkpoint = newest_checkpoint(folder)
     val = read_curve(folder, "val/loss")
     if not val:
         raise UserError(f"{folder}/metrics.csv has no val/loss: without it there is nothing to compare")
@@ -90,16 +100,41 @@ def read_run(folder: Path) -> Run:
         bpc=bpc,
         last_step=max(found.last_step, *val),
         part=found.best_part or found.last_part,
+        saved_step=None if found.best_loss is None else found.best_step,
     )
 
 
+def newest_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read the newest checkpoint of a run folder.
+
+    Raises:
+        UserError: if the folder has none, or a damaged one; it names run folders below.
+    """
+    if not any((folder / name).is_file() for name in ("best.ckpt", "last.ckpt")):
+        runs = [str(run) for run in runs_in(folder)]
+        found = f"name {some_of(runs, SHOWN)}" if runs else reason_for_nothing(folder)
+        raise UserError(f"{folder} is not a run folder, it holds neither best.ckpt nor last.ckpt: {found}")
+    try:
+        return find_resume_point(str(folder)).checkpoint
+    except UserError as error:
+        error.setting = ""  # run folders are arguments here
+        raise
+
+
 def read_curve(folder: Path, name: str) -> dict[int, float]:
-    """Return a column of a run's metrics.csv by step; empty if there is none."""
+    """Return a column of the metrics.csv in a run folder by step; empty if there is none.
+
+    Raises:
+        UserError: if the file is not a text file, or holds something else than numbers.
+    """
     path = folder / "metrics.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
+    rows = [row for row in read_metrics(path)[1] if row.get(name)]
+    try:
+        return {int(row["step"]): float(row[name]) for row in rows}
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: {name} is not a number at every step ({error}): repair the file") from error
 
 
 def count_parameters(gpt: dict[str, Any]) -> int:
@@ -132,7 +167,7 @@ def compare(verb: str, arguments: list[str]) -> int:
     options = make_parser().parse_args(arguments)
     folders = [Path(run) for run in options.runs]
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # false, as of Path.is_dir not always, for a name that is too long
             raise UserError(f"{folder} is not a run folder: name folders of runs{runs_here()}")
     output = Path(options.output) if options.output else folders[0].parent / "compare.png"
     if output.suffix != ".png":
@@ -190,7 +225,7 @@ def table_of(runs: Sequence[Run]) -> str:
         best, last = run.best_step, max(run.last_step, *run.val)
         rows.append(
             (
-                f"{run.folder} {MARK}" if run.part else str(run.folder),
+                one_cell(f"{run.folder} {MARK}" if run.part else str(run.folder)),
                 f"{run.steps:,}",
                 f"{run.val[best]:.4f}",
                 f"{best:,}",
@@ -225,50 +260,59 @@ def write_curves(run_dir: Path, best: Mapping[int, float]) -> Path | None:
 
     Args:
         run_dir: the run folder.
-        best: best validation loss by its step, which metrics.csv lacks if no logger was on.
+        best: loss of `best.ckpt` by its step, which metrics.csv lacks if no logger was on; empty if there is none.
     """
     train, val = read_curve(run_dir, "train/loss"), read_curve(run_dir, "val/loss")
     if not train and not val:
         return None
     val = {**best, **val}
     with suppress(OSError):
-        save(curves_figure(train, val, run_dir.name), run_dir / "curves.png")
+        save(curves_figure(train, val, run_dir.name, min(best, default=None)), run_dir / "curves.png")
         return run_dir / "curves.png"
     return None
 
 
-def curves_figure(train: dict[int, float], val: dict[int, float], title: str) -> Any:
-    """Draw the losses of one run over its steps, and mark the best validation."""
+def curves_figure(train: dict[int, float], val: dict[int, float], title: str, saved_step: int | None = None) -> Any:
+    """Draw the losses of one run over its steps, and mark the best validation: that of `best.ckpt`, if there is one."""
     figure, axes = new_figure()
     if train:
         draw_training(axes, train, TRAIN, "train")
     if val:
         steps = sorted(val)
         axes.plot(steps, [val[step] for step in steps], color=VAL, marker="o", markersize=3, label="val")
-        best = min(steps, key=lambda step: (val[step], step))
+        best = lowest(val) if saved_step is None else saved_step
         label = f"best {val[best]:.4f}, step {best:,}"
         axes.plot([best], [val[best]], "*", color="tab:red", markersize=13, label=label)
         axes.axhline(val[best], color="tab:red", linewidth=0.6, linestyle=":")
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title(title)
-    axes.legend(frameon=False)
+    axes.set_title(title, parse_math=False)
+    add_legend(axes, [line for line in axes.lines if not line.get_label().startswith("_")])
     return figure
 
 
 def compare_figure(runs: Sequence[Run]) -> Any:
     """Draw the validation curves of several runs in bits per character, which tokenizers do not change."""
     figure, axes = new_figure()
+    lines = []
     for run in runs:
         curve = run.bpc or run.val
         steps = sorted(curve)
         best = run.best_step
         label = f"{run.folder.name}  {curve.get(best, run.val[best]):.4f} at {best:,}"
         (line,) = axes.plot(steps, [curve[step] for step in steps], marker="o", markersize=3, label=label)
+        lines.append(line)
         if best in curve:
             axes.plot([best], [curve[best]], "*", color=line.get_color(), markersize=12)
     axes.set_ylabel("validation loss (bits per character)")
-    axes.legend(title="run, best loss and step", frameon=False)
+    add_legend(axes, lines, "run, best loss and step")
     return figure
+
+
+def add_legend(axes: Any, lines: Sequence[Any], title: str | None = None) -> None:
+    """Add a legend of these lines. Names of runs stand in it as they are: matplotlib hides `_a`, and typesets `$a$`."""
+    legend = axes.legend(lines, [line.get_label() for line in lines], title=title, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def draw_training(axes: Any, curve: dict[int, float], colour: str, label: str) -> None:

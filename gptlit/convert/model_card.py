@@ -144,9 +144,13 @@ def markdown_table(header: tuple[str, ...], rows: Any) -> str:
     """Return a table; cells keep their text on one line, with vertical bars escaped."""
     lines = []
     for row in [header, ("---",) * len(header), *rows]:
-        cells = (" ".join(cell.split()).replace("|", "\\|") for cell in row)
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(one_cell, row))} |")
     return "\n".join(lines)
+
+
+def one_cell(text: str) -> str:
+    """Return a text as a cell of a Markdown table: on one line, with vertical bars escaped."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def text_line(tokenizer: Tokenizer, data: Mapping[str, Any], corpus: Mapping[str, Any]) -> str:

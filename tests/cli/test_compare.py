@@ -11,7 +11,17 @@ import pytest
 import torch
 from command import gptlit, load, write_config
 
-from gptlit.cli.compare import Run, compare_figure, curves_figure, draw_training, markdown, new_figure, table_of
+from gptlit.callbacks.pictures import rasterize
+from gptlit.cli.compare import (
+    Run,
+    compare_figure,
+    curves_figure,
+    draw_training,
+    lowest,
+    markdown,
+    new_figure,
+    table_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +68,9 @@ def test_a_validation_without_a_logger_counts(tmp_path: Path, monkeypatch: pytes
     """The table and curves.png agree with the closing lines of the run, whose metrics.csv ends earlier."""
     drawn: list[dict[int, float]] = []
 
-    def watched(train: dict[int, float], val: dict[int, float], title: str) -> Any:
+    def watched(train: dict[int, float], val: dict[int, float], title: str, saved_step: int | None) -> Any:
         drawn.append(val)
-        return curves_figure(train, val, title)
+        return curves_figure(train, val, title, saved_step)
 
     monkeypatch.setattr("gptlit.cli.compare.curves_figure", watched)
     run = tmp_path / "run"
@@ -83,6 +93,63 @@ def test_a_last_loss_that_no_file_holds_is_left_out() -> None:
     run = Run(Path("run"), 20, 10, 1.0, (), {}, {0: 4.0, 8: 3.0}, {}, last_step=20)
     (row,) = shown_rows(table_of([run]))
     assert (row["best val loss"], row["at step"], row["last val loss"]) == ("3.0000", "8", "")
+
+
+def test_a_loss_that_no_checkpoint_has_is_not_the_best(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """A run with the weights of another model gets worse first: no checkpoint is written before its first step."""
+    run = tmp_path / "worse"
+    config = write_config(tmp_path, trainer__max_steps=12, model__optimizer__lr=1.0, model__optimizer__muon_lr=1.0)
+    fit = ("fit", "--config", config, "--model.init_from", runs[1], "--model.gpt.n_embd", 32, "--run_dir", run)
+    assert gptlit(*fit).code == 0
+    losses, state = column(run, "val/loss"), load(run / "best.ckpt")["callbacks"]["RunCheckpoints"]
+    assert losses[0] < state["best_score"]
+    answer = gptlit("compare", run)
+    (row,) = shown_rows(answer.out)
+    assert (row["best val loss"], row["at step"]) == (f"{state['best_score']:.4f}", str(state["best_step"]))
+    assert lowest({0: 1.0, 6: 3.0, 12: 2.0}) == 12
+    assert lowest({0: 1.0}) == 0
+
+
+def test_a_validation_after_the_last_checkpoint_is_not_the_best() -> None:
+    """The process was killed before the checkpoint was written."""
+    run = Run(Path("run"), 20, 10, 1.0, (), {}, {0: 4.0, 8: 3.0, 16: 2.0}, {8: 4.5, 16: 3.0}, saved_step=8)
+    (row,) = shown_rows(table_of([run]))
+    assert (row["best val loss"], row["at step"], row["bits/char"]) == ("3.0000", "8", "4.5000")
+    labels = [line.get_label() for line in curves_figure({}, run.val, "run", run.saved_step).axes[0].lines]
+    assert "best 3.0000, step 8" in labels
+
+
+def test_a_line_that_was_cut_short_is_left_out(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """The last number of a line without its end may lack digits, and a full disk leaves zeros."""
+    shutil.copytree(runs[0], tmp_path / "run")
+    expected = gptlit("compare", tmp_path / "run").out
+    file = tmp_path / "run" / "metrics.csv"
+    text = file.read_text(encoding="utf-8")
+    columns = text.partition("\n")[0].split(",")
+    for cut in ("14," + ",".join(["0.5"] * (len(columns) - 1)), "14,0.", "14,0.5\n", "14,\0\0\0", "14,\xff"):
+        file.write_bytes(text.encode() + cut.encode("latin-1"))
+        answer = gptlit("compare", tmp_path / "run")
+        assert (answer.code, answer.out) == (0, expected), cut
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"step,val/loss\n0,4.0\n8,\xff\n", "not UTF-8 at byte 22"),
+        (b"step,val/loss\n0,4.0\n8,low\n", "val/loss is not a number at every step"),
+        (b"val/loss\n4.0\n", "val/loss is not a number at every step"),
+        (b"", "has no val/loss"),
+    ],
+)
+def test_a_table_of_metrics_that_is_none_is_one_line(
+    runs: tuple[Path, Path], tmp_path: Path, content: bytes, complaint: str
+) -> None:
+    shutil.copytree(runs[0], tmp_path / "run")
+    (tmp_path / "run" / "metrics.csv").write_bytes(content)
+    answer = gptlit("compare", tmp_path / "run")
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert answer.err.startswith(f"gptlit: {tmp_path}/run/metrics.csv")
+    assert complaint in answer.err
 
 
 def test_a_run_that_was_validated_on_a_part_is_marked(runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -151,6 +218,7 @@ def test_losses_on_different_texts_are_not_compared_silently(runs: tuple[Path, P
     ("arguments", "complaint"),
     [
         (("nowhere",), "gptlit: nowhere is not a run folder: name folders of runs"),
+        (("x" * 300,), "is not a run folder: name folders of runs"),
         ((), "RUN"),
         (("RUN", "--output", "notes.txt"), "--output notes.txt: the picture is a PNG file"),
         (("RUN", "--output", "/dev/null/x.png"), "--output /dev/null/x.png: "),
@@ -161,6 +229,21 @@ def test_a_user_error_is_one_line(runs: tuple[Path, Path], arguments: tuple[str,
     assert answer.code == 2
     assert complaint in answer.err
     assert len(answer.err.strip().splitlines()) == 1
+
+
+def test_a_folder_of_runs_names_them_and_an_empty_one_says_so(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """`--ckpt_path` and files of checkpoints are for other verbs."""
+    folder = runs[0].parent
+    refusal = "is not a run folder, it holds neither best.ckpt nor last.ckpt"
+    answer = gptlit("compare", folder)
+    assert (answer.code, answer.err) == (2, f"gptlit: {folder} {refusal}: name {runs[0]}, {runs[1]}\n")
+    answer = gptlit("compare", tmp_path)
+    assert (answer.code, answer.err) == (2, f"gptlit: {tmp_path} {refusal}: nothing was saved there\n")
+    shutil.copytree(runs[0], tmp_path / "cut")
+    (tmp_path / "cut" / "last.ckpt").write_bytes(b"cut")
+    answer = gptlit("compare", tmp_path / "cut")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith(f"gptlit: {tmp_path}/cut/last.ckpt: ")
 
 
 def test_a_run_without_metrics_is_named(tmp_path: Path) -> None:
@@ -208,6 +291,21 @@ def test_several_runs_have_one_curve_each_in_bits_per_character() -> None:
     axes = compare_figure([run("a", {0: 6.0, 20: 3.0}), run("b", {0: 6.1, 10: 2.5, 20: 2.9})]).axes[0]
     labels = [line.get_label() for line in axes.lines]
     assert [label for label in labels if not label.startswith("_")] == ["a  3.0000 at 20", "b  2.5000 at 10"]
+
+
+@pytest.mark.parametrize("name", ["lr$1_$2", "_under", "a|b", "a\nb"])
+def test_any_name_of_a_run_is_shown_as_it_is(name: str) -> None:
+    """Dollar signs are no mathematics for matplotlib, and `_under` is in the legend."""
+    run = Run(Path("runs") / name, 20, 10, 1.0, (), {}, {0: 4.0, 20: 3.0}, {})
+    one, several = curves_figure({20: 3.0}, run.val, name), compare_figure([run, run])
+    for figure in (one, several):
+        assert rasterize(figure).any()
+    assert one.axes[0].get_title() == name
+    shown = [text.get_text() for text in several.axes[0].get_legend().get_texts()]
+    assert shown == [f"{name}  3.0000 at 20"] * 2
+    table = table_of([run])
+    assert len(table.splitlines()) == 3
+    assert len({re.sub(r"\\\|", "", line).count("|") for line in table.splitlines()}) == 1
 
 
 def test_columns_of_numbers_are_aligned_to_the_right() -> None:
