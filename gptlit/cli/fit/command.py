@@ -3,13 +3,14 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gptlit.checkpoint.run_dir import RunDir, process_rank, started_by_first_process
 from gptlit.cli.compare import write_curves
@@ -72,20 +73,40 @@ def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> N
     report = plan.settings.get("report") == "full"
     if report:
         check_report(trainer, objects.model, plan.settings["report_stride"])
-    run = trainer.validate if plan.verb == "validate" else trainer.test
     with restored_environment(lambda: trainer.world_size == 1):
-        found = run(objects.model, datamodule=objects.data, ckpt_path=plan.start.path, verbose=False)
-    if not found:
-        limit = "val" if plan.verb == "validate" else "test"
-        raise UserError(f"trainer.limit_{limit}_batches is 0: nothing is left to {plan.verb} on")
+        found = evaluate(plan, trainer, objects.model, objects.data)
     if note := part_note(plan, trainer):
         say_once(note, style="yellow")
     if process_rank() == 0:
-        for name, value in found[0].items():
+        for name, value in found.items():
             print(f"{name} {value:.6f}")
     if report:
         print(f"\n{report_on(trainer, objects.model, objects.data, plan.settings['report_stride'])}")
     leave_process_group()
+
+
+def evaluate(plan: Plan, trainer: pl.Trainer, model: LitGPT, data: TextDataModule) -> Mapping[str, float]:
+    """Return the metrics of a checkpoint by name.
+
+    Raises:
+        UserError: when Lightning refuses the settings, or they leave nothing to evaluate on.
+    """
+    assert plan.start is not None
+    run, limit = (trainer.validate, "val") if plan.verb == "validate" else (trainer.test, "test")
+    setting = f"limit_{limit}_batches"
+    try:
+        found = run(model, datamodule=data, ckpt_path=plan.start.path, verbose=False)
+    except MisconfigurationException as error:
+        if setting not in str(error):
+            raise UserError(f"the Trainer does not take these trainer settings: {error}") from error
+        raise UserError(
+            f"is {plan.settings['trainer'][setting]}: less than one batch of the validation part: "
+            "a smaller --data.eval_batch_size makes more batches",
+            f"trainer.{setting}",
+        ) from error
+    if not found:
+        raise UserError(f"trainer.{setting} is 0: nothing is left to {plan.verb} on")
+    return found[0]
 
 
 def part_note(plan: Plan, trainer: pl.Trainer) -> str | None:
