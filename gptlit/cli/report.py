@@ -32,6 +32,7 @@ class Measure:
     standard_error: float | None
     """Of `loss`, where it is an estimate."""
     bits_per_character: float
+    """NaN where no character begins, as in a part of one token of a BPE."""
     bits_per_byte: float
 
 
@@ -55,7 +56,8 @@ class Sums:
     def measure(self, name: str) -> Measure:
         """Return the means as a row."""
         bits = self.nats / math.log(2)
-        return Measure(name, self.nats / self.tokens, None, bits / self.characters, bits / self.bytes)
+        per_character, per_byte = (bits / count if count else math.nan for count in (self.characters, self.bytes))
+        return Measure(name, self.nats / self.tokens, None, per_character, per_byte)
 
 
 def check_report(trainer: pl.Trainer, model: LitGPT, stride: int) -> None:
@@ -115,8 +117,8 @@ def full_report(
         rows: windows of one forward pass.
 
     Returns:
-        The exact mean over the whole part in windows that do not overlap (`val/loss`), over each half of it, over
-        sliding windows, and the mean of random batches, as nanoGPT's `estimate_loss` takes it.
+        The exact mean over the whole part in windows that do not overlap (`val/loss`), over each half of it that has
+        tokens, over sliding windows, and the mean of random batches, as nanoGPT's `estimate_loss` takes it.
     """
     block = network.config.block_size
     first, second = sums_of_halves(network, tokens, tokenizer, block, rows)
@@ -126,8 +128,7 @@ def full_report(
     ratio = estimate / whole.loss if whole.loss else 0.0  # of one token every loss is 0
     return [
         whole,
-        first.measure("first half"),
-        second.measure("second half"),
+        *(half.measure(name) for name, half in (("first half", first), ("second half", second)) if half.tokens),
         (slid_first + slid_second).measure(f"sliding window of {block}, stride {stride}"),
         Measure(
             f"{RANDOM_BATCHES} random batches of {batch_size} × {block}, as nanoGPT",
@@ -197,8 +198,9 @@ def characters_and_bytes(tokens: Tokens, tokenizer: Tokenizer, begin: int, end: 
 
 def to_markdown(measures: Sequence[Measure]) -> str:
     """Return the report as a Markdown table."""
-    rows = [HEADER, ("---", "---:", "---:", "---:")]
+    rows: list[tuple[str, ...]] = [HEADER, ("---", "---:", "---:", "---:")]
     for m in measures:
         loss = f"{m.loss:.4f}" + ("" if m.standard_error is None else f" ± {m.standard_error:.4f}")
-        rows.append((m.name, loss, f"{m.bits_per_character:.4f}", f"{m.bits_per_byte:.4f}"))
+        bits = ("" if math.isnan(value) else f"{value:.4f}" for value in (m.bits_per_character, m.bits_per_byte))
+        rows.append((m.name, loss, *bits))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -11,11 +11,11 @@ from command import Answer, gptlit, write_config
 from conftest import random_gpt
 from torch.nn import functional as F
 
-from gptlit.cli.report import RANDOM_BATCHES, Measure, full_report
+from gptlit.cli.report import RANDOM_BATCHES, Measure, full_report, to_markdown
 from gptlit.data.chunks import ESTIMATE_STREAM, RandomChunks
 from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
-from gptlit.tokenizer import CharTokenizer
+from gptlit.tokenizer import BPETokenizer, CharTokenizer
 
 T = 8
 
@@ -149,6 +149,17 @@ def test_metrics_of_a_part_are_announced(run: Path, verb: str, flags: tuple[Any,
     assert found is None or 0 < int(found[1]) < int(found[2])
 
 
+@pytest.mark.parametrize(("verb", "setting"), [("validate", "limit_val_batches"), ("test", "limit_test_batches")])
+def test_a_share_below_one_batch_is_refused_in_one_line(run: Path, verb: str, setting: str) -> None:
+    """Lightning's advice is 1.0; smaller batches serve too."""
+    answer = gptlit(verb, "--ckpt_path", run, f"--trainer.{setting}", 0.5, "--data.eval_batch_size", 1000)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err == (
+        f"gptlit: --trainer.{setting} is 0.5: less than one batch of the validation part: "
+        "a smaller --data.eval_batch_size makes more batches\n"
+    )
+
+
 @pytest.mark.parametrize("limit", [2, 0.5, 1.0, 0])
 def test_a_run_that_validates_on_a_part_says_so_at_its_end(limit: float, tmp_path: Path) -> None:
     """The losses of its closing table are not those that the documents state."""
@@ -164,3 +175,25 @@ def test_a_text_of_one_character_has_no_loss() -> None:
     tokenizer = CharTokenizer.train("a")
     for measure in report_on(torch.zeros(50, dtype=torch.int64), tokenizer, stride=4).values():
         assert (measure.loss, measure.bits_per_character, measure.bits_per_byte) == (0.0, 0.0, 0.0)
+
+
+def test_the_smallest_text_has_one_half() -> None:
+    """Of two tokens one is predicted."""
+    model = random_gpt(GPTConfig(vocab_size=2, block_size=1, n_layer=1, n_head=1, n_embd=8))
+    tokens = torch.tensor([0, 1])
+    measures = full_report(model, tokens, CharTokenizer("ab"), batch_size=4, stride=1, seed=5, rows=3)
+    assert [measure.name for measure in measures][1:3] == ["second half", "sliding window of 1, stride 1"]
+    assert measures[0].loss == measures[1].loss > 0
+
+
+def test_a_part_in_which_no_character_begins_has_no_bits_per_character() -> None:
+    """A token of a BPE may be the second byte of a character."""
+    tokenizer = BPETokenizer.train("é", 256)
+    tokens = torch.tensor(tokenizer.encode("é"))
+    assert len(tokens) == 2
+    model = random_gpt(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=1, n_layer=1, n_head=1, n_embd=8))
+    whole, *others = full_report(model, tokens, tokenizer, batch_size=4, stride=1, seed=5, rows=3)
+    assert math.isnan(whole.bits_per_character)
+    assert whole.bits_per_byte == pytest.approx(whole.loss / math.log(2))
+    row = to_markdown([whole, *others]).splitlines()[2]
+    assert row == f"| {whole.name} | {whole.loss:.4f} |  | {whole.bits_per_byte:.4f} |"
