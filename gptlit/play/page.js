@@ -71,6 +71,13 @@ class Panel {
     this.shown = Math.min(this.shown, same);
   }
 
+  /** Reads the samples again, as a part of the text. */
+  keepSamples() {
+    this.reading.forgetSamples();
+    const next = this.tokens.indexOf(this.read[this.reading.length]);
+    if (next >= 0) this.shown = Math.min(this.shown, next);
+  }
+
   /** Adds a token that this model sampled. */
   append(id, piece) {
     const start = this.text.length, token = { id, start, end: start + piece.length };
@@ -181,6 +188,7 @@ function typed(text) {
   const long = Math.max(text.length - LONGEST_TEXT, 0);
   const start = long && /[\udc00-\udfff]/.test(text[long]) ? long + 1 : long; // no half of a surrogate pair
   Object.assign(state, { start, stream: null, before: null, running: false, chosen: null });
+  for (const panel of state.panels) panel.keepSamples();
   setText(text);
 }
 
@@ -258,6 +266,7 @@ function isFull() {
 /** Starts the stream of random numbers and of text, from the text as it is. */
 function startStream(panel) {
   state.before = state.text;
+  panel.reading.beginWindow();
   state.stream = { random: new PythonRandom(`${byId('seed').value || 0}/0`), decode: panel.tokenizer.decoder(), panel };
 }
 

@@ -1,6 +1,6 @@
 // What a model says of a text while it reads it, token by token: probabilities, surprise, attention.
 // Beyond `block_size` the context rolls, as `gptlit.generation.generate(context="rolling")` has it: when the window is
-// full, its newest half is read again, and grows again.
+// full, its newest half is read again, and grows again. A sampler begins with a window of its own, the newest tokens.
 
 const ATTENTION_NUMBERS = 2 ** 24; // attention weights that a reading keeps, 64 MiB; older ones go first
 
@@ -23,6 +23,8 @@ class Reading {
     this.states = []; // residual stream (C,) after the last norm, at the token
     this.surprises = []; // -log2 p(token | those before it); null for the first
     this.ranks = []; // 1 for the most probable token; null for the first
+    this.starts = []; // first token of the window in which the token was read
+    this.offGrid = Infinity; // first token that was read in a window of a sampler
     this.attention = []; // {start, weights (L, H, count)}: of the token over tokens start … start + count - 1
     this.oldest = 0; // first token whose attention is kept
     this.numbers = 0;
@@ -31,6 +33,16 @@ class Reading {
 
   get length() {
     return this.ids.length;
+  }
+
+  /** Reads the newest token, whose window is in the cache. */
+  readNewest() {
+    const { model, cache } = this, newest = this.length - 1, start = newest - cache.length;
+    const weights = new Float32Array(model.L * model.H * (cache.length + 1));
+    this.states[newest] = cache.forward(this.ids[newest], weights);
+    this.numbers += weights.length - (this.attention[newest]?.weights.length ?? 0);
+    this.attention[newest] = { start, weights };
+    this.starts[newest] = start;
   }
 
   /** Reads one more token. */
@@ -46,11 +58,7 @@ class Reading {
     }
     this.ids.push(id);
     if (cache.length === model.T) this.rewind(this.length - this.half);
-    const weights = new Float32Array(model.L * model.H * (cache.length + 1));
-    const start = this.length - 1 - cache.length;
-    this.states.push(cache.forward(id, weights));
-    this.attention.push({ start, weights });
-    this.numbers += weights.length;
+    this.readNewest();
     while (this.numbers > ATTENTION_NUMBERS && this.oldest < this.length - 1) {
       this.numbers -= this.attention[this.oldest].weights.length;
       this.attention[this.oldest++] = null;
@@ -63,16 +71,28 @@ class Reading {
     for (let i = start; i < end; i++) this.cache.forward(this.ids[i]);
   }
 
+  /** Begins a window with the newest tokens, as many as it holds, as `generate` does with its prompt. */
+  beginWindow() {
+    const start = Math.max(this.length - this.model.T, 0);
+    if (start === this.length - this.cache.length) return;
+    this.offGrid = Math.min(this.offGrid, this.length - 1);
+    this.rewind(start);
+    this.readNewest();
+  }
+
+  /** Forgets what was read in windows of a sampler, which depend on where it began. */
+  forgetSamples() {
+    this.truncate(this.offGrid);
+  }
+
   /** Forgets all but the first `count` tokens. */
   truncate(count) {
     if (count >= this.length) return;
-    const stride = this.model.T + 1 - this.half; // from the start of a window to that of the next
-    const windowOf = (length) => Math.max(Math.ceil((length - this.model.T) / stride), 0) * stride;
-    const start = this.length - this.cache.length;
-    for (const list of [this.ids, this.states, this.surprises, this.ranks]) list.length = count;
+    if (count <= this.offGrid) this.offGrid = Infinity;
+    const start = this.length - this.cache.length, wanted = count ? this.starts[count - 1] : 0;
+    for (const list of [this.ids, this.states, this.surprises, this.ranks, this.starts]) list.length = count;
     for (const kept of this.attention.splice(count)) this.numbers -= kept ? kept.weights.length : 0;
     this.oldest = Math.min(this.oldest, count);
-    const wanted = windowOf(count);
     if (wanted === start) this.cache.length = count - start;
     else this.rewind(wanted, count);
   }

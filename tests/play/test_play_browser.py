@@ -228,6 +228,26 @@ def test_sampled_text_equals_that_of_generate(page: Page, one: tuple[Path, Run],
     assert page.run("return document.getElementById('text').value;") == "ROMEO:"
 
 
+def test_samples_after_a_text_longer_than_the_context_are_those_of_predict(page: Page, one: tuple[Path, Run]) -> None:
+    """The sampler begins with the last block_size tokens; a later text is read as if there had been no samples."""
+    path, run = one
+    page.open(path)
+    page.type(TEXT)
+    page.set("seed", 7)
+    sampled = page.samples(60)
+    prompt = run.tokenizer.encode(TEXT)
+    assert len(prompt) > run.network.config.block_size
+    ids = generate(run.network, [prompt], 60, Sampling(), seed=7, context="rolling")
+    assert sampled == run.tokenizer.decode(int(i) for i in ids)
+    longer = page.run("return gptlitPlay.state.text;") + "!"
+    score = "return gptlitPlay.state.panels[0].score.textContent;"
+    page.type(longer)
+    kept = page.run(score)
+    page.open(path)
+    page.type(longer)
+    assert page.run(score) == kept
+
+
 def test_an_empty_text_begins_with_a_new_line(page: Page, one: tuple[Path, Run]) -> None:
     """As `gptlit predict` does without a prompt."""
     path, run = one

@@ -82,14 +82,16 @@ def test_a_text_that_is_shortened_and_changed_reads_as_if_it_were_new(model: GPT
 
 
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(temperature=0.8, top_k=20, top_p=0.9)], ids=str)
-def test_sampled_text_equals_that_of_generate(model: GPT, sampling: Sampling) -> None:
-    """Token for token, with the same seed, over three windows."""
-    prompt, count = random_ids(model, 5)[: model.config.block_size], 3 * model.config.block_size
+@pytest.mark.parametrize("length", [5, 16, 17, 60])
+def test_sampled_text_equals_that_of_generate(model: GPT, sampling: Sampling, length: int) -> None:
+    """Token for token, with the same seed, over three windows; also after a prompt longer than the context."""
+    prompt, count = random_ids(model, length), 3 * model.config.block_size
     expected = [int(ids) for ids in generate(model, [prompt], count, sampling, seed=42, context="rolling")]
     sampled = run_script(
         """
         const reading = new Reading(new Model(given.spec, given.base64)), random = new PythonRandom('42/0');
         given.prompt.forEach((id) => reading.push(id));
+        reading.beginWindow();
         result = [];
         while (result.length < given.count) {
           const probabilities = distribution(reading.logits(reading.length - 1), given.sampling);
@@ -100,6 +102,37 @@ def test_sampled_text_equals_that_of_generate(model: GPT, sampling: Sampling) ->
         {**packed(model), "prompt": prompt, "count": count, "sampling": as_script(sampling)},
     )
     assert sampled == expected
+
+
+def test_samples_that_become_part_of_the_text_are_read_as_if_it_were_new(model: GPT) -> None:
+    """The numbers of a text do not depend on where samples of it began, even twice."""
+    ids = random_ids(model, 70)
+    result = run_script(
+        """
+        const model = new Model(given.spec, given.base64);
+        const read = (reading, ids) => ids.forEach((id) => reading.push(id));
+        const sampled = new Reading(model), fresh = new Reading(model);
+        read(sampled, given.ids.slice(0, 37));
+        sampled.beginWindow();
+        read(sampled, given.ids.slice(37, 51));
+        sampled.beginWindow();
+        read(sampled, given.ids.slice(51));
+        sampled.truncate(60);
+        sampled.forgetSamples();
+        const known = sampled.length;
+        read(sampled, given.ids.slice(known));
+        read(fresh, given.ids);
+        const pairs = fresh.states.map((state, i) => state.map((x, c) => Math.abs(x - sampled.states[i][c])));
+        const alike = (name) => JSON.stringify(fresh[name]) === JSON.stringify(sampled[name]);
+        const furthest = Math.max(...pairs.map((pair) => Math.max(...pair)));
+        result = [furthest, alike('starts'), fresh.numbers === sampled.numbers, known];
+        """,
+        {**packed(model), "ids": ids},
+    )
+    difference, *rest = result
+    assert difference < 1e-9
+    assert rest[:2] == [True, True]
+    assert rest[2] == (60 if model.config.block_size == 1 else 36)
 
 
 def as_script(sampling: Sampling) -> dict[str, float | None]:
