@@ -24,6 +24,25 @@ def test_a_line_ends_with_a_newline_only(tmp_path: Path) -> None:
     assert read_prompts(None, str(lines)) == ["a\u2028b", "c"]
 
 
+def test_line_ends_of_any_system_are_one_newline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a prompt and between prompts, from a file and from stdin alike, as a corpus is read."""
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"one\r\ntwo\rthree\n")
+
+    def stdin() -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes()), "utf-8", newline="\n"))
+
+    for prompt in (f"FILE:{path}", "-"):
+        stdin()
+        assert read_prompts(prompt, None) == ["one\ntwo\nthree\n"]
+    for prompts in (str(path), "-"):
+        stdin()
+        assert read_prompts(None, prompts) == ["one", "two", "three"]
+    path.write_bytes(b'{"prompt": "a\\r\\n"}\r\n{"prompt": "b"}\r')
+    stdin()
+    assert read_prompts(None, "-") == ["a\r\n", "b"]
+
+
 def test_an_error_in_jsonl_names_its_line_in_the_file(tmp_path: Path) -> None:
     """Empty lines count."""
     path = tmp_path / "prompts.jsonl"

@@ -74,19 +74,22 @@ def prompt_of(line: str, where: str) -> str:
 
 
 def read_stdin(setting: str) -> str:
-    """Read all of stdin as UTF-8, whatever the terminal's encoding, without the byte order mark."""
+    """Read all of stdin as UTF-8, whatever the terminal's encoding; byte order mark and line ends as `read_text`."""
     if sys.stdin is None:
         raise UserError("-: stdin is closed", setting)
     try:
         if isinstance(sys.stdin, TextIOWrapper):
-            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict", newline=None)  # \r\n and \r become \n
         return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise UserError(f"-: not UTF-8 at byte {error.start}: convert it first", setting) from error
 
 
 def read_text(path: str, setting: str, prefix: str = "") -> str:
-    """Read a UTF-8 file without the byte order mark. Messages name it with the prefix that the user typed."""
+    """Read a UTF-8 file without the byte order mark; `\\r\\n` and `\\r` become `\\n`, as in a corpus.
+
+    Messages name the file with the prefix that the user typed.
+    """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
