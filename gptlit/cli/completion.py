@@ -19,7 +19,8 @@ from gptlit.cli.verbs import VERBS
 
 SHELLS = ("bash", "zsh")
 PATHS = {
-    "ckpt_path", "data.corpus", "data.tokenizer", "data.val_corpus", "model.init_from", "output", "prompts", "run_dir",
+    "ckpt_path", "data.corpus", "data.tokenizer", "data.val_corpus", "model.init_from", "model.teachers", "output",
+    "prompts", "run_dir", "runs",
 }  # fmt: skip
 
 
@@ -66,8 +67,10 @@ def options_of(verb: str) -> Iterable[argparse.Action]:
 
 
 def add_option(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
-    """Add an option of another parser, with the values that it takes."""
+    """Add an option or an argument of another parser, with the values that it takes."""
     names = [name for name in action.option_strings if name.startswith("-")]  # the parser's links have other ones
+    if not names and not action.option_strings and action.nargs == "+":
+        parser.add_argument(action.dest, nargs="+").complete = shtab.FILE  # type: ignore[attr-defined]
     if not names or action.help == argparse.SUPPRESS or action.dest.rpartition(".")[2] == "help":
         return
     flag = action.nargs == 0
@@ -75,6 +78,8 @@ def add_option(parser: argparse.ArgumentParser, action: argparse.Action) -> None
     values = [] if flag else [*(action.choices or values_of(getattr(action, "_typehint", None)))]
     if values:
         settings["choices"] = values
+    if action.nargs == "+":
+        settings["nargs"] = "+"
     added = parser.add_argument(*names, dest=action.dest, help=one_line(action.help or ""), **settings)
     if action.dest == "config":
         added.complete = config_names()  # type: ignore[attr-defined]

@@ -35,6 +35,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "_gptlit").write_text(script("zsh"), encoding="utf-8")
     (folder / "my.txt").touch()
     (folder / "my.yaml").touch()
+    (folder / "runs").mkdir()
     return folder
 
 
@@ -50,6 +51,11 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("fit --config my", {"my.yaml", "my.txt"}),
         ("fit --data.corpus my.t", {"my.txt"}),
         ("fit --config base --seed_e", {"--seed_everything"}),
+        ("fit --model.teachers ru", {"runs"}),
+        ("compare ru", {"runs"}),
+        ("compare runs ru", {"runs"}),
+        ("compare --output my.t", {"my.txt"}),
+        ("play --ckpt_path runs ru", {"runs"}),
         ("ladder --rungs 1 --model.gpt.n_h", {"--model.gpt.n_head"}),
         ("predict --context ", {"exact", "rolling"}),
         ("predict --weights_dtype ", {"bfloat16", "int8", "null"}),
@@ -68,7 +74,7 @@ def test_bash_completes_verbs_options_and_values(scripts: Path, line: str, offer
 @pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
 @pytest.mark.parametrize(
     ("line", "then"),
-    [("exp", "ort"), ("fit --model.gpt.posi", "tion"), ("fit --model.gpt.position ", "learned")],
+    [("exp", "ort"), ("fit --model.gpt.posi", "tion"), ("fit --model.gpt.position ", "learned"), ("compare ru", "ns")],
 )
 def test_zsh_completes_verbs_options_and_values(scripts: Path, line: str, then: str) -> None:
     """Guards against descriptions with characters of zsh's grammar, such as brackets and colons.
