@@ -12,7 +12,8 @@ A character-level GPT in PyTorch Lightning.
 {verbs}
 
 gptlit VERB --help shows the options of a verb, gptlit --version the version.
-Options can be in YAML files: --config FILE, repeatable; later files override earlier ones, flags override files.
+Options of fit, predict, validate, test and ladder can be in YAML files: --config FILE, repeatable; later files override
+earlier ones, flags override files.
 """
 
 

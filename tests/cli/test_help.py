@@ -51,6 +51,14 @@ def test_descriptions_of_fields_and_defaults_are_shown() -> None:
     assert "adamw|muon" in help_of("fit")
 
 
+def test_the_help_of_all_verbs_names_those_that_read_files() -> None:
+    """The others refuse `--config`."""
+    shown = " ".join(gptlit("--help").out.split())
+    assert "Options of fit, predict, validate, test and ladder can be in YAML files: --config FILE" in shown
+    for verb in ("compare", "export", "play"):
+        assert "--config is not an option" in gptlit(verb, "--config=base", *["run"] * (verb == "compare")).err
+
+
 @pytest.mark.parametrize("verb", ["predict", "export"])
 def test_help_has_no_types_of_python(verb: str) -> None:
     text = help_of(verb)
