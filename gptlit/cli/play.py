@@ -41,7 +41,7 @@ def play_parser() -> PlainParser:
 def play(verb: str, arguments: list[str]) -> int:
     """Write the page, and print its path on stdout; returns the exit code."""
     options = play_parser().parse_args(arguments)
-    if not options.ckpt_path:
+    if not all(options.ckpt_path or [""]):
         raise UserError(f"gptlit {verb} needs --ckpt_path: a run folder or a checkpoint file, or several")
     from gptlit.play import read_runs, write_page
 

@@ -57,6 +57,14 @@ def test_the_trainer_gives_the_same_text(run: Path, tmp_path: Path) -> None:
             ]
 
 
+@pytest.mark.parametrize("verb", ["predict", "play"])
+def test_an_empty_name_of_a_checkpoint_is_a_missing_one(verb: str) -> None:
+    """It is no folder, and not the one here."""
+    answer = gptlit(verb, "--ckpt_path", "")
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert answer.err.startswith(f"gptlit: gptlit {verb} needs --ckpt_path: a run folder or a checkpoint file")
+
+
 @pytest.mark.parametrize(
     ("yaml", "flags", "texts"),
     [

@@ -141,7 +141,7 @@ def parse_predict(arguments: list[str]) -> Namespace:
     for config in values_of(arguments, "--config", "-c"):
         check_config(config, option_names(parser))
     options = parse(parser, arguments)
-    if options.ckpt_path is None:
+    if not options.ckpt_path:
         raise UserError("gptlit predict needs --ckpt_path: a run folder or a checkpoint file")
     return options
 
