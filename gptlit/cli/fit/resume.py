@@ -117,7 +117,7 @@ def refuse_what_is_fixed(now: Mapping[str, Any], then: Mapping[str, Any]) -> dic
             was, is_now = ("null" if value is None else repr(value) for value in (old, new))
             raise UserError(
                 f"{key} is {is_now}, but the checkpoint was trained with {was}: "
-                "drop the flag to resume, or start a new run without --ckpt_path"
+                "leave it out, or train a new model with gptlit fit, without --ckpt_path"
             )
     return changes
 
