@@ -36,6 +36,7 @@ class TextStream:
         # What may be the beginning of each stop text, until the first text is returned.
         self.stop = {text: "" if before.endswith(text) else last(before, len(text) - 1) for text in stop}
         self.stopped = False  # a stop text was found; the rest is dropped
+        self._by_characters = getattr(tokenizer, "kind", "") == "char"  # every token is a complete character
         self._tokens: list[int] = []  # whose last character may be incomplete
         self._decoded = 0  # characters of them already returned
         self._held = ""  # text that may start a stop text
@@ -47,7 +48,7 @@ class TextStream:
         self._tokens.append(token)
         text = self.tokenizer.decode(self._tokens)
         # Bytes that are not a complete character yet decode to U+FFFD at the end.
-        complete = text.rstrip("\ufffd")
+        complete = text if self._by_characters else text.rstrip("\ufffd")
         new, self._decoded = complete[self._decoded :], len(complete)
         if complete == text:
             self._tokens, self._decoded = [], 0

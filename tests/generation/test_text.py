@@ -154,6 +154,19 @@ def test_generation_ends_when_every_row_has_met_a_stop_text(monkeypatch: pytest.
     assert len(steps) == 1 + max(row.tokens for row in rows) < 40
 
 
+def test_a_replacement_character_of_a_vocabulary_is_no_half_of_a_character() -> None:
+    """As a stop text it ends the text when it is sampled: no further token is counted."""
+    tokenizer = CharTokenizer("ab\ufffd")
+    assert TextStream(tokenizer).push(2) == "\ufffd"
+    stream = TextStream(tokenizer, ["\ufffd"])
+    assert [stream.push(token) for token in (0, 1, 2)] == ["a", "b", ""]
+    assert stream.stopped
+    bytes_of_a_character = BPETokenizer.train("é", 256)
+    first, second = bytes_of_a_character.encode("é")
+    stream = TextStream(bytes_of_a_character)
+    assert [stream.push(first), stream.push(second)] == ["", "é"]
+
+
 def test_a_stop_text_is_found_across_the_end_of_the_prompt() -> None:
     """Each row of a batch has the end of its own prompt."""
     model = random_gpt(GPTConfig(**DIALECTS["nanogpt"]))
