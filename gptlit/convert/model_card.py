@@ -8,10 +8,11 @@ import yaml
 
 from gptlit.checkpoint.validations import validations_of
 from gptlit.convert.compare import Check
-from gptlit.convert.tools import LIMITS, TRIED, USAGE
+from gptlit.convert.gguf_file import utf8_prefixes
+from gptlit.convert.tools import LIMITS, PADDED, TRIED, USAGE
 from gptlit.errors import shell_option
 from gptlit.model.gpt import GPT
-from gptlit.tokenizer import Tokenizer
+from gptlit.tokenizer import CharTokenizer, Tokenizer
 from gptlit.version import __version__
 
 CARD = """---
@@ -77,7 +78,12 @@ def model_card(
         "prompt": tokenizer.decode([0]),
         "copy": "cp -r EXPORT/data/gptlit data/\n" if tokenizer.kind == "char" else "",
     }
+    # With a context of one token, `generate` has no room for another one.
+    usage = USAGE["transformers, one token" if format == "transformers" and gpt.block_size == 1 else format]
     limits = [line.format(**values) for line in LIMITS["all"] + LIMITS[architecture]]
+    padding = len(utf8_prefixes(tokenizer.symbols)) if isinstance(tokenizer, CharTokenizer) else 0
+    if format == "gguf" and padding:
+        limits.append(PADDED.format(padding=padding))
     if tokenizer.kind == "char":
         limits.append("A character outside the vocabulary is refused: the tokenizer raises an exception.")
     card = ModelCard.from_template(
@@ -87,7 +93,7 @@ def model_card(
         parameters=f"{sum(p.numel() for p in model.parameters()):,}",
         tokens=f"{gpt.vocab_size:,} {'characters' if tokenizer.kind == 'char' else 'byte-pair tokens'}",
         version=stored.get("version", __version__),
-        usage=USAGE[format].format(**values),
+        usage=usage.format(**values),
         limits="\n".join(f"- {line}" for line in limits),
         tried=markdown_table(("tool", "what agreed", "what it needs"), TRIED[architecture]),
         table=markdown_table(("", ""), rows.items()),

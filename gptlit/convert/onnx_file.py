@@ -46,7 +46,7 @@ def write_onnx(folder: Path, model: GPT, tokenizer: Tokenizer) -> Check:
     _, onnxruntime, _ = import_optional("onnx", "onnx", "onnxruntime", "onnxscript")
     block_size = model.config.block_size
     rows = torch.zeros(2, block_size, dtype=torch.int64)
-    length = torch.export.Dim("length", min=2, max=block_size) if block_size > 2 else None
+    length = torch.export.Dim("length", min=1, max=block_size) if block_size > 1 else None
     with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             BoundedGPT(model).eval(),

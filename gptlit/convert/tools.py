@@ -11,6 +11,15 @@ prompt = tokenizer({prompt!r}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt)[0]))
 print(pipeline("text-generation", model=folder)({prompt!r})[0]["generated_text"])
 ```""",
+    "transformers, one token": """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # where this file is
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+prompt = tokenizer({prompt!r}, return_tensors="pt")
+print(model(**prompt).logits.softmax(-1))  # of the token after the prompt
+```""",
     "onnx": """```python
 import numpy as np
 import onnxruntime
@@ -30,6 +39,11 @@ llama-cli -m model.gguf -no-cnv --no-context-shift -c {block_size} -n {new} -p "
 {copy}python sample.py --out_dir=EXPORT --device=cpu --max_new_tokens={new}
 ```""",
 }
+PADDED = (  # GGUF of a vocabulary with characters outside ASCII
+    "The last {padding:,} tokens are beginnings of characters in UTF-8, with which llama.cpp refuses characters "
+    "outside the vocabulary. It never samples them, but their logit is 0 and they take a share of the probabilities "
+    "that it reports: at each position, log-probabilities of all other tokens are lower than in gptlit by one amount."
+)
 LIMITS = {
     "all": ["Prompt and continuation together: at most {block_size:,} tokens."],
     "GPT2LMHeadModel": [

@@ -354,6 +354,16 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 RUN_CONFIG = {"data": {"corpus": "plays/*.txt", "batch_size": 12, "val_fraction": 0.1}, "seed_everything": 7}
 
 
+def test_the_lines_of_the_card_for_a_context_of_one_token_generate_nothing(tmp_path: Path) -> None:
+    """`generate` has no room for a token after the prompt, and raises."""
+    gpt = replace(EXPORTABLE["nanogpt"], block_size=1)
+    export_run(checkpoint_of(random_gpt(gpt).float(), TOKENIZER), tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    lines = card.partition("```python\n")[2].partition("```")[0]
+    exec(lines.replace('"."', repr(str(tmp_path / "model"))), {})
+    assert "generate(" not in lines
+
+
 @pytest.mark.parametrize(("best_step", "said"), [(2000, "1.5000 nats"), (1500, "not measured for these weights")])
 def test_the_model_card_describes_the_run(best_step: int, said: str, tmp_path: Path) -> None:
     """With split, protocol, loss, seed and command of this run, and not with the loss of other weights."""

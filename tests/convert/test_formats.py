@@ -76,6 +76,26 @@ def test_an_onnx_graph_computes_the_same_at_every_length(dialect: str, tmp_path:
     report("Exports", HEADER, f"onnx, {dialect}", version_of("onnxruntime"), f"{largest:.1e}", "1,000", "")
 
 
+@pytest.mark.parametrize("block_size", [1, 2])
+def test_the_lines_of_the_card_run_with_the_shortest_contexts(block_size: int, tmp_path: Path) -> None:
+    """A graph for two tokens takes one, as the card does."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    gpt = replace(GPTConfig(**DIALECTS["nanogpt"]), n_layer=1, block_size=block_size)
+    export_run(checkpoint_of(random_gpt(gpt).float(), TOKENIZER), tmp_path / "model", "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model" / "model.onnx")
+    assert session.get_inputs()[0].shape[1] == (1 if block_size == 1 else "length")
+    run_lines_of_card(tmp_path / "model")
+
+
+def run_lines_of_card(folder: Path) -> None:
+    """Run the Python of a model card, as a user pastes it."""
+    lines = (folder / "README.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    command = [sys.executable, "-c", lines]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
 def test_int8_as_the_card_of_a_graph_says_leaves_it_causal(tmp_path: Path) -> None:
     """With `quantize_dynamic`, later tokens and other texts change the logits (findings/)."""
     onnx = pytest.importorskip("onnx")
@@ -154,6 +174,10 @@ def test_tokens_of_a_gguf_file_are_escaped_and_prefixes_are_suppressed(tmp_path:
     embedding = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight").data
     assert embedding.shape[0] == 7
     assert not embedding[4:].any()
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "The last 3 tokens are beginnings of characters in UTF-8" in card
+    export_run(checkpoint_of(random_gpt(gpt), CharTokenizer("\\abc")), tmp_path / "ascii", "gguf")
+    assert "beginnings of characters" not in (tmp_path / "ascii" / "README.md").read_text(encoding="utf-8")
 
 
 def ask_llama_cpp(folder: Path, gpt: GPTConfig, text: str, windows: Tensor, prompts: list[list[int]], new: int) -> Any:
