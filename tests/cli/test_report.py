@@ -149,6 +149,17 @@ def test_metrics_of_a_part_are_announced(run: Path, verb: str, flags: tuple[Any,
     assert found is None or 0 < int(found[1]) < int(found[2])
 
 
+@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+def test_a_setting_that_the_checkpoint_fixes_is_refused_with_advice_for_every_verb(run: Path, verb: str) -> None:
+    """Only fit resumes, and only fit starts a new run."""
+    answer = gptlit(verb, "--ckpt_path", run, "--model.gpt.n_layer", 3)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err == (
+        "gptlit: model.gpt.n_layer is 3, but the checkpoint was trained with 1: "
+        "leave it out, or train a new model with gptlit fit, without --ckpt_path\n"
+    )
+
+
 @pytest.mark.parametrize(("verb", "setting"), [("validate", "limit_val_batches"), ("test", "limit_test_batches")])
 def test_a_share_below_one_batch_is_refused_in_one_line(run: Path, verb: str, setting: str) -> None:
     """Lightning's advice is 1.0; smaller batches serve too."""
