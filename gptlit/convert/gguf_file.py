@@ -1,22 +1,27 @@
 """Export to GGUF, the format of llama.cpp, for models of the GPT-2 dialect with a character vocabulary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gptlit.convert.compare import Check, compare
 from gptlit.convert.dialects import GGUF, require_dialect
 from gptlit.convert.gpt2_weights import Weights, model_with_all_biases, with_all_biases
 from gptlit.convert.libraries import import_optional
 from gptlit.errors import UserError
+from gptlit.model.config import GPTConfig
 from gptlit.model.gpt import GPT
 from gptlit.tokenizer import CharTokenizer, Tokenizer
 
 LAYER_NORM_EPS = 1e-5
 PADDING = 256  # llama.cpp rounds context sizes up to multiples of this
+LOW = -1000.0  # logit of tokens that are never sampled
+LEAST_COSINE = 1e-3  # below it, rounding would be felt
 NAMES = {
     "transformer.wte": "token_embd",
     "transformer.wpe": "position_embd",
@@ -47,6 +52,9 @@ def write_gguf(folder: Path, model: GPT, tokenizer: Tokenizer) -> Check:
     gguf = import_optional("gguf", "gguf")[0]
     weights = with_all_biases(model.state_dict())
     prefixes = utf8_prefixes(tokenizer.symbols)
+    row = None
+    if prefixes and (low := low_row(weights)) is not None:
+        row, weights["transformer.ln_f.bias"] = low
     path = folder / "model.gguf"
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_name(f"gptlit {gpt.n_layer}x{gpt.n_embd}")
@@ -63,7 +71,7 @@ def write_gguf(folder: Path, model: GPT, tokenizer: Tokenizer) -> Check:
     writer.add_token_list(list(map(escaped, encodings + prefixes)))
     if prefixes:
         writer.add_array("tokenizer.ggml.suppress_tokens", list(range(gpt.vocab_size, gpt.vocab_size + len(prefixes))))
-    for name, array in gguf_tensors(weights, len(prefixes), gpt.tie_weights).items():
+    for name, array in gguf_tensors(weights, len(prefixes), gpt.tie_weights, row).items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -72,15 +80,44 @@ def write_gguf(folder: Path, model: GPT, tokenizer: Tokenizer) -> Check:
     return check_gguf(path, gguf, model, tokenizer)
 
 
-def gguf_tensors(weights: Weights, padding: int, tied: bool) -> dict[str, np.ndarray]:
-    """Return float32 arrays under GGUF's names, with `padding` rows of zeros after the vocabulary."""
+def low_row(weights: Weights) -> tuple[Tensor, Tensor] | None:
+    """Return a row (C,) of the head whose logit is `LOW` in every context, with the last norm's bias (C,) for it.
+
+    The norm gives γ x + β with Σ x = 0, so that the row 1/γ has the constant logit Σ β/γ. Where that is 0, as without
+    biases, β gets a part that the head maps to 0, if there is one: with fewer tokens than channels. None otherwise.
+    """
+    scale, bias = (weights[f"transformer.ln_f.{name}"].double() for name in ("weight", "bias"))
+    if not bool(scale.all()):
+        return None
+    row, head = 1 / scale, weights["lm_head.weight"].double()
+    V, C = head.shape
+    if not is_oblique(bias, row) and V < C:
+        unseen = torch.linalg.svd(head)[2][V:]  # (C - V, C), an orthonormal basis of what the head maps to 0
+        part = unseen.T @ (unseen @ row)
+        bias = bias + part / part.norm()
+    return ((LOW / (bias @ row) * row).float(), bias.float()) if is_oblique(bias, row) else None
+
+
+def is_oblique(a: Tensor, b: Tensor) -> bool:
+    """Whether two vectors are not perpendicular, nor nearly so."""
+    return bool((a @ b).abs() > LEAST_COSINE * a.norm() * b.norm())
+
+
+def gguf_tensors(weights: Weights, padding: int, tied: bool, row: Tensor | None) -> dict[str, np.ndarray]:
+    """Return float32 arrays under GGUF's names, with `padding` rows after the vocabulary.
+
+    They are `row` in the head, and zeros in the embedding if that is another matrix; without `row` zeros in both.
+    """
     arrays = {}
+    output = "transformer.wte.weight" if tied else "lm_head.weight"
     for name, tensor in weights.items():
         if name == "lm_head.weight" and tied:
             continue
         array = tensor.float().contiguous().numpy()
         if name in ("transformer.wte.weight", "lm_head.weight") and padding:
             array = np.pad(array, ((0, padding), (0, 0)))
+            if row is not None and name == output:
+                array[-padding:] = row.numpy()
         arrays[gguf_name(name)] = array
     return arrays
 
@@ -132,13 +169,35 @@ def check_gguf(path: Path, gguf: Any, model: GPT, tokenizer: CharTokenizer) -> C
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()[: gpt.vocab_size]
     if [unescaped(token) for token in tokens] != list(tokenizer.symbols):
         raise RuntimeError("the GGUF file holds another vocabulary")
-    expected: Mapping[str, Any] = with_all_biases(model.state_dict())
+    expected = with_all_biases(model.state_dict())
     names = {name: gguf_name(name) for name in expected if not (name == "lm_head.weight" and gpt.tie_weights)}
     rebuilt = {name: found[theirs].reshape(-1, *expected[name].shape[1:]) for name, theirs in names.items()}
+    if rebuilt["transformer.wte.weight"].size(0) > gpt.vocab_size and low_row(expected) is not None:
+        check_padding(gpt, rebuilt)
     rebuilt = {name: tensor[: expected[name].size(0)] for name, tensor in rebuilt.items()}
     if gpt.tie_weights:
         rebuilt["lm_head.weight"] = rebuilt["transformer.wte.weight"]
     return compare(model, model_with_all_biases(gpt, rebuilt))
+
+
+@torch.no_grad()
+def check_padding(gpt: GPTConfig, weights: Weights) -> None:
+    """Check that tokens after the vocabulary have a logit of about `LOW` in random contexts.
+
+    Args:
+        gpt: configuration of the model.
+        weights: of the file, with the rows of those tokens.
+
+    Raises:
+        RuntimeError: if the logit is another one.
+    """
+    tokens = weights["transformer.wte.weight"].size(0)
+    head = {"lm_head.weight": weights["transformer.wte.weight"]} if gpt.tie_weights else {}
+    padded = model_with_all_biases(replace(gpt, vocab_size=tokens), {**weights, **head})
+    ids = torch.randint(gpt.vocab_size, (8, gpt.block_size), generator=torch.Generator().manual_seed(0))
+    logits = padded(ids)[..., gpt.vocab_size :]
+    if not bool(((logits - LOW).abs() < 1).all()):
+        raise RuntimeError(f"tokens that are never sampled have logits up to {float(logits.max()):.1f}, not {LOW}")
 
 
 def unescaped(token: str) -> str:

@@ -8,7 +8,8 @@ import yaml
 
 from gptlit.checkpoint.validations import validations_of
 from gptlit.convert.compare import Check
-from gptlit.convert.gguf_file import utf8_prefixes
+from gptlit.convert.gguf_file import low_row, utf8_prefixes
+from gptlit.convert.gpt2_weights import with_all_biases
 from gptlit.convert.tools import LIMITS, PADDED, TRIED, USAGE
 from gptlit.errors import shell_option
 from gptlit.model.gpt import GPT
@@ -82,7 +83,7 @@ def model_card(
     usage = USAGE["transformers, one token" if format == "transformers" and gpt.block_size == 1 else format]
     limits = [line.format(**values) for line in LIMITS["all"] + LIMITS[architecture]]
     padding = len(utf8_prefixes(tokenizer.symbols)) if isinstance(tokenizer, CharTokenizer) else 0
-    if format == "gguf" and padding:
+    if format == "gguf" and padding and low_row(with_all_biases(model.state_dict())) is None:
         limits.append(PADDED.format(padding=padding))
     if tokenizer.kind == "char":
         limits.append("A character outside the vocabulary is refused: the tokenizer raises an exception.")

@@ -22,6 +22,7 @@ from command import report
 from conftest import DIALECTS, random_gpt
 from test_export import EXPORTABLE, HEADER, MODERN, TOKENIZER, checkpoint_of, greedy, positions
 from torch import Tensor
+from torch.nn import functional as F
 
 from gptlit.cli import run
 from gptlit.cli.export import loading
@@ -160,7 +161,7 @@ def test_a_gguf_file_holds_every_weight(name: str, tmp_path: Path) -> None:
 
 
 def test_tokens_of_a_gguf_file_are_escaped_and_prefixes_are_suppressed(tmp_path: Path) -> None:
-    """A backslash is doubled; the beginnings of characters outside ASCII are tokens with zero rows, never sampled."""
+    """A backslash is doubled; the beginnings of characters outside ASCII are tokens, never sampled."""
     gguf = pytest.importorskip("gguf")
     tokenizer = CharTokenizer("\\aé€", "signs")
     assert escaped(b"\\") == "\\\\"
@@ -173,11 +174,58 @@ def test_tokens_of_a_gguf_file_are_escaped_and_prefixes_are_suppressed(tmp_path:
     assert values["tokenizer.ggml.suppress_tokens"] == [4, 5, 6]
     embedding = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight").data
     assert embedding.shape[0] == 7
-    assert not embedding[4:].any()
+
+
+MANY = CharTokenizer("".join(map(chr, range(0x410, 0x410 + 65))))  # Cyrillic: more characters than channels
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "low"),
+    [
+        ("gpt2", MANY, True),  # a norm with bias
+        ("nanogpt", CharTokenizer("\\aé€"), True),  # fewer tokens than channels
+        ("gpt2, untied, no bias", CharTokenizer("\\aé€"), True),
+        ("nanogpt", MANY, False),
+        ("nanogpt", CharTokenizer("abc"), True),
+    ],
+)
+def test_beginnings_of_characters_have_no_share_of_the_probabilities(
+    name: str, tokenizer: CharTokenizer, low: bool, tmp_path: Path
+) -> None:
+    """Their logit is -1,000 in every context where the model has a direction for it; else the card says so."""
+    gguf = pytest.importorskip("gguf")
+    gpt = replace(EXPORTABLE[name], vocab_size=tokenizer.vocab_size)
+    assert low or gpt.n_embd < tokenizer.vocab_size
+    exported = export_run(checkpoint_of(random_gpt(gpt).float(), tokenizer), tmp_path / "model", "gguf")
+    assert exported.check.largest_difference < 1e-4
+    reader = gguf.GGUFReader(tmp_path / "model" / "model.gguf")
+    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    head = tensors["token_embd.weight" if gpt.tie_weights else "output.weight"]
+    prefixes = len(utf8_prefixes(tokenizer.symbols))
+    assert head.size(0) == gpt.vocab_size + prefixes
+    states = torch.randn(100, gpt.n_embd, generator=torch.Generator().manual_seed(0))
+    normed = F.layer_norm(states, (gpt.n_embd,), tensors["output_norm.weight"], tensors["output_norm.bias"])
+    logits = (normed @ head.T)[:, gpt.vocab_size :]
+    if low:
+        assert bool(((logits + 1000).abs() < 1).all())
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert "The last 3 tokens are beginnings of characters in UTF-8" in card
-    export_run(checkpoint_of(random_gpt(gpt), CharTokenizer("\\abc")), tmp_path / "ascii", "gguf")
-    assert "beginnings of characters" not in (tmp_path / "ascii" / "README.md").read_text(encoding="utf-8")
+    assert (f"The last {prefixes} tokens are beginnings of characters in UTF-8" in card) == (not low)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "nanogpt"])
+def test_llama_cpp_reports_the_probabilities_of_a_vocabulary_outside_ascii(name: str, tmp_path: Path) -> None:
+    """All of them are those of the vocabulary."""
+    pytest.importorskip("gguf")
+    tokenizer = CharTokenizer("\\aé€ü")
+    gpt = replace(EXPORTABLE[name], vocab_size=5, block_size=256, activation="gelu_tanh")
+    ours = random_gpt(gpt, std=0.1).float()
+    export_run(checkpoint_of(ours, tokenizer), tmp_path / "model", "gguf")
+    windows = positions(gpt, 256)[:1, :9]
+    found = ask_llama_cpp(tmp_path / "model", gpt, "aü€", windows, [], 1)
+    assert found["ids"] == tokenizer.encode("aü€")
+    with torch.no_grad():
+        expected = ours(windows).log_softmax(-1).flatten(0, 1)
+    assert float((torch.tensor(found["log_probabilities"]) - expected).abs().max()) < 2e-2
 
 
 def ask_llama_cpp(folder: Path, gpt: GPTConfig, text: str, windows: Tensor, prompts: list[list[int]], new: int) -> Any:
