@@ -95,9 +95,9 @@ def test_batches_of_a_dataloader_are_compiled_for(
     monkeypatch.setattr(torch, "compile", lambda function, mode: function)
     ids = torch.arange(40).reshape(4, 10) % 3
     weights = []
-    for compile in (True, False):
+    for wanted in (True, False):
         gpt = GPTConfig(block_size=9, n_layer=1, n_head=1, n_embd=8, dropout=0.5, init="normal")
-        module = LitGPT(gpt, OptimizerConfig("adamw"), tokenizer=CharTokenizer.train("abc").to_json(), compile=compile)
+        module = LitGPT(gpt, OptimizerConfig("adamw"), tokenizer=CharTokenizer.train("abc").to_json(), compile=wanted)
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         trainer = pl.Trainer(accelerator="cpu", max_steps=3, max_epochs=-1, default_root_dir=tmp_path, **quiet)
         trainer.fit(module, DataLoader(TensorDataset(ids[:, :-1], ids[:, 1:]), batch_size=2))
