@@ -60,6 +60,7 @@ LIMITS = {
         "For int8 use `onnxruntime.quantization.matmul_nbits_quantizer.MatMulNBitsQuantizer(model, bits=8, "
         "block_size=32)`, which rounds the weights only. `quantize_dynamic` also rounds activations, with one scale "
         "for all of them: the logits of a token then depend on later tokens and on the other texts of the batch.",
+        "MNN 3.6.1 gives models with QK-norm other logits, without an error: use another runtime.",
     ],
     "gguf": [
         "llama.cpp rounds the context up to a multiple of 256; if {block_size:,} is not one, limit the number of new "
@@ -87,6 +88,7 @@ TRIED: dict[str, list[tuple[str, str, str]]] = {
             "logits to 1e-5, greedy text",
             "INFERENCE_PRECISION_HINT f32: by default it rounds to bfloat16 on a CPU that has it",
         ),
+        ("tract 0.23.9", "logits to 1e-5", ""),
     ],
     "gguf": [
         (
