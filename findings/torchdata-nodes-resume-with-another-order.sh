@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # torchdata 0.11.0, torch 2.13.0: a resumed torchdata.nodes.Loader continues at the saved place of another permutation.
-# expected: Loader.state_dict() restores the pipeline that the tutorial builds, MapStyleWrapper with a RandomSampler: the
-#           resumed epoch has the batches that are left, as with StatefulDataLoader. A seeded generator makes sure.
+# expected: Loader.state_dict() restores a pipeline that begins with a RandomSampler, as in the documentation's first
+#           example: the resumed epoch has the batches that are left, as with StatefulDataLoader.
 # seen:     of the sampler only the number of samples is saved. A resume draws a new permutation and skips that many: some
 #           samples of the epoch come twice and others never, without a warning. With a seeded generator the new
 #           permutation is that of the first epoch, so a resume in the first epoch is right and later ones are not. The

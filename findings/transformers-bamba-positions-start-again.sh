@@ -22,6 +22,7 @@ from transformers import BambaConfig, BambaForCausalLM, LlamaConfig, LlamaForCau
 VOCABULARY, LENGTH, PROMPT = 64, 40, 8
 shared = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
 mamba = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 2, "mamba_chunk_size": 8}
+torch.set_num_threads(1)
 torch.manual_seed(0)
 llama = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **shared))
 bamba = BambaForCausalLM(BambaConfig(num_hidden_layers=3, attn_layer_indices=[1], **mamba, **shared))

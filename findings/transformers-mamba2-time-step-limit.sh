@@ -27,6 +27,7 @@ shared = {"vocab_size": VOCABULARY, "hidden_size": 32, "bos_token_id": 1, "eos_t
 mamba = {"num_heads": 8, "head_dim": 8, "state_size": 4, "n_groups": 2, "chunk_size": 8, "num_hidden_layers": 2}
 bamba = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 2, "mamba_chunk_size": 8}
 bamba |= {"num_hidden_layers": 3, "attn_layer_indices": [1], "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+torch.set_num_threads(1)
 torch.manual_seed(1)
 texts = torch.randint(3, VOCABULARY, (2, LENGTH))
 

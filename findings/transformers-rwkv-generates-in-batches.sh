@@ -21,6 +21,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, RwkvConfig, RwkvForCausalLM
 
 VOCABULARY, NEW = 64, 12
+torch.set_num_threads(1)
 torch.manual_seed(0)
 shared = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 rwkv = RwkvForCausalLM(RwkvConfig(context_length=64, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, **shared))
