@@ -44,7 +44,8 @@ settings = {
 }
 found = {name: follow(**options) for name, options in settings.items()}
 for name, (decays, behind) in found.items():
-    print(f"{name}: decay {decays[10]:.3f} at step 10, {decays[100]:.3f} at 100, {decays[999]:.3f} at 999; average {behind:.0f} steps behind")
+    values = f"{decays[10]:.3f} at step 10, {decays[100]:.3f} at 100, {decays[999]:.3f} at 999"
+    print(f"{name}: decay {values}; average {behind:.0f} steps behind")
 exact = STEPS - 1 - averaged[0].item()
 print(f"torch's average with the decay {DECAY} after {STEPS} steps: {exact:.0f} steps behind")
 print(*(f"{name} {version(name)}" for name in ("diffusers", "torch")))

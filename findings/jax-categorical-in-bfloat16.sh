@@ -34,7 +34,8 @@ for dtype, mode in ((jnp.float32, "low"), (jnp.bfloat16, "low"), (jnp.bfloat16, 
     peaked = jnp.where(jnp.arange(TOKENS) == 0, 0.0, -BEHIND).astype(dtype)
     rare = shares(peaked, mode)[1:].sum() / jax.nn.softmax(peaked.astype(jnp.float32))[1:].sum()
     found[dtype.__name__, mode] = first, last, rare = float(equal[:8].mean()), float(equal[-8:].mean()), float(rare)
-    print(f'{dtype.__name__}, mode="{mode}": share of the first tokens {first:.3f}, of the last ones {last:.3f}, of rare ones {rare:.2f}; exact 1')
+    values = f"first tokens {first:.3f}, last ones {last:.3f}, rare ones {rare:.2f}"
+    print(f'{dtype.__name__}, mode="{mode}": share of the exact probability: {values}')
 print(f"jax {jax.__version__}, logits of {TOKENS} equal tokens, and of one token {BEHIND:.0f} nats before {TOKENS - 1} others")
 first, last, rare = found["bfloat16", "low"]
 same = first > 1.2 and last < 0.85 and rare < 0.4

@@ -48,7 +48,8 @@ for name, model in (("Llama", llama), ("Bamba", bamba)):
             weight.mul_(10 if weight.ndim == 2 else 1)  # as large as trained ones
     for with_positions in (False, True):
         found[name, with_positions] = difference(model, with_positions)
-        print(f"{name}, {'with' if with_positions else 'without'} position_ids: logits differ by {found[name, with_positions]:.0e} standard deviations")
+        given = "with" if with_positions else "without"
+        print(f"{name}, {given} position_ids: logits differ by {found[name, with_positions]:.0e} standard deviations")
 print(*(f"{name} {version(name)}" for name in ("transformers", "torch")))
 same = found.pop(("Bamba", False)) > 0.05 and all(value < 1e-3 for value in found.values())
 raise SystemExit(0 if same else f"the behaviour has changed: {found}")
