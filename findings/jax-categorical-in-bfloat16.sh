@@ -4,7 +4,7 @@
 #           give equal shares.
 # seen:     the noise is drawn in the type of the logits: in bfloat16 the largest value is 4.84. Two tokens often
 #           meet the same value, and the smaller id wins: of 65 equal tokens the first eight are drawn 1.24 times and the
-#           last eight 0.79 times as often as they should be. Tokens that are 8 nats behind the best one have less than a
+#           last eight 0.79 times as often as they should be. Tokens that are 8 nats below the best one have less than a
 #           third of their probability. The docstring speaks of events below 1E-7 in float32 only. mode="high" is right
 #           within a few percent, and float32 logits are right.
 # remedy:   logits.astype(jnp.float32) before sampling.

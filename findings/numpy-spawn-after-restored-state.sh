@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # numpy 2.4.6: a Generator whose state is restored draws the same numbers, but spawns the children of the first call again.
-# expected: `bit_generator.state` is the state of the generator. A run that saves it, as JSON beside a checkpoint, and sets
-#           it in a generator of the same seed goes on as without the interruption: the same numbers, and the same
+# expected: `bit_generator.state` is the state of the generator. A run that saves it, as JSON next to a checkpoint, and sets
+#           it in a generator of the same seed continues as without the interruption: the same numbers, and the same
 #           children of spawn(), one for each epoch or worker.
 # seen:     the count of children is in the seed sequence, which is no part of `state`. The numbers are the same, and
 #           spawn() begins with child 0 again: epoch 3 of a resumed run gets the numbers of epoch 0, epoch 4 those of

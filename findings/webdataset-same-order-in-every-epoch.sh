@@ -4,7 +4,7 @@
 #           is a function of the seed and the epoch ("deterministic shuffling").
 # seen:     a data set without a seed draws one when it is made, and every epoch starts from it: the epochs are copies of
 #           each other, with worker processes and without. detshuffle=True counts epochs, but each worker process counts
-#           its own: a DataLoader with num_workers, without persistent_workers, starts them anew, and its epochs are
+#           its own: a DataLoader with num_workers, without persistent_workers, starts them again, and its epochs are
 #           copies again. The later .shuffle(n) changes the order within its buffer only.
 # remedy:   detshuffle=True with persistent_workers=True, or resampled=True.
 # usage:    findings/webdataset-same-order-in-every-epoch.sh      (PYTHON=python3.11 to choose another interpreter)
