@@ -10,7 +10,7 @@ from gptlit.checkpoint.validations import validations_of
 from gptlit.convert.compare import Check
 from gptlit.convert.gguf_file import low_row, utf8_prefixes
 from gptlit.convert.gpt2_weights import with_all_biases
-from gptlit.convert.tools import LIMITS, PADDED, TRIED, USAGE
+from gptlit.convert.tools import LIMITS, PADDED, TIED, TRIED, USAGE
 from gptlit.errors import shell_option
 from gptlit.model.gpt import GPT
 from gptlit.tokenizer import CharTokenizer, Tokenizer
@@ -85,6 +85,8 @@ def model_card(
     padding = len(utf8_prefixes(tokenizer.symbols)) if isinstance(tokenizer, CharTokenizer) else 0
     if format == "gguf" and padding and low_row(with_all_biases(model.state_dict())) is None:
         limits.append(PADDED.format(padding=padding))
+    if architecture == "GPT2LMHeadModel" and gpt.tie_weights:
+        limits.append(TIED)
     if tokenizer.kind == "char":
         limits.append("A character outside the vocabulary is refused: the tokenizer raises an exception.")
     card = ModelCard.from_template(

@@ -44,6 +44,10 @@ PADDED = (  # GGUF of a vocabulary with characters outside ASCII
     "outside the vocabulary. It never samples them, but their logit is 0 and they take a share of the probabilities "
     "that it reports: at each position, log-probabilities of all other tokens are lower than in gptlit by one amount."
 )
+TIED = (
+    "The head is the token embedding: merging a LoRA adapter of `wte` (peft's `merge_and_unload`) changes both, which "
+    "gives another model than the one that was trained. Leave `wte` out of the adapters."
+)
 LIMITS = {
     "all": ["Prompt and continuation together: at most {block_size:,} tokens."],
     "GPT2LMHeadModel": [

@@ -6,9 +6,14 @@ from torch.nn import functional as F
 
 
 def with_noise(ids: Tensor, probability: float, vocab_size: int) -> Tensor:
-    """Replace each id with `probability` by a random one of the vocabulary; same shape."""
+    """Replace each id with `probability` by a random one of the vocabulary; same shape.
+
+    Also where the default dtype has half precision, as in `bf16-true`: random numbers of that type would be 0 too often
+    (`findings/torch-rand-bfloat16-zeros.sh`).
+    """
     others = torch.randint(vocab_size, ids.shape, device=ids.device)
-    return torch.where(torch.rand(ids.shape, device=ids.device) < probability, others, ids)
+    dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    return torch.where(torch.rand(ids.shape, dtype=dtype, device=ids.device) < probability, others, ids)
 
 
 def drop(x: Tensor, probability: float, random_bytes: Tensor | None) -> Tensor:

@@ -284,6 +284,20 @@ def test_dropout_zeroes_the_right_fraction_and_rescales() -> None:
         assert dropped.max().item() == pytest.approx(4 / 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_token_noise_is_as_rare_in_every_default_dtype(dtype: torch.dtype) -> None:
+    """Lightning's bf16-true and 16-true set it; their random numbers were 0 once in 512 or 4,096."""
+    torch.manual_seed(0)
+    ids = torch.full((2_000_000,), 1_000)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        share = (with_noise(ids, 0.001, 1_000) != ids).double().mean().item()
+    finally:
+        torch.set_default_dtype(before)
+    assert share == pytest.approx(0.001, rel=0.1)
+
+
 def test_token_noise_replaces_the_right_fraction_of_tokens_in_training_only() -> None:
     """Guards against noise in sampling and validation."""
     torch.manual_seed(0)
