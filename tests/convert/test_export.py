@@ -448,7 +448,7 @@ def test_the_model_card_names_the_initial_weights_and_a_command_that_gives_the_m
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_model_card_warns_of_an_adapter_that_a_tied_head_would_share(tmp_path: Path, tied: bool) -> None:
-    """Peft merges it without a word (findings/peft-merges-into-the-tied-head.sh)."""
+    """Merging gives another model without a word (findings/peft-merges-into-the-tied-head.sh)."""
     config = replace(GPTConfig(**DIALECTS["nanogpt"]), vocab_size=TOKENIZER.vocab_size, tie_weights=tied)
     export_run(checkpoint_of(GPT(config), TOKENIZER), tmp_path / "model")
     assert ("Leave `wte` out of the adapters" in (tmp_path / "model" / "README.md").read_text("utf-8")) == tied
