@@ -257,6 +257,7 @@ def test_an_exception_on_one_process_ends_the_others(one: tuple[Path, Path], tmp
     report("Faults", FAULTS, f"an exception in process {rank} of 2", process.returncode, "traceback", "resumed on 1")
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_killed_and_resumed_ends_the_same(two: Path, one, tmp_path: Path) -> None:
     """Bit-exactly, if the number of processes stays the same."""
     run = tmp_path / "run"
@@ -341,6 +342,7 @@ def test_clipping_by_value_goes_with_mixed_precision(tmp_path: Path) -> None:
     assert gptlit("fit", "--config", config, "--run_dir", tmp_path / "run").code == 0
 
 
+@pytest.mark.slow
 def test_sharded_training_gives_the_same_losses(tmp_path: Path) -> None:
     """FSDP2 in two processes; the checkpoint is complete, and one process can resume from it."""
     config = write_config(tmp_path, **CONFIG, model__optimizer__name="adamw")

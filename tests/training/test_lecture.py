@@ -63,6 +63,7 @@ def loss_after(name: str, corpus: Path, folder: Path, steps: int) -> float:
     return float(trainer.validate(module, datamodule=data, verbose=False)[0]["val/loss"])
 
 
+@pytest.mark.slow
 def test_the_order_of_the_road_holds_on_a_short_budget(tinyshakespeare: Path, tmp_path: Path) -> None:
     """Bigram, one head, residual stream: each lower than the one before, by half of what was measured. LayerNorm, which
     shows later, has a test of its own in test_road.py.
