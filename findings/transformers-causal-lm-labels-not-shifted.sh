@@ -4,8 +4,8 @@
 #           as DataCollatorForLanguageModeling(mlm=False) prepares them: the loss is that of the next token.
 # seen:     BartForCausalLM, its relatives (mBART, PLBart, MVP, Marian, Pegasus, BigBird-Pegasus, Blenderbot) and the
 #           decoders of TrOCR and Whisper compare the logits of a position with the label of that position, which the
-#           model can see. On random tokens, whose next token nobody can predict, the loss of BART falls to 0 within 150
-#           steps, while the loss of the next token rises above that of guessing. Decoders of BERT and RoBERTa shift.
+#           model can see. On random tokens, which cannot be predicted, the loss of BART falls to 0 within 150 steps, while
+#           the loss of the next token rises above that of guessing. Decoders of BERT and RoBERTa shift.
 # remedy:   compute the loss from the logits, or hand over labels that are shifted already.
 # usage:    findings/transformers-causal-lm-labels-not-shifted.sh      (PYTHON=python3.11 to choose another interpreter)
 set -euo pipefail

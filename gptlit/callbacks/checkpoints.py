@@ -144,9 +144,9 @@ class RunCheckpoints(Checkpoint):
         self.validated_step = trainer.global_step
         batches = batches_evaluated(trainer)
         self.validated_batches = None if batches is None else list(batches)
-        if self.best_score is not None and not same_part(self.best_batches, self.validated_batches):
+        if self.best_score is not None and (line := another_part(self.best_batches, self.validated_batches)):
             if trainer.is_global_zero:
-                console().print(another_part(self.best_batches, self.validated_batches), style="yellow")
+                console().print(line, style="yellow")
             self.best_score = self.best_step = self.best_batches = None
         score = float(trainer.callback_metrics[self.monitor])
         if math.isfinite(score) and (self.best_score is None or score < self.best_score):
@@ -180,17 +180,22 @@ class RunCheckpoints(Checkpoint):
                 raise
 
 
-def same_part(before: list[int] | None, now: list[int] | None) -> bool:
-    """Whether two losses are those of the same batches; each is evaluated batches and all batches, if known."""
-    if before is None or now is None:
-        return True
-    return before == now or (part_of(before) is None and part_of(now) is None)
+def another_part(before: list[int] | None, now: list[int] | None) -> str | None:
+    """Return why `best.ckpt` is chosen again; None if two losses are those of the same batches.
 
-
-def another_part(before: list[int] | None, now: list[int] | None) -> str:
-    """Return the line that says why `best.ckpt` is chosen again."""
-    parts = ("all batches" if part is None or part_of(part) is None else part_of(part) for part in (now, before))
-    return "val/loss is now that of {} of the validation part, before of {}: best.ckpt is chosen again".format(*parts)
+    Args:
+        before: evaluated batches and all batches of the best loss; None if unknown.
+        now: the same of the new one.
+    """
+    if before is None or now is None or before == now:
+        return None
+    was, is_now = part_of(before), part_of(now)
+    if was is is_now is None:
+        return None
+    return (
+        f"val/loss is now that of {is_now or 'all batches'} of the validation part, before of {was or 'all batches'}: "
+        "best.ckpt is chosen again"
+    )
 
 
 def validation_due(trainer: pl.Trainer, step: int) -> bool:
