@@ -81,14 +81,7 @@ def model_card(
     }
     # With a context of one token, `generate` has no room for another one.
     usage = USAGE["transformers, one token" if format == "transformers" and gpt.block_size == 1 else format]
-    limits = [line.format(**values) for line in LIMITS["all"] + LIMITS[architecture]]
-    padding = len(utf8_prefixes(tokenizer.symbols)) if isinstance(tokenizer, CharTokenizer) else 0
-    if format == "gguf" and padding and low_row(with_all_biases(model.state_dict())) is None:
-        limits.append(PADDED.format(padding=padding))
-    if architecture == "GPT2LMHeadModel" and gpt.tie_weights:
-        limits.append(TIED)
-    if tokenizer.kind == "char":
-        limits.append("A character outside the vocabulary is refused: the tokenizer raises an exception.")
+    limits = limits_of(model, tokenizer, format, architecture, values)
     card = ModelCard.from_template(
         ModelCardData(library_name=library, pipeline_tag="text-generation", tags=["gptlit"]),
         template_str=CARD,
@@ -102,6 +95,19 @@ def model_card(
         table=markdown_table(("", ""), rows.items()),
     )
     return str(card).rstrip() + "\n"
+
+
+def limits_of(model: GPT, tokenizer: Tokenizer, format: str, architecture: str, values: Mapping[str, Any]) -> list[str]:
+    """Return what an export cannot do, a sentence or two each; `values` fill the fields of the texts."""
+    limits = [line.format(**values) for line in LIMITS["all"] + LIMITS[architecture]]
+    padding = len(utf8_prefixes(tokenizer.symbols)) if isinstance(tokenizer, CharTokenizer) else 0
+    if format == "gguf" and padding and low_row(with_all_biases(model.state_dict())) is None:
+        limits.append(PADDED.format(padding=padding))
+    if architecture == "GPT2LMHeadModel" and model.config.tie_weights:
+        limits.append(TIED)
+    if tokenizer.kind == "char":
+        limits.append("A character outside the vocabulary is refused: the tokenizer raises an exception.")
+    return limits
 
 
 def training_rows(checkpoint: Mapping[str, Any], model: GPT, tokenizer: Tokenizer) -> dict[str, str]:

@@ -230,8 +230,7 @@ def make_trainer(
             trainer.val_check_interval = None  # type: ignore[assignment]
         if plan.verb == "fit":
             if config["fast_dev_run"]:  # counted in optimizer steps; Lightning counts micro-batches
-                done = 0 if plan.start is None else plan.start.steps
-                set_max_steps(trainer, done + trainer.max_steps)
+                set_max_steps(trainer, plan.steps_before + trainer.max_steps)
                 trainer.limit_train_batches = trainer.max_steps * trainer.accumulate_grad_batches
             elif config["overfit_batches"]:  # Lightning validates on as many batches, whatever limit_val_batches says
                 limit = config["limit_val_batches"]
@@ -251,7 +250,7 @@ def settings_of_ours(plan: Plan, config: Mapping[str, Any], run_dir: Path | None
         "plugins": [*as_list(config["plugins"]), AtomicCheckpointIO(plan.start)],
         "enable_model_summary": bool(config.get("enable_model_summary")),
         "default_root_dir": str(run_dir or "."),
-        "profiler": profiler_of(config["profiler"], run_dir, 0 if plan.start is None else plan.start.steps),
+        "profiler": profiler_of(config["profiler"], run_dir, plan.steps_before),
     }
     if plan.verb != "fit":
         return settings | {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

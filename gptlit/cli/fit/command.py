@@ -212,10 +212,10 @@ class Fit:
                 return 128 + int(signals.received)
             return 0
         except BaseException as error:
-            start = 0 if self.plan.start is None else self.plan.start.steps
-            if isinstance(error, ModuleNotFoundError) and self.trainer.global_step in (0, start):
+            before, step = self.plan.steps_before, self.trainer.global_step
+            if isinstance(error, ModuleNotFoundError) and step in (0, before):
                 raise UserError(f"the settings need something that is not installed: {error}") from error
-            self.ending = ending_of(error, signals.received, start, self.trainer.global_step, self.run_dir)
+            self.ending = ending_of(error, signals.received, before, step, self.run_dir)
             self.end_other_processes()
             if self.ending is None:
                 if self.trainer.global_step and not isinstance(error, UserError):
@@ -231,9 +231,8 @@ class Fit:
         Raises:
             UserError: names the likely cause.
         """
-        before = 0 if self.plan.start is None else self.plan.start.steps
         stopped = self.parts.signals.received is not None
-        if self.trainer.global_step == before < self.trainer.max_steps and not stopped:
+        if self.trainer.global_step == self.plan.steps_before < self.trainer.max_steps and not stopped:
             raise UserError("no step was made: a time limit (trainer.max_time) or a callback ended the run before it")
 
     def end_other_processes(self) -> None:

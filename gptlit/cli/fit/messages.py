@@ -228,14 +228,14 @@ class Ending:
 
 
 def ending_of(
-    error: BaseException, received: signal.Signals | None, start: int, step: int, run_dir: Path | None
+    error: BaseException, received: signal.Signals | None, before: int, step: int, run_dir: Path | None
 ) -> Ending | None:
     """Return what an exception that ended training means; None if it must keep its traceback or end otherwise.
 
     Args:
         error: raised by `Trainer.fit`.
         received: the signal that asked the run to stop, if any.
-        start: optimizer steps of the checkpoint that the run resumed from, else 0.
+        before: optimizer steps that were made before this start.
         step: optimizer steps made.
         run_dir: folder of the run.
 
@@ -245,7 +245,7 @@ def ending_of(
     if received is not None and isinstance(error, SIGTERMException | SystemExit):
         line = f"stopped by {received.name} after step {step:,}"
         return Ending(line, 128 + int(received), collective=isinstance(error, SIGTERMException))
-    if isinstance(error, MisconfigurationException) and step in (0, start):
+    if isinstance(error, MisconfigurationException) and step in (0, before):
         raise UserError(f"the Trainer does not take these trainer settings: {error}") from error
     if isinstance(error, FloatingPointError):
         return Ending(str(error), exit_code=1, slower=True)

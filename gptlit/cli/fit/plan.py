@@ -71,6 +71,11 @@ class Plan:
     finished: bool = False
     """Whether the run of the checkpoint has nothing left to do."""
 
+    @property
+    def steps_before(self) -> int:
+        """Optimizer steps that were made before this start."""
+        return 0 if self.start is None else self.start.steps
+
 
 def parse_fit(arguments: Sequence[str], allow_unused: bool = False) -> Plan:
     """The plan of `gptlit fit ARGUMENTS`.
