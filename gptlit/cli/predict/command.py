@@ -56,6 +56,19 @@ def make_parser() -> Parser:
         "--seed", type=int, default=1337, help="Seed; sample k depends only on it and k, not on the batch."
     )
     parser.add_class_arguments(Sampling, None)
+    add_text_options(parser)
+    parser.add_argument("--repeat_prompt", type=bool, default=True, help="Print the prompt before the text.")
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        help="File to write: JSONL with log-probabilities if it ends in .jsonl, else text.",
+    )
+    add_trainer_options(parser)
+    return parser
+
+
+def add_text_options(parser: Parser) -> None:
+    """Add where a text ends, what the model reads of it, and what becomes of unknown characters."""
     parser.add_argument(
         "--stop",
         type=stop_texts,
@@ -88,14 +101,6 @@ def make_parser() -> Parser:
         default="error",
         help="Prompt characters outside the vocabulary: error, skip or replace:C.",
     )
-    parser.add_argument("--repeat_prompt", type=bool, default=True, help="Print the prompt before the text.")
-    parser.add_argument(
-        "--output",
-        type=str | None,
-        help="File to write: JSONL with log-probabilities if it ends in .jsonl, else text.",
-    )
-    add_trainer_options(parser)
-    return parser
 
 
 def add_trainer_options(parser: Parser) -> None:
