@@ -250,6 +250,15 @@ def position_in_epochs(loops: Mapping[str, Any]) -> tuple[int, int, int]:
     return epochs, total["ready"] - here["ready"], steps
 
 
+def training_ended(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint of one epoch was written when training had ended, and no signal or error stopped it.
+
+    Only then has Lightning counted the epoch as processed.
+    """
+    epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    return bool(epoch["processed"] == epoch["ready"])
+
+
 def set_counts(count: dict[str, int], value: int) -> None:
     """Set all counters of one kind of progress, in place."""
     count.update(dict.fromkeys(("ready", "started", "processed", "completed"), value))

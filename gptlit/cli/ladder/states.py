@@ -15,6 +15,7 @@ from gptlit.cli.ladder.rungs import Rung
 from gptlit.cli.settings import flat, stored_config
 from gptlit.data import TextSpec
 from gptlit.errors import UserError
+from gptlit.training.lightning_internals import training_ended
 
 # Settings that must be equal for a run to be taken as one of this ladder.
 COMPARED = ("model.", "data.", "seed_everything", "trainer.max_steps", "trainer.gradient_clip_val", "trainer.precision")
@@ -90,12 +91,10 @@ def is_of_fallback(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool
 def was_stopped(start: ResumePoint, wanted: Mapping[str, Any]) -> bool:
     """Whether a callback of the user, such as EarlyStopping, ended a run, and was given again.
 
-    Lightning counts an epoch as processed when training ends, not when a signal or an error stops it. A time limit ends
-    training too, but belongs to one start.
+    A time limit ends training too, but belongs to one start.
     """
-    epoch = start.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
     timed = "Timer" in start.checkpoint["callbacks"]
-    ended = epoch["processed"] == epoch["ready"] and is_finished(start, start.steps)
+    ended = training_ended(start.checkpoint) and is_finished(start, start.steps)
     return ended and not timed and bool(wanted.get("trainer.callbacks"))
 
 
