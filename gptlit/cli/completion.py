@@ -11,10 +11,10 @@ from gptlit.cli.compare import make_parser as compare_parser
 from gptlit.cli.export import export_parser
 from gptlit.cli.fit.parser import make_parser as fit_parser
 from gptlit.cli.ladder.command import make_parser as ladder_parser
+from gptlit.cli.packaged import names_of_packaged_configs
 from gptlit.cli.parser import PlainParser
 from gptlit.cli.play import play_parser
 from gptlit.cli.predict.command import make_parser as predict_parser
-from gptlit.cli.settings import names_of_packaged_configs
 from gptlit.cli.verbs import VERBS
 
 SHELLS = ("bash", "zsh")

@@ -4,6 +4,10 @@ One table for the error messages and for the README ("Coming from nanoGPT"). Nee
 """
 
 import re
+from collections.abc import Collection
+from pathlib import Path
+
+from gptlit.errors import shell_option
 
 VERBS = {
     "train": "gptlit fit --config base",
@@ -45,12 +49,21 @@ def flag_advice(flag: str) -> str | None:
     return None if answer is None else f"use {answer}"
 
 
-def value_advice(value: str) -> str:
-    """Return what to do about a value without an option, such as the file of `gptlit fit config/x.py`."""
+def value_advice(value: str, known: Collection[str], configs: Collection[str]) -> str:
+    """Return what to do about a value without an option, such as the file of `gptlit fit config/x.py`.
+
+    Args:
+        value: as typed.
+        known: names of the verb's options, without dashes.
+        configs: names of the packaged configurations.
+    """
+    path = Path(value)
     if value.endswith(".py"):
         return "configurations are YAML files, not Python: gptlit fit --config nanogpt_cpu"
-    if value.endswith((".yaml", ".yml")):
-        return f"did you mean --config {value}?"
+    if "config" in known and (path.suffix in (".yaml", ".yml") or value in configs):
+        return f"did you mean {shell_option('--config', value)}?"
+    if "ckpt_path" in known and (path.is_dir() or path.suffix == ".ckpt"):
+        return f"did you mean {shell_option('--ckpt_path', value)}?"
     return "options begin with -- and take one value"
 
 

@@ -17,6 +17,7 @@ from jsonargparse import Namespace
 
 from gptlit.cli.familiar import flag_advice, value_advice
 from gptlit.cli.help import help_text
+from gptlit.cli.packaged import names_of_packaged_configs
 from gptlit.errors import UserError, cause_of
 
 
@@ -240,7 +241,8 @@ def explain(error: BaseException, parser: argparse.ArgumentParser, arguments: Se
         return UserError(f"is {found[2]}: it must be a group of settings", f"--{found[1]}")
     if found := re.search(r"unrecognized arguments: (\S+)", flat, re.IGNORECASE):
         if not found[1].startswith("-"):
-            return UserError(f"{found[1]!r} is not the value of any option: {value_advice(found[1])}")
+            advice = value_advice(found[1], known, names_of_packaged_configs())
+            return UserError(f"{found[1]!r} is not the value of any option: {advice}")
         return UserError(unknown_option(found[1].partition("=")[0], known))
     if found := re.search(r"does not accept option '([^']*)'|Key '([^']*)' is not expected", flat):
         return UserError(unknown_option(f"--{found[1] or found[2]}", known))

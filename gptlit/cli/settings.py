@@ -1,12 +1,12 @@
 """Settings outside of the parser: configuration files, settings of a checkpoint, options among arguments, YAML."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
+from gptlit.cli.packaged import names_of_packaged_configs, packaged_configs
 from gptlit.cli.parser import EXPONENT, unknown_option
 from gptlit.errors import UserError
 
@@ -77,18 +77,6 @@ def edited_copies(files: Iterable[Path]) -> list[str]:
             if copy.is_file() and not copy.samefile(file) and copy.read_bytes() != file.read_bytes():
                 warnings.append(f"{copy} differs from {file} and was not read: to use it, give --config {copy}")
     return warnings
-
-
-def names_of_packaged_configs() -> list[str]:
-    """Return the names of the packaged configurations, sorted: `base`, `lecture/1_bigram`, …."""
-    packaged = packaged_configs()
-    return sorted(str(path.relative_to(packaged).with_suffix("")) for path in packaged.rglob("*.yaml"))
-
-
-def packaged_configs() -> Path:
-    """Return the folder of the YAML files: inside the installed package, or next to it in a checkout."""
-    inside = Path(str(files("gptlit"))) / "configs"
-    return inside if inside.is_dir() else inside.parent.parent / "configs"
 
 
 def check_config(path: str, known: Collection[str]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptlit import GPT, GPTConfig, LitGPT, OptimizerConfig, RandomChunks, ScheduleConfig, TextDataModule
 from gptlit.cli.fit.precision import fastest_precision
-from gptlit.cli.settings import packaged_configs
+from gptlit.cli.packaged import packaged_configs
 from gptlit.optim import build_optimizer
 from gptlit.training.compiling import Mode, compile_training
 

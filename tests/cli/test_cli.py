@@ -11,8 +11,8 @@ import yaml
 
 from gptlit.cli.fit.build import instantiate
 from gptlit.cli.fit.plan import parse_fit
+from gptlit.cli.packaged import packaged_configs
 from gptlit.cli.predict.command import open_output
-from gptlit.cli.settings import packaged_configs
 
 SCRIPT = Path(sys.executable).with_name("gptlit")
 CONFIGS = sorted(packaged_configs().rglob("*.yaml"))

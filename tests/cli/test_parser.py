@@ -15,6 +15,7 @@ from gptlit.cli import settings
 from gptlit.cli.export import export_parser
 from gptlit.cli.fit.parser import make_parser
 from gptlit.cli.fit.plan import parse_fit
+from gptlit.cli.packaged import packaged_configs
 from gptlit.cli.parser import Parser, is_text, parse
 from gptlit.cli.predict.command import make_parser as predict_parser
 from gptlit.cli.predict.command import stop_texts
@@ -157,7 +158,7 @@ def test_a_name_is_a_packaged_configuration_and_a_path_is_a_file(
 ) -> None:
     """Guards against an edited file that is ignored, and against a packaged one where a file was named."""
     monkeypatch.chdir(tmp_path)
-    packaged = settings.packaged_configs() / "base.yaml"
+    packaged = packaged_configs() / "base.yaml"
     assert settings.find_config("base") == packaged
     answer = gptlit("fit", "--config", "configs/base.yaml")
     assert answer.code == 2

@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import LambdaCallback
 
 from gptlit.cli.fit.plan import make_parser, names_in_flags, parse_fit
 from gptlit.cli.fit.unused import CONDITIONS, MODEL_OF_FIT
+from gptlit.cli.packaged import names_of_packaged_configs
 from gptlit.cli.parser import option_names
-from gptlit.cli.settings import names_of_packaged_configs
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from command import gptlit
 
 from gptlit.cli.ladder.report import count_parameters
 from gptlit.cli.ladder.rungs import Rung, all_rungs
-from gptlit.cli.settings import flat, packaged_configs
+from gptlit.cli.packaged import packaged_configs
+from gptlit.cli.settings import flat
 from gptlit.data import TextDataModule
 from gptlit.model.config import GPTConfig
 from gptlit.optim import OptimizerConfig, ScheduleConfig

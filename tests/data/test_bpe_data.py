@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptlit import BPETokenizer, GPTConfig, LitGPT, TextDataModule, UserError
-from gptlit.cli.settings import packaged_configs
+from gptlit.cli.packaged import packaged_configs
 from gptlit.data import TextSpec, encode_text
 from gptlit.data.encode import learned_bpe, sample
 

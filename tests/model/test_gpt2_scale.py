@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gptlit import GPT, GPTConfig, OptimizerConfig
 from gptlit.cli.fit.messages import count_numbers, in_bytes
-from gptlit.cli.settings import packaged_configs
+from gptlit.cli.packaged import packaged_configs
 from gptlit.optim import build_optimizer
 
 CONFIG = yaml.safe_load((packaged_configs() / "gpt2.yaml").read_text())

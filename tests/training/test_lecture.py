@@ -10,7 +10,7 @@ import yaml
 from test_module import quiet_trainer
 
 from gptlit import GPT, GPTConfig, LitGPT, OptimizerConfig, ScheduleConfig, TextDataModule
-from gptlit.cli.settings import packaged_configs
+from gptlit.cli.packaged import packaged_configs
 
 FOLDER = packaged_configs() / "lecture"
 PUBLISHED = {

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from gptlit.cli.settings import flat, packaged_configs
+from gptlit.cli.packaged import packaged_configs
+from gptlit.cli.settings import flat
 from gptlit.errors import UserError
 
 SCALED = "7_scaled"  # the lecture's last rung, too large for a CPU: trained only if it is named
