@@ -152,6 +152,20 @@ def test_files_of_the_user_are_kept(text: Path, name: str, begun: bool) -> None:
     assert not (folder.parent / "1_bigram").exists(), "refused before anything is trained"
 
 
+@pytest.mark.parametrize("name", ["ladder.md", "ladder.csv", "ladder.html"])
+def test_tables_of_the_user_are_kept(text: Path, name: str) -> None:
+    """They were replaced; the page was refused only after all runs."""
+    table = text.parent / "ladder" / name
+    table.parent.mkdir()
+    table.write_text("of the user")
+    answer = climb(text)
+    assert answer.code == 2
+    complaint = "was not written by gptlit ladder: rename it, or choose another folder"
+    assert answer.err == f"gptlit: --run_dir {table} {complaint}\n"
+    assert table.read_text() == "of the user"
+    assert [path.name for path in table.parent.iterdir()] == [name]
+
+
 def test_a_run_that_was_killed_before_its_first_checkpoint_is_started_again(text: Path) -> None:
     """With everything that it has written by then."""
 

@@ -15,7 +15,7 @@ from gptlit.cli.fit.command import run_fit
 from gptlit.cli.fit.parser import make_parser as make_fit_parser
 from gptlit.cli.fit.plan import names_in_file, names_in_flags, parse_fit, read_config_options
 from gptlit.cli.fit.unused import unused
-from gptlit.cli.ladder.report import read_result, write_report
+from gptlit.cli.ladder.report import read_result, refuse_other_files, write_report
 from gptlit.cli.ladder.rungs import Rung, all_rungs, choose
 from gptlit.cli.ladder.states import COMPARED, Run, check_text, clear, same, state_of
 from gptlit.cli.messages import duration, say
@@ -52,6 +52,7 @@ def ladder(verb: str, arguments: list[str]) -> int:
     check_options(options.seeds, fit_arguments)
     root = Path(options.run_dir)
     overrides = overrides_of(fit_arguments, all_rungs()[0].path)
+    refuse_other_files(root)
     runs = plan(choose(all_rungs(overrides), options.rungs), options.seeds, root, fit_arguments, overrides)
     refuse_unused(runs, fit_arguments, overrides)
     states = {run.folder: state_of(run) for run in runs}  # all first: an error should not come after hours of training

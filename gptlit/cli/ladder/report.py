@@ -13,10 +13,13 @@ from gptlit.checkpoint.files import find_resume_point
 from gptlit.cli.compare import count_parameters, markdown, new_figure, read_curve, save
 from gptlit.cli.ladder.rungs import Rung
 from gptlit.errors import UserError
+from gptlit.play.page_file import MARK as PAGE_MARK
 
 # Validation losses that the lecture and its repository report, before the later change of the initial weights.
 LECTURE = {"1": "~2.5", "2": "2.4–2.5", "3": "2.28", "4": "2.24", "5": "2.08", "6": "2.06", "7": "1.48"}
 SAMPLE_CHARACTERS = 200
+TITLE = "# The ladder\n"
+HEADER = ("rung", "seed", "change")
 LOG_SCALE_FROM = 1_000  # steps: shorter runs are drawn on a linear axis, from step 0 on
 NOTES = """\
 val loss: nats per token after the last step, over the whole validation part. train estimate: mean over random batches
@@ -83,15 +86,32 @@ def read_result(rung: Rung, seed: int, folder: Path, as_in_lecture: bool) -> Res
 # ---------------------------------------------------------------- the table
 
 
+def refuse_other_files(root: Path) -> None:
+    """Refuse to replace files of the user by the table, its numbers and the page of all models.
+
+    Raises:
+        UserError: naming the file.
+    """
+    for name, beginning in (("ladder.md", TITLE), ("ladder.csv", ",".join(HEADER)), ("ladder.html", PAGE_MARK)):
+        path = root / name
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(len(beginning)) == beginning.encode():
+                    continue
+        elif not path.exists():
+            continue
+        raise UserError(f"{path} was not written by gptlit ladder: rename it, or choose another folder", "--run_dir")
+
+
 def write_report(root: Path, results: Sequence[Result]) -> str:
     """Write ladder.md, ladder.csv and ladder.png into `root`; return the table."""
     table = markdown_table(results)
     samples = "\n".join(f"## {result.rung.name}\n\n{quoted(result.sample)}\n" for result in firsts(results))
-    atomic_write_text(root / "ladder.md", f"# The ladder\n\n{table}\n{NOTES}\n{samples}")
+    atomic_write_text(root / "ladder.md", f"{TITLE}\n{table}\n{NOTES}\n{samples}")
     rows = io.StringIO(newline="")
     columns = ("parameters", "steps", "train_estimate", "val_loss", "bpc", "seconds", "lecture", "sample")
     writer = csv.writer(rows)
-    writer.writerow(("rung", "seed", "change", *columns))
+    writer.writerow((*HEADER, *columns))
     for result in results:
         values = (getattr(result, column) for column in columns)
         writer.writerow((result.rung.name, result.seed, result.rung.change, *values))
