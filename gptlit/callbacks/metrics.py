@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from gptlit.callbacks.suspension import Suspensions
 from gptlit.checkpoint.atomic import atomic_write_text
 from gptlit.checkpoint.metrics_file import read_metrics
-from gptlit.training.lightning_internals import callbacks_of, datamodule_of, log_to_loggers
+from gptlit.training.lightning_internals import callbacks_of, completes_step, datamodule_of, log_to_loggers
 from gptlit.training.metrics import is_logged
 
 
@@ -81,7 +81,7 @@ class MetricsLogger(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the speed of the steps that are logged; read from the device only then."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not completes_step(trainer):
             return
         self._leave_out_suspension()
         self.steps_timed += 1

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gptlit.checkpoint.run_dir import process_rank
-from gptlit.training.lightning_internals import stop_after_this_step
+from gptlit.training.lightning_internals import completes_step, stop_after_this_step
 
 # SIGHUP: the terminal was closed; SIGUSR1: SLURM's notice of the time limit.
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -44,7 +44,7 @@ class StopBetweenSteps(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Agree with the other ranks; Lightning raises once all callbacks have seen the step."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._agree(trainer):
+        if completes_step(trainer) and self._agree(trainer):
             stop_after_this_step(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,8 @@ from gptlit import (
     UserError,
 )
 from gptlit.callbacks.averaging import AverageWeights
+from gptlit.callbacks.metrics import MetricsLogger
+from gptlit.callbacks.signals import StopBetweenSteps
 from gptlit.device.seeds import mix
 from gptlit.generation.generate import Sampling
 from gptlit.generation.text import GenerationConfig
@@ -117,6 +120,26 @@ def test_the_logged_loss_is_that_of_the_step_at_the_end_of_an_epoch_too(corpus: 
     assert [len(losses) for losses in made[:-1]] == [2, 1] * 3
     for losses, loss in zip(made, logged, strict=False):
         torch.testing.assert_close(loss, torch.stack(losses).mean().detach(), check_dtype=False)
+
+
+def test_a_step_with_fewer_micro_batches_counts_as_a_step(tmp_path: Path, corpus: Path) -> None:
+    """The last step of an epoch of three, in twos: its time was added to the next step, and a signal waited for it."""
+    timed, stop = MetricsLogger(), StopBetweenSteps()
+    agreed: list[int] = []
+
+    class Signal(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 5:
+                stop.received = signal.SIGTERM
+
+        def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
+            agreed.append(trainer.global_step)
+
+    settings = {"max_steps": 9, "max_epochs": -1, "limit_train_batches": 3, "limit_val_batches": 0}
+    trainer = quiet_trainer(tmp_path, accumulate_grad_batches=2, callbacks=[timed, stop, Signal()], **settings)
+    with pytest.raises(SystemExit):
+        trainer.fit(LitGPT(GPTConfig(**TINY)), datamodule=TextDataModule(str(corpus), block_size=8, batch_size=6))
+    assert (timed.steps_timed, agreed) == (6, [6])
 
 
 class Rates(pl.Callback):
