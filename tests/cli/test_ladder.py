@@ -236,6 +236,31 @@ def test_a_user_error_is_one_line_and_leaves_no_folder(
 
 
 @pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("devices", 2),
+        ("fast_dev_run", True),
+        ("limit_val_batches", 0.5),
+        ("logger", False),
+        ("enable_checkpointing", False),
+    ],
+)
+def test_settings_of_a_file_are_refused_as_flags_are(setting: str, value: object, tmp_path: Path) -> None:
+    """They were found after the first run, or by a second process that ended."""
+    file = tmp_path / "more.yaml"
+    file.write_text(yaml.safe_dump({"trainer": {setting: value}}))
+    by_file, by_flag = (
+        gptlit("ladder", "--run_dir", tmp_path / "ladder", *arguments)
+        for arguments in (("--config", file), (f"--trainer.{setting}", str(value).lower()))
+    )
+    assert by_file.code == 2
+    assert f"trainer.{setting}" in by_file.err
+    assert by_file.err == by_flag.err
+    assert len(by_file.err.splitlines()) == 1
+    assert not (tmp_path / "ladder").exists()
+
+
+@pytest.mark.parametrize(
     "text_flag",
     ["--sample_text.prompt=ROMEO: what: now", "--sample_text.prompt=%", "--sample_text.prompt=null"],
 )

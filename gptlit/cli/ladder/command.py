@@ -27,6 +27,8 @@ from gptlit.play import read_runs, write_page
 from gptlit.play.pack import check_size
 from gptlit.training.lightning_internals import log_interval
 
+ONE_RUN = "use gptlit fit --config lecture/3_heads"
+
 
 def make_parser() -> PlainParser:
     """Return the parser of the verb; all other flags are passed to `gptlit fit`."""
@@ -52,9 +54,10 @@ def ladder(verb: str, arguments: list[str]) -> int:
     check_options(options.seeds, fit_arguments)
     root = Path(options.run_dir)
     overrides = overrides_of(fit_arguments, all_rungs()[0].path)
+    check_overrides(overrides)
     refuse_other_files(root)
     runs = plan(choose(all_rungs(overrides), options.rungs), options.seeds, root, fit_arguments, overrides)
-    refuse_unused(runs, fit_arguments, overrides)
+    refuse_unused(runs, fit_arguments)
     states = {run.folder: state_of(run) for run in runs}  # all first: an error should not come after hours of training
     code, results = 0, []
     bar = make_bar()
@@ -87,38 +90,49 @@ def ladder(verb: str, arguments: list[str]) -> int:
 
 
 def check_options(seeds: int, fit_arguments: list[str]) -> None:
-    """Refuse what the ladder cannot do.
+    """Refuse flags that the ladder cannot take.
 
     Raises:
         UserError: naming the option.
     """
     require(seeds >= 1, "--seeds", seeds, "1 or more")
-    if option(fit_arguments, "--trainer.devices") not in (None, "1"):
-        raise UserError(
-            "gptlit ladder trains on one device: drop --trainer.devices, or use gptlit fit for one configuration"
-        )
-    for name in ("--ckpt_path", "--trainer.fast_dev_run", "--trainer.limit_val_batches"):
-        if option(fit_arguments, name) is not None:
-            raise UserError(f"gptlit ladder has no {name}: use gptlit fit --config lecture/3_heads")
+    if option(fit_arguments, "--ckpt_path") is not None:
+        raise UserError(f"gptlit ladder has no --ckpt_path: {ONE_RUN}")
     for word in fit_arguments:
         name, _, _ = word.partition("=")
         if name.startswith("--") and name.endswith("+"):
             raise UserError(
                 f"gptlit ladder has no {name}=, which a resumed run would append again: give the whole list"
             )
-    for name in ("--trainer.logger", "--trainer.enable_checkpointing"):
-        if option(fit_arguments, name) == "false":
-            raise UserError(f"{name} is false, but the table is made from what the runs write: drop it")
 
 
-def refuse_unused(runs: Sequence[Run], fit_arguments: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    """Refuse flags that change nothing in any of the runs, and a setting that gives all of them the same model.
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Refuse settings, from flags or files, that the ladder cannot obey.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    devices = overrides.get("trainer.devices", 1)
+    if str(devices) != "1":
+        raise UserError(
+            f"is {devices}, but gptlit ladder trains on one device: drop it, or use gptlit fit", "--trainer.devices"
+        )
+    for name in ("trainer.fast_dev_run", "trainer.limit_val_batches"):
+        if name in overrides:
+            raise UserError(f"gptlit ladder has no --{name}: {ONE_RUN}")
+    for name in ("trainer.logger", "trainer.enable_checkpointing"):
+        if overrides.get(name) is False:
+            raise UserError(f"--{name} is false, but the table is made from what the runs write: drop it")
+    if overrides.get("model.init_from") is not None:
+        raise UserError("would give every configuration the same model: use gptlit fit", "model.init_from")
+
+
+def refuse_unused(runs: Sequence[Run], fit_arguments: Sequence[str]) -> None:
+    """Refuse flags that change nothing in any of the runs.
 
     Raises:
         UserError: for the first one.
     """
-    if overrides.get("model.init_from") is not None:
-        raise UserError("would give every configuration the same model: use gptlit fit", "model.init_from")
     flags, parser = names_in_flags(fit_arguments), make_fit_parser("fit")
     defaults = flat(parser.get_defaults().as_dict(), stop_at=leaves_of(option_names(parser)))
     found = [list(unused(flags, {**defaults, **run.wanted})) for run in runs]
