@@ -85,8 +85,12 @@ class RunCheckpoints(Checkpoint):
             self.best_batches = state_dict.get("best_batches")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Use the folder of rank 0, which removes partial files of a killed process."""
-        self.run_dir = Path(trainer.strategy.broadcast(str(self.run_dir)))
+        """Use the folder of rank 0, for reports of a profiler too; it removes partial files of a killed process."""
+        folder = Path(trainer.strategy.broadcast(str(self.run_dir)))
+        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+        if profiler.dirpath == self.run_dir:
+            profiler.dirpath = folder
+        self.run_dir = folder
         if trainer.is_global_zero:
             for partial in self.run_dir.glob(".*.partial"):
                 partial.unlink(missing_ok=True)

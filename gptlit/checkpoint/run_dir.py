@@ -30,8 +30,11 @@ def first_process() -> bool:
 
 
 def started_by_first_process() -> bool:
-    """Whether Lightning started this process from the first one, which reports errors and the exit code for all."""
-    return CLAIMED in os.environ and not first_process()
+    """Whether Lightning started this process from the first one, which reports errors and the exit code for all.
+
+    torchrun, which starts all of them, sets RANK as well.
+    """
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ
 
 
 class RunDir:

@@ -82,11 +82,18 @@ def function_of(verb: str) -> Callable[..., int]:
 def exit_on_signals() -> Iterator[None]:
     """Context in which SIGINT, SIGTERM and SIGHUP raise SystemExit(128 + n), so that `finally` blocks clean up.
 
-    During training, `gptlit.callbacks.signals` handles them instead.
+    A process that the first one has started ends with 0, since Lightning kills the first one with SIGKILL if another
+    fails before it, and not before they are connected, since the first one waits for that without reading signals.
+    During training, `gptlit.callbacks.signals` handles the signals instead.
     """
+    from gptlit.checkpoint.run_dir import started_by_first_process
+
+    started, received = started_by_first_process(), []
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        received.append(number)
+        if not started or processes_are_connected():
+            raise SystemExit(0 if started else 128 + number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -96,6 +103,16 @@ def exit_on_signals() -> Iterator[None]:
                 before[number] = signal.signal(number, leave)
     try:
         yield
+    except Exception:
+        if started and received:  # the first process has left
+            raise SystemExit(0) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def processes_are_connected() -> bool:
+    """Whether torch has connected this process with others; does not import torch."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()

@@ -1,4 +1,4 @@
-"""Callbacks of Lightning that cannot work in a run of gptlit, and epochs that train nothing."""
+"""Callbacks and strategies of Lightning that cannot work in a run of gptlit, and epochs that train nothing."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
-from gptlit.training.lightning_internals import callbacks_of
+from gptlit.training.lightning_internals import callbacks_of, starts_processes_by_fork
 
 REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
     BaseFinetuning: "changes the parameter groups of the optimizer, which gptlit builds by role: train all parameters",
@@ -77,6 +77,19 @@ def check_callbacks(trainer: pl.Trainer) -> None:
                 f"is {trainer.precision}: set average.decay (callback AverageWeights), or a precision such as 32-true",
                 setting=type(callback).__name__,
             )
+
+
+def check_processes(trainer: pl.Trainer) -> None:
+    """Refuse strategies whose processes start by spawn or fork: the trained weights would stay in them.
+
+    Raises:
+        UserError: names `trainer.strategy`.
+    """
+    if starts_processes_by_fork(trainer):
+        raise UserError(
+            "starts its processes by spawn or fork, which gptlit does not support: choose trainer.strategy ddp",
+            "trainer.strategy",
+        )
 
 
 def check_vocabulary(config: GPTConfig, size: int) -> None:

@@ -12,19 +12,23 @@ from gptlit.training.lightning_internals import validate_initial_weights
 from gptlit.training.metrics import ESTIMATES, evaluation_metrics, publish
 
 
-def batches_evaluated(trainer: pl.Trainer, name: str = "val") -> tuple[int, int] | None:
+def batches_evaluated(trainer: pl.Trainer, name: str = "val", loader: int = 0) -> tuple[int, int] | None:
     """Return on how many batches a Trainer validates or tests, and how many there are; None if that is unknown.
+
+    Both are those of all processes together.
 
     Args:
         trainer: during or after the validation.
         name: "val" or "test".
+        loader: 0 for the windows of the validation part, the others for the loss estimates.
     """
     loaders = getattr(trainer, f"{name}_dataloaders")
     try:
-        whole = sum(map(len, loaders if isinstance(loaders, list) else [loaders]))
-        return int(sum(getattr(trainer, f"num_{name}_batches"))), whole
-    except (TypeError, OverflowError):  # loaders without a length
+        whole = len((loaders if isinstance(loaders, list) else [loaders])[loader])
+        done = int(getattr(trainer, f"num_{name}_batches")[loader])
+    except (TypeError, OverflowError, IndexError):  # loaders without a length; not as many
         return None
+    return done * trainer.world_size, whole * trainer.world_size
 
 
 class TokenSums(Metric):

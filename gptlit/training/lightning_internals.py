@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
@@ -108,6 +109,18 @@ def stop_after_this_step(trainer: pl.Trainer) -> None:
 def starts_processes_by_fork(trainer: pl.Trainer) -> bool:
     """Return whether the strategy starts its processes through `multiprocessing` (spawn or fork)."""
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+def to_save_one_file(trainer: pl.Trainer) -> str | None:
+    """Return what to change so that a checkpoint is one file; None where it is."""
+    strategy = trainer.strategy
+    if isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint:  # noqa: SLF001
+        return "add --trainer.strategy.init_args.save_distributed_checkpoint false"
+    if isinstance(strategy, FSDPStrategy) and strategy._state_dict_type == "sharded":  # noqa: SLF001
+        return "set trainer.strategy.init_args.state_dict_type to full"
+    if isinstance(strategy, DeepSpeedStrategy):
+        return "choose trainer.strategy ddp, or a FSDPStrategy"
+    return None
 
 
 # ---------------------------------------------------------------- metrics

@@ -18,7 +18,7 @@ from gptlit.device.seeds import mix, seed_device
 from gptlit.errors import settings_under
 from gptlit.model.config import GPTConfig
 from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, check_length, learning_rate_factor
-from gptlit.training.checks import check_callbacks, check_epoch
+from gptlit.training.checks import check_callbacks, check_epoch, check_processes
 from gptlit.training.compiling import batch_of_known_shape, compile_network, is_compiled
 from gptlit.training.distillation import TEACHER_WEIGHT, Teachers, distillation_loss, make_teachers
 from gptlit.training.evaluation import EvaluatesTokens
@@ -140,8 +140,9 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         return self.weights_step not in (None, self.global_step)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Refuse callbacks that cannot work here, before anything else happens in a fit; averages leave out tables."""
+        """Refuse what cannot work here, before anything else happens in a fit; averages leave out tables."""
         if self.trainer.state.fn == "fit":
+            check_processes(self.trainer)
             check_callbacks(self.trainer)
             average_parameters_only(self.trainer)
         return []

@@ -69,7 +69,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # A line is a wrong use, and a text that the message must contain. {} is the prepared folder; FIT stands for
-# `fit --config {}/small.yaml --run_dir {}/new`, PREDICT for `predict --ckpt_path {}/run`, LONG for 300 letters.
+# `fit --config {}/small.yaml --run_dir {}/new`, PREDICT for `predict --ckpt_path {}/run`, SHARDED for a strategy on two
+# devices, LONG for 300 letters.
+SHARDED = (
+    "--trainer.devices 2 --trainer.strategy.class_path ModelParallelStrategy "
+    "--trainer.strategy.init_args.data_parallel_size 2 --trainer.strategy.init_args.tensor_parallel_size 1"
+)
 WRONG_USES = r"""
 fitt                                                          | did you mean 'fit'
 train                                                         | 'train' is not a verb
@@ -112,6 +117,9 @@ FIT --trainer.devices some                                    | trainer
 FIT --trainer.strategy nope                                   | nope
 FIT --trainer.max_time tomorrow                               | trainer
 FIT --trainer.strategy ddp_spawn                              | choose trainer.strategy ddp
+FIT --trainer.devices 2 --trainer.strategy single_device      | asks for 2: choose trainer.strategy ddp
+FIT --trainer.devices 2 --trainer.val_check_interval 0:0:0:9  | trainer.val_check_interval is a time
+FIT --model.optimizer.name adamw SHARDED                      | init_args.save_distributed_checkpoint false
 FIT --trainer.accelerator tpu                                 | torch_xla
 FIT --trainer.precision transformer-engine                    | transformer_engine
 FIT --trainer.profiler clock                                  | profiler
@@ -229,6 +237,7 @@ fit --ckpt_path {}/run --trainer.max_steps 4 --data.corpus {}/accent.txt  | data
 fit --ckpt_path {}/run --trainer.max_steps 4 --model.init_from {}/run  | --model.init_from
 validate                                                      | needs a --ckpt_path
 validate --ckpt_path {}/missing                               | {}/missing
+validate --ckpt_path {}/run --trainer.strategy ddp_spawn      | choose trainer.strategy ddp
 validate --ckpt_path {}/run --run_dir {}/new                  | --run_dir is for training
 validate --ckpt_path {}/run --data.corpus {}/accent.txt       | U+00E8
 validate --ckpt_path {}/run --data.corpus {}/missing.txt      | missing.txt
@@ -258,6 +267,8 @@ PREDICT --trainer.accelerator gpuu                            | gpuu
 PREDICT --trainer.devices 0                                   | devices
 PREDICT --trainer.precision 7                                 | 7
 PREDICT --trainer.strategy nope                               | nope
+PREDICT --trainer.devices 2 --trainer.strategy ddp_spawn      | choose trainer.strategy ddp
+PREDICT --trainer.devices 2 --trainer.strategy single_device  | asks for 2: choose trainer.strategy ddp
 PREDICT --config {}/missing.yaml                              | {}/missing.yaml
 PREDICT --config {}/list.yaml                                 | {}/list.yaml
 PREDICT --config {}/typo.yaml                                 | {}/typo.yaml: model.gpt.n_layers
@@ -334,7 +345,7 @@ def test_a_wrong_use_gives_one_line_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
     command = use.replace("FIT", "fit --config {}/small.yaml --run_dir {}/new", 1)
-    command = command.replace("PREDICT", "predict --ckpt_path {}/run", 1)
+    command = command.replace("PREDICT", "predict --ckpt_path {}/run", 1).replace("SHARDED", SHARDED)
     words = [word.replace("{}", str(prepared)).replace("LONG", 300 * "x") for word in command.split()]
     answer = gptlit(*words)
     assert answer.code == 2, answer

@@ -1,7 +1,9 @@
 """Settings of Lightning that were ignored, or ended in a traceback: time limits, intervals, logs, resumed callbacks."""
 
 import csv
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 
 from gptlit.cli.fit.trainer_settings import check_loggers
 from gptlit.errors import UserError
+from gptlit.training.evaluation import batches_evaluated
 
 EARLY = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
 
@@ -231,6 +234,32 @@ def test_the_best_checkpoint_is_chosen_again_when_another_part_is_validated(tmp_
     assert answer.err.replace("\n", " ").count(line) == 1
     again = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 10, "--data.eval_batch_size", 2)
     assert "chosen again" not in again.err  # all batches in both
+
+
+def test_batches_of_the_loss_estimates_are_no_part_of_the_validation(tmp_path: Path) -> None:
+    """They were counted with it: another number of them replaced best.ckpt, and all batches were called a part."""
+    config, run = write_config(tmp_path, trainer__val_check_interval=2), tmp_path / "run"
+    some = ("--data.eval_batch_size", 1, "--trainer.limit_val_batches", 3)
+    answer = gptlit("fit", "--config", config, "--run_dir", run, *some, "--data.estimate_batches", 4)
+    assert answer.code == 0, answer.err
+    line = r"the metrics are those of 3 of (\d+) batches of the validation part; "
+    line += r"the loss estimates are those of 3 of 4 batches of data.estimate_batches: trainer.limit_val_batches is set"
+    found = re.search(line, " ".join(answer.err.split()))
+    assert found
+    assert load(run / "best.ckpt")["callbacks"]["RunCheckpoints"]["best_batches"] == [3, int(found[1])]
+    answer = gptlit("fit", "--ckpt_path", run, "--trainer.max_steps", 22, "--data.estimate_batches", 0)
+    assert answer.code == 0
+    assert "chosen again" not in answer.err
+    many = ("--trainer.limit_val_batches", int(found[1]), "--data.estimate_batches", 1000)
+    answer = gptlit("fit", "--config", config, "--run_dir", tmp_path / "other", "--data.eval_batch_size", 1, *many)
+    assert "the metrics are those of" not in " ".join(answer.err.split()), "all of them"
+
+
+def test_batches_of_all_processes_are_counted() -> None:
+    """Three batches on each of two processes are the windows of six on one."""
+    one = SimpleNamespace(world_size=1, val_dataloaders=[range(8)], num_val_batches=[6])
+    two = SimpleNamespace(world_size=2, val_dataloaders=[range(4)], num_val_batches=[3])
+    assert batches_evaluated(one) == batches_evaluated(two) == (6, 8)
 
 
 @pytest.mark.parametrize("count", [1, 2])

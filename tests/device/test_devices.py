@@ -321,6 +321,7 @@ def fit_in_shards(config: Path, run: Path) -> Path:
     process = start("fit", "--config", config, "--run_dir", run, *flags, start_new_session=True)
     err = finish(process)
     assert process.returncode == 0, err
+    assert "no samples and pictures" in err
     return run
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -120,6 +121,16 @@ def test_the_logged_loss_is_that_of_the_step_at_the_end_of_an_epoch_too(corpus: 
     assert [len(losses) for losses in made[:-1]] == [2, 1] * 3
     for losses, loss in zip(made, logged, strict=False):
         torch.testing.assert_close(loss, torch.stack(losses).mean().detach(), check_dtype=False)
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_processes_that_would_keep_the_trained_weights_are_refused(tmp_path: Path, strategy: str) -> None:
+    """The model was untrained after the fit, without a word."""
+    module = tiny_model()
+    module.trainer = quiet_trainer(tmp_path, strategy=strategy, devices=2)
+    module.trainer.state.fn = TrainerFn.FITTING
+    with pytest.raises(UserError, match=r"choose trainer\.strategy ddp"):
+        module.configure_callbacks()
 
 
 def test_a_step_with_fewer_micro_batches_counts_as_a_step(tmp_path: Path, corpus: Path) -> None:

@@ -17,11 +17,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from gptlit.checkpoint.files import is_config_of_a_run
 from gptlit.checkpoint.io import AtomicCheckpointIO
 from gptlit.checkpoint.run_dir import RunDir
+from gptlit.cli.fit.devices import check_devices, check_strategy
 from gptlit.cli.fit.parser import make_parser
 from gptlit.cli.fit.parts import RunParts, as_list, run_parts
 from gptlit.cli.fit.plan import Plan
 from gptlit.cli.fit.resume import refuse_another_text
-from gptlit.cli.fit.trainer_settings import NoProfiler, check_devices, check_files, check_log_model, check_loggers
+from gptlit.cli.fit.trainer_settings import NoProfiler, check_files, check_log_model, check_loggers
 from gptlit.cli.fit.unused import refuse_other_architecture
 from gptlit.cli.settings import as_yaml
 from gptlit.data import TextDataModule
@@ -228,6 +229,7 @@ def make_trainer(
         trainer = pl.Trainer(**settings)
         if not hasattr(trainer, "val_check_interval"):  # where it is a time, Lightning leaves it undefined
             trainer.val_check_interval = None  # type: ignore[assignment]
+        check_strategy(trainer, config["devices"])
         if plan.verb == "fit":
             if config["fast_dev_run"]:  # counted in optimizer steps; Lightning counts micro-batches
                 set_max_steps(trainer, plan.steps_before + trainer.max_steps)

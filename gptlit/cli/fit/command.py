@@ -41,7 +41,10 @@ from gptlit.device.processes import leave_process_group, restored_environment
 from gptlit.errors import UserError, counted, shell_option
 from gptlit.training.evaluation import batches_evaluated
 from gptlit.training.module import LitGPT
+from gptlit.training.strategies import holds_whole_model
 from gptlit.version import __version__
+
+SPREAD = "no samples and pictures: the weights are spread over the devices"
 
 
 def train(verb: str, arguments: list[str], extra_callbacks: Sequence[pl.Callback] = ()) -> int:
@@ -112,11 +115,14 @@ def evaluate(plan: Plan, trainer: pl.Trainer, model: LitGPT, data: TextDataModul
 def part_note(plan: Plan, trainer: pl.Trainer) -> str | None:
     """Return a line that says that only a part was evaluated, after any verb; None after the whole part or nothing."""
     name = "test" if plan.verb == "test" else "val"
-    done, whole = batches_evaluated(trainer, name) or (0, 0)
-    if done in (0, whole):
-        return None
+    parts = []
+    for loader, subject in enumerate(("the metrics", "the loss estimates")):
+        done, whole = batches_evaluated(trainer, name, loader) or (0, 0)
+        if done not in (0, whole):
+            of = "of the validation part" if loader == 0 else "of data.estimate_batches"
+            parts.append(f"{subject} are those of {done:,} of {whole:,} batches {of}")
     setting = "fast_dev_run" if plan.settings["trainer"]["fast_dev_run"] else f"limit_{name}_batches"
-    return f"the metrics are those of {done:,} of {whole:,} batches of the validation part: trainer.{setting} is set"
+    return f"{'; '.join(parts)}: trainer.{setting} is set" if parts else None
 
 
 def run_fit(plan: Plan, extra_callbacks: Sequence[pl.Callback] = (), quiet: bool = False) -> int:
@@ -254,6 +260,7 @@ class Fit:
             slow_precision(plan.settings["trainer"]),
             interval_note(self.model.optimizer_config, self.trainer.max_steps),
             self.threads.note,
+            None if holds_whole_model(self.trainer) else SPREAD,
         ]
         if self.model.teachers is not None and process_rank() == 0:
             notes += unfinished(self.model.teachers)

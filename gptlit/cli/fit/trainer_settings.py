@@ -6,16 +6,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
-from gptlit.data import share_of_batch
 from gptlit.errors import UserError, require, settings_under
-from gptlit.training.lightning_internals import starts_processes_by_fork
 
 MOST_THREADS = 1024  # more than any machine has cores; where the system refuses that many, torch ends the process
 ONE_EPOCH = "a run is one epoch of trainer.max_steps optimizer steps"
@@ -200,32 +196,6 @@ def check_files(callbacks: list[Any], run_dir: Path | None) -> None:
                 f"writes {taken[0]}.ckpt in {run_dir}, which is a file of the run: give it a dirpath of its own",
                 type(callback).__name__,
             )
-
-
-def check_devices(trainer: pl.Trainer, batch_size: int, optimizer: str) -> None:
-    """Refuse what the devices, once they are known, cannot share.
-
-    Args:
-        trainer: not yet running.
-        batch_size: sequences of one optimizer step, over all devices.
-        optimizer: its name.
-
-    Raises:
-        UserError: names the setting.
-    """
-    if starts_processes_by_fork(trainer):
-        raise UserError(
-            "starts its processes by spawn or fork, which gptlit does not support: choose trainer.strategy ddp",
-            "trainer.strategy",
-        )
-    with settings_under("data"):
-        share_of_batch(batch_size, trainer.accumulate_grad_batches, trainer.world_size)
-    if optimizer == "muon" and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
-        raise UserError(
-            "is muon, which needs whole matrices, and trainer.strategy spreads each over the devices: choose "
-            "model.optimizer.name adamw, or trainer.strategy ddp",
-            "model.optimizer.name",
-        )
 
 
 class NoProfiler(PassThroughProfiler):

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from gptlit.checkpoint.run_dir import first_process
+from gptlit.cli.fit.devices import check_strategy
 from gptlit.cli.fit.precision import slow_precision
 from gptlit.cli.fit.trainer_settings import check_accelerator
 from gptlit.cli.messages import quiet_libraries, say
@@ -59,7 +60,7 @@ def make_trainer(settings: Mapping[str, Any]) -> pl.Trainer:
     """
     check_accelerator(settings["accelerator"])
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **settings,
             callbacks=[GatherTexts()],
             logger=False,
@@ -70,6 +71,8 @@ def make_trainer(settings: Mapping[str, Any]) -> pl.Trainer:
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"the Trainer does not take these trainer settings: {error}") from error
+    check_strategy(trainer, settings["devices"])
+    return trainer
 
 
 class GatherTexts(pl.Callback):
