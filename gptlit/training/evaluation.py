@@ -1,6 +1,7 @@
 """Validation and test: exact means over all tokens, of all processes, in every precision."""
 
 import math
+from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from gptlit.training.lightning_internals import validate_initial_weights
+from gptlit.training.lightning_internals import datamodule_of, validate_initial_weights
 from gptlit.training.metrics import ESTIMATES, evaluation_metrics, publish
 
 
@@ -90,16 +91,21 @@ def losses_of_zero_logits(vocab_size: int, targets: Tensor) -> Tensor:
 
 
 class Evaluation:
-    """Sums of a validation: over the windows (loader 0) and over the random batches of the loss estimates."""
+    """Sums of a validation: over the windows (loader 0), and over each further loader."""
 
     def __init__(self) -> None:
-        self._sums = [TokenSums() for _ in range(1 + len(ESTIMATES))]  # per loader
+        self._sums: list[TokenSums] = []  # per loader
+        self._estimates: Sequence[str] = ()
+        self._device = torch.device("cpu")
 
-    def start(self, device: torch.device) -> None:
-        """Forget an interrupted validation, and move the sums to the device of the batches."""
-        for sums in self._sums:
-            sums.reset()
-            sums.move_to(device)
+    def start(self, device: torch.device, estimates: Sequence[str] = ()) -> None:
+        """Forget an interrupted validation.
+
+        Args:
+            device: of the batches.
+            estimates: names of the loss estimates, which the loaders after the first are for; empty for other data.
+        """
+        self._sums, self._estimates, self._device = [], estimates, device
 
     def add(self, losses: Tensor, targets: Tensor, sizes_per_token: Tensor, loader: int) -> None:
         """Add one batch.
@@ -110,15 +116,25 @@ class Evaluation:
             sizes_per_token: (2, V) int64, characters and UTF-8 bytes.
             loader: index of the validation loader.
         """
+        while len(self._sums) <= loader:
+            self._sums.append(TokenSums())
+            self._sums[-1].move_to(self._device)
         flat = targets.flatten()
-        sizes = None if loader else sizes_per_token[:, flat.clamp(min=0)]
+        sizes = None if loader and self._estimates else sizes_per_token[:, flat.clamp(min=0)]
         self._sums[loader].update(losses, flat >= 0, sizes)
 
     def finish(self, part: str) -> dict[str, float]:
-        """Return the metrics, exact over all tokens of all processes."""
-        windows, *estimates = (sums.compute().tolist() if sums.update_called else None for sums in self._sums)
-        metrics = {} if windows is None else evaluation_metrics(part, *windows)
-        return metrics | {name: found[0] for name, found in zip(ESTIMATES, estimates, strict=True) if found}
+        """Return the metrics, exact over all tokens of all processes; a second loader of the user has `val_1/loss`."""
+        metrics: dict[str, float] = {}
+        for loader, sums in enumerate(self._sums):
+            if not sums.update_called:  # a loader without batches, before one with some
+                continue
+            means = sums.compute().tolist()
+            if loader and self._estimates:
+                metrics[self._estimates[loader - 1]] = means[0]
+            else:
+                metrics |= evaluation_metrics(f"{part}_{loader}" if loader else part, *means)
+        return metrics
 
 
 class EvaluatesTokens(pl.LightningModule):
@@ -146,7 +162,7 @@ class EvaluatesTokens(pl.LightningModule):
             self._validating_initial_weights = self._logits_are_zero = False
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch of windows (loader 0) or of random chunks (the loss estimates) to the running sums."""
+        """Add a batch to the running sums: of windows (loader 0), of a loss estimate, or of a further loader."""
         inputs, targets = batch  # (B, T) each
         if self._logits_are_zero:
             losses = losses_of_zero_logits(self.sizes_per_token.size(1), targets)
@@ -155,7 +171,8 @@ class EvaluatesTokens(pl.LightningModule):
         self._evaluation.add(losses, targets, self.sizes_per_token, dataloader_idx)
 
     def on_validation_epoch_start(self) -> None:
-        self._evaluation.start(self.device)
+        estimated = getattr(datamodule_of(self.trainer), "estimate_batches", 0) and self.trainer.state.fn == "fit"
+        self._evaluation.start(self.device, ESTIMATES if estimated else ())
 
     def on_validation_epoch_end(self) -> None:
         """Publish `val/…` and the loss estimates.

@@ -123,6 +123,24 @@ def test_the_logged_loss_is_that_of_the_step_at_the_end_of_an_epoch_too(corpus: 
         torch.testing.assert_close(loss, torch.stack(losses).mean().detach(), check_dtype=False)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_every_validation_loader_of_the_user_has_its_own_loss(tmp_path: Path, count: int) -> None:
+    """The second one was published as `train/loss_estimate`; four of them ended in an IndexError."""
+    module, loaders = tiny_model(), [own_loader(3 + number) for number in range(count)]
+    trainer = quiet_trainer(tmp_path, max_steps=1)
+    trainer.fit(module, own_loader(2), loaders)
+    in_fit = {name for name in trainer.callback_metrics if name.startswith("val") and name.endswith("/loss")}
+    names = ["val/loss", *(f"val_{number}/loss" for number in range(1, count))]
+    assert in_fit == set(names)
+    assert "train/loss_estimate" not in trainer.callback_metrics
+    alone = [trainer.validate(module, loader, verbose=False)[0]["val/loss"] for loader in loaders]
+    together: dict[str, float] = {}
+    for found in trainer.validate(module, loaders, verbose=False):
+        together |= found
+    assert [together[name] for name in names] == alone
+    assert len(set(alone)) == count
+
+
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
 def test_processes_that_would_keep_the_trained_weights_are_refused(tmp_path: Path, strategy: str) -> None:
     """The model was untrained after the fit, without a word."""
