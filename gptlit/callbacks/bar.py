@@ -17,8 +17,8 @@ from rich.text import Text
 
 from gptlit.callbacks.console import console
 from gptlit.callbacks.suspension import Suspensions
-from gptlit.training.lightning_internals import callbacks_of, log_interval
-from gptlit.training.metrics import validation_counts
+from gptlit.training.lightning_internals import callbacks_of
+from gptlit.training.metrics import at_log_interval, validation_counts
 
 REFRESHES_PER_SECOND = 4
 WIDEST_BAR = 40  # characters
@@ -153,7 +153,7 @@ class RunBar(ProgressBar):
     ) -> None:
         step = trainer.global_step
         self.pace.lap(step)
-        if step % log_interval(trainer):
+        if not at_log_interval(trainer, step):
             return
         self._numbers = numbers(trainer.callback_metrics)
         gap = OFTEN if self.pace.elapsed < FIRST_MINUTE else SELDOM

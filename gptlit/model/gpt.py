@@ -4,8 +4,8 @@ Shapes: B sequences, T positions, C = n_embd channels, H = n_head heads of D = C
 """
 
 import math
-from dataclasses import replace
-from typing import cast
+from collections.abc import Callable
+from typing import Self, cast
 
 import torch
 import torch.nn as nn
@@ -27,6 +27,9 @@ class GPT(nn.Module):
 
     Called with ids (B, T) int64 it returns logits (B, T, V); with `targets` it returns the mean loss in nats.
     `torch.export.export` and `torch.jit.trace` take it in evaluation mode, without a cache.
+
+    On the meta device it has shapes only. `to_empty` allocates the weights and computes the tables of RoPE, which no
+    checkpoint holds; after `load_state_dict(…, assign=True)` call `make_rope_tables`.
 
     Args:
         config: the architecture; `vocab_size` must be set.
@@ -57,11 +60,29 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.bias and not config.tie_weights)
         if config.tie_weights:
             self.lm_head.weight = cast(nn.Embedding, self.transformer["wte"]).weight
-        if config.position == "rope" and config.n_layer:
-            cos, sin = rope_angles(torch.arange(config.block_size), config.head_dim, config.rope_base, torch.float32)
-            self.register_buffer("rope_cos", cos, persistent=False)  # (block_size, D / 2)
-            self.register_buffer("rope_sin", sin, persistent=False)
+        self.make_rope_tables()
         initialize(self, config)
+
+    def make_rope_tables(self, device: torch.device | None = None) -> None:
+        """Compute the cosines and sines of all positions, (block_size, D / 2) each, as buffers; none without RoPE.
+
+        Args:
+            device: of the buffers; None is torch's default device.
+        """
+        if self.config.position != "rope" or not self.config.n_layer:
+            return
+        positions = torch.arange(self.config.block_size, device=device)
+        cos, sin = rope_angles(positions, self.config.head_dim, self.config.rope_base, torch.float32)
+        self.register_buffer("rope_cos", cos, persistent=False)
+        self.register_buffer("rope_sin", sin, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Compute the tables of RoPE once they leave the meta device: `to_empty` would leave them uninitialised."""
+        missing = "rope_cos" in self._buffers and self.rope_cos.is_meta
+        super()._apply(fn, recurse)
+        if missing and not self.rope_cos.is_meta:
+            self.make_rope_tables(self.rope_cos.device)
+        return self
 
     @property
     def blocks(self) -> list[Block]:
@@ -105,7 +126,7 @@ class GPT(nn.Module):
         if self.config.norm == "rmsnorm":
             x = rms_norm(x)
             # Under autocast the residual stream has its type too: half the memory traffic.
-            if x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type):
+            if x.device.type not in ("cpu", "meta") and torch.is_autocast_enabled(x.device.type):
                 x = x.to(torch.get_autocast_dtype(x.device.type))
         x = self.transformer["drop"](x)
         rotation = self.rotation(positions, x.dtype)
@@ -159,9 +180,6 @@ def next_token_loss(model: GPT, x: Tensor, targets: Tensor) -> Tensor:
 
 
 def meta_model(config: GPTConfig) -> GPT:
-    """Return the model on the meta device, for names and shapes of its parameters: nothing is allocated.
-
-    The tables of RoPE, which are not parameters, are missing.
-    """
+    """Return the model on the meta device, for names and shapes of its parameters: nothing is allocated."""
     with torch.device("meta"):
-        return GPT(replace(config, position="none" if config.position == "rope" else config.position))
+        return GPT(config)

@@ -8,10 +8,12 @@ def rope_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtyp
     """Return cosines and sines of rotary embedding, each (…, D / 2) for positions (…).
 
     The angle is p·base^(-2i/D) for channel pair (i, i + D/2), as in RoFormer and NanoChat. Computed in float64: float32
-    loses the last digits of the angle at large positions.
+    loses the last digits of the angle at large positions. Computed on the CPU, unless the positions are on the meta
+    device.
     """
-    frequencies = base ** (torch.arange(0, head_dim, 2, device="cpu", dtype=torch.float64) / -head_dim)
-    angles = positions.to("cpu", torch.float64)[..., None] * frequencies
+    device = "meta" if positions.is_meta else "cpu"
+    frequencies = base ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float64) / -head_dim)
+    angles = positions.to(device, torch.float64)[..., None] * frequencies
     return angles.cos().to(positions.device, dtype), angles.sin().to(positions.device, dtype)
 
 

@@ -179,6 +179,21 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool) -> t
     return optimizer
 
 
+def continue_scheduled_settings(optimizer: torch.optim.Optimizer) -> None:
+    """Let `load_state_dict` also restore learning rates and momenta, which an lr_scheduler changes from step to step.
+
+    Args:
+        optimizer: from `build_optimizer`, which would keep those of its configuration, or any other.
+    """
+    optimizer.register_load_state_dict_pre_hook(_take_scheduled_settings, prepend=True)
+
+
+def _take_scheduled_settings(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Set rates and momenta of the groups to the saved ones."""
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=False):
+        group.update({name: saved[name] for name in ("lr", "betas", "momentum") if name in saved})
+
+
 def _keep_settings(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Replace the settings in a state dict by those of the optimizer that is about to load it."""
     saved, current = state_dict["param_groups"], optimizer.param_groups

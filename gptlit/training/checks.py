@@ -17,7 +17,8 @@ from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 
 from gptlit.errors import UserError
 from gptlit.model.config import GPTConfig
-from gptlit.training.lightning_internals import callbacks_of, starts_processes_by_fork
+from gptlit.optim import ScheduleConfig
+from gptlit.training.lightning_internals import callbacks_of, is_one_epoch, starts_processes_by_fork
 
 REFUSED_CALLBACKS: dict[type[pl.Callback], str] = {
     BaseFinetuning: "changes the parameter groups of the optimizer, which gptlit builds by role: train all parameters",
@@ -90,6 +91,33 @@ def check_processes(trainer: pl.Trainer) -> None:
             "starts its processes by spawn or fork, which gptlit does not support: choose trainer.strategy ddp",
             "trainer.strategy",
         )
+
+
+def check_schedulers(trainer: pl.Trainer, schedule: ScheduleConfig) -> None:
+    """Refuse an lr_scheduler of a subclass's `configure_optimizers` that contradicts the schedule or is never stepped.
+
+    Args:
+        trainer: at the start of a fit.
+        schedule: settings. Next to an lr_scheduler they must be the default, or constant without a warm-up.
+
+    Raises:
+        UserError: names the class of the lr_scheduler.
+    """
+    unused = schedule in (ScheduleConfig(), ScheduleConfig(shape="constant"))
+    for config in trainer.lr_scheduler_configs:
+        name = type(config.scheduler).__name__
+        if not unused:
+            raise UserError(
+                f"is not the default, but configure_optimizers returns the lr_scheduler {name}, which sets the rates "
+                "instead: leave one of them out",
+                "model.schedule",
+            )
+        if config.interval == "epoch" and trainer.lightning_module.automatic_optimization and is_one_epoch(trainer):
+            raise UserError(
+                f"returns the lr_scheduler {name} with interval epoch, and a run is one epoch, so that no rate would "
+                "change: set interval to step",
+                "configure_optimizers",
+            )
 
 
 def check_vocabulary(config: GPTConfig, size: int) -> None:

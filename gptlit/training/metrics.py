@@ -25,6 +25,7 @@ from gptlit.training.lightning_internals import (
 
 ESTIMATES = ("train/loss_estimate", "val/loss_estimate")  # in the order of the validation loaders after the first
 PROGRESS_BAR = ("train/loss", "val/loss")
+RATE_NAMES = {"matrix": "lr/muon", "head": "lr/head", "decay": "lr/adamw", "no_decay": "lr/adamw"}  # by role of a group
 
 
 def evaluation_metrics(part: str, loss: float, chars_per_token: float, bytes_per_token: float) -> dict[str, float]:
@@ -48,12 +49,14 @@ class StepMetrics:
     def __init__(self) -> None:
         self.loss: Tensor | None = None  # (): mean over micro-batches and processes
         self.grad_norm: Tensor | None = None  # (): before clipping
+        self.rates: dict[str, Tensor] = {}  # () each
         self._micro_losses: list[Tensor] = []
         self._loss_on_host: HostCopy | None = None
 
     def reset(self) -> None:
         """Forget the last step and its micro-batches."""
         self.loss = self.grad_norm = self._loss_on_host = None
+        self.rates = {}
         self._micro_losses.clear()
 
     def add(self, loss: Tensor, last: bool) -> None:
@@ -78,24 +81,43 @@ class StepMetrics:
             )
 
     def tensors(self, optimizer: Optimizer) -> dict[str, Tensor]:
-        """Return `train/loss`, `train/grad_norm` and the learning rates (`lr/…`), without waiting for the device."""
-        found = {
-            rate_name(group["role"]): torch.tensor(group["lr"], dtype=torch.float64) for group in optimizer.param_groups
-        }
+        """Return `train/loss`, `train/grad_norm` and the learning rates (`lr/…`), without waiting for the device.
+
+        The rates are those that the step began with: an lr_scheduler may have set those of the next step. Where they
+        were not noted, as in a subclass with an `optimizer_step` of its own, they are those of the optimizer.
+        """
+        found = dict(self.rates) or learning_rates(optimizer)
         for name, value in (("train/loss", self.loss), ("train/grad_norm", self.grad_norm)):
             if value is not None:
                 found[name] = value
         return found
 
 
-def rate_name(role: str) -> str:
-    """Return the metric of the learning rate of a parameter group: `decay` and `no_decay` have the same rate."""
-    return {"matrix": "lr/muon", "head": "lr/head"}.get(role, "lr/adamw")
+def learning_rates(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the current learning rates, () float64 each, by metric.
+
+    A group of gptlit is named by its optimizer (`decay` and `no_decay` have the same rate), one of another optimizer by
+    its `name`, or by the class of the optimizer: `lr/sgd`, with several groups `lr/sgd_0`, `lr/sgd_1`. Groups without a
+    rate are left out.
+    """
+    groups, rates = optimizer.param_groups, {}
+    for index, group in enumerate(groups):
+        kind = type(optimizer).__name__.lower() + (f"_{index}" if len(groups) > 1 else "")
+        name = RATE_NAMES.get(group.get("role", ""), f"lr/{group.get('name', kind)}")
+        if group.get("lr") is not None:
+            rates[name] = torch.as_tensor(group["lr"], dtype=torch.float64)
+    return rates
 
 
 def is_logged(trainer: pl.Trainer, step: int) -> bool:
-    """Return whether the metrics of an optimizer step go to the loggers."""
-    return step % log_interval(trainer) == 0 or step >= steps_of_run(trainer)
+    """Return whether the metrics of an optimizer step go to the loggers; none do if `log_every_n_steps` is 0."""
+    return log_interval(trainer) > 0 and (at_log_interval(trainer, step) or step >= steps_of_run(trainer))
+
+
+def at_log_interval(trainer: pl.Trainer, step: int) -> bool:
+    """Return whether a step is a multiple of `log_every_n_steps`; none is one of 0."""
+    interval = log_interval(trainer)
+    return interval > 0 and step % interval == 0
 
 
 def is_monitored(trainer: pl.Trainer, name: str) -> bool:
@@ -116,7 +138,7 @@ def publish(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> Non
 
 def metric_names(trainer: pl.Trainer) -> set[str]:
     """Return the names of the metrics that a fit publishes and that a callback can monitor."""
-    names = {"train/loss"} | {rate_name(group["role"]) for group in trainer.optimizers[0].param_groups}
+    names = {"train/loss"} | learning_rates(trainer.optimizers[0]).keys()
     if norm_is_known(trainer):
         names.add("train/grad_norm")
     if trainer.enable_validation:
@@ -134,7 +156,8 @@ def validation_counts(trainer: pl.Trainer) -> bool:
 def check_monitors(trainer: pl.Trainer) -> None:
     """Refuse callbacks that monitor a metric which the run does not have, or wait for validations that it lacks.
 
-    Callbacks from outside of Lightning and gptlit may log metrics of their own; where there is one, every name passes.
+    Callbacks and modules from outside of Lightning and gptlit, such as a subclass of LitGPT, may log metrics of their
+    own; where there is one, every name passes.
     Those of gptlit read their metric after a validation only, so without validations any name passes for them.
 
     Args:
@@ -151,7 +174,7 @@ def check_monitors(trainer: pl.Trainer) -> None:
                 "more",
                 setting=type(callback).__name__,
             )
-    if any(not is_shipped(callback) for callback in callbacks):
+    if not (is_shipped(trainer.lightning_module) and all(map(is_shipped, callbacks))):
         return
     monitors_rates = any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
     for callback in callbacks:
@@ -166,14 +189,14 @@ def check_monitors(trainer: pl.Trainer) -> None:
         )
 
 
-def is_shipped(callback: pl.Callback) -> bool:
-    """Return whether a callback comes from Lightning or gptlit, and thus logs no metrics that we do not know."""
-    return is_of(callback, "lightning", "gptlit")
+def is_shipped(owner: pl.Callback | pl.LightningModule) -> bool:
+    """Return whether a callback or module comes from Lightning or gptlit, and thus logs only metrics that we know."""
+    return is_of(owner, "lightning", "gptlit")
 
 
-def is_of(callback: pl.Callback, *packages: str) -> bool:
-    """Return whether the class of a callback is defined in one of the packages."""
-    return type(callback).__module__.partition(".")[0] in packages
+def is_of(owner: pl.Callback | pl.LightningModule, *packages: str) -> bool:
+    """Return whether the class of a callback or module is defined in one of the packages."""
+    return type(owner).__module__.partition(".")[0] in packages
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

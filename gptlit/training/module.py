@@ -17,8 +17,15 @@ from gptlit.checkpoint.torch_file import untrusted
 from gptlit.device.seeds import mix, seed_device
 from gptlit.errors import settings_under
 from gptlit.model.config import GPTConfig
-from gptlit.optim import OptimizerConfig, ScheduleConfig, build_optimizer, check_length, learning_rate_factor
-from gptlit.training.checks import check_callbacks, check_epoch, check_processes
+from gptlit.optim import (
+    OptimizerConfig,
+    ScheduleConfig,
+    build_optimizer,
+    check_length,
+    continue_scheduled_settings,
+    learning_rate_factor,
+)
+from gptlit.training.checks import check_callbacks, check_epoch, check_processes, check_schedulers
 from gptlit.training.compiling import batch_of_known_shape, compile_network, is_compiled
 from gptlit.training.distillation import TEACHER_WEIGHT, Teachers, distillation_loss, make_teachers
 from gptlit.training.evaluation import EvaluatesTokens
@@ -42,6 +49,7 @@ from gptlit.training.metrics import (
     check_monitors,
     is_logged,
     is_monitored,
+    learning_rates,
     publish,
 )
 from gptlit.training.network import NetworkModule
@@ -148,9 +156,15 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         return []
 
     def on_fit_start(self) -> None:
-        """Refuse callbacks that monitor an unknown metric, and bring the teachers to the device."""
+        """Refuse callbacks that monitor an unknown metric, and an lr_scheduler next to a schedule.
+
+        Bring the teachers to the device.
+        """
         with settings_under("trainer.callbacks"):
             check_monitors(self.trainer)
+        check_schedulers(self.trainer, self.schedule)
+        if self._has_scheduler:
+            continue_scheduled_settings(self.trainer.optimizers[0])
         if self.teachers is not None:
             self._load_teachers(self.teachers)
             self.teachers.move_to(self.device, next(self.network.parameters()).dtype)
@@ -165,7 +179,8 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         Raises:
             UserError: when the schedule needs the number of steps, and nothing tells it.
         """
-        check_length(steps_of_run(self.trainer), self.schedule)
+        if not self._has_scheduler:
+            check_length(steps_of_run(self.trainer), self.schedule)
         self.weights_step = self.validated_step = None
         self._logged_step = self.global_step
         self._step.reset()
@@ -244,8 +259,12 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Make one optimizer step at the learning rate of its number, which is a function of that number alone."""
+        """Make one optimizer step at the learning rate of its number, which is a function of that number alone.
+
+        With an lr_scheduler of a subclass, the rate is the one that it has set.
+        """
         self._set_rates(optimizer, self.global_step)
+        self._step.rates = learning_rates(self.trainer.optimizers[0])
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         set_metrics(self.trainer, self._step.tensors(optimizer))
 
@@ -267,13 +286,28 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         """Refuse an epoch in which no optimizer step was made, since training would never end."""
         check_epoch(self.trainer, self._epoch_start)
 
+    @property
+    def _has_scheduler(self) -> bool:
+        """Whether a subclass's `configure_optimizers` returned an lr_scheduler."""
+        return bool(self.trainer.lr_scheduler_configs)
+
     def _set_rates(self, optimizer: Any, step: int) -> None:
+        if self._has_scheduler:
+            return
         factor = learning_rate_factor(step, steps_of_run(self.trainer), self.schedule)
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            if group.get("lr") is not None:  # checkpoints keep `initial_lr` with the group
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
     def configure_optimizers(self) -> Optimizer:
-        """Return one optimizer over groups that hold every parameter exactly once."""
+        """Return one optimizer over groups that hold every parameter exactly once.
+
+        A subclass may return anything that Lightning takes. `schedule` scales the learning rates of its optimizer too,
+        from the ones that it begins with; `ScheduleConfig(shape="constant")` leaves them as they are. They are logged
+        as `lr/NAME`: the `name` of a parameter group, or the class of the optimizer in lower case. An lr_scheduler
+        takes the place of the schedule, which must then be the default or constant; where a run is one epoch, as with
+        a TextDataModule, its interval must be `step`.
+        """
         return build_optimizer(self.network, self.optimizer_config, fused_step_works(self.trainer, self.device))
 
     # ---------------------------------------------------------------- checkpoints

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
 from conftest import DIALECTS, LECTURE, NANOGPT, random_gpt
+from lightning.fabric.utilities.throughput import measure_flops
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -367,6 +369,35 @@ def test_the_meta_model_has_the_names_and_shapes_of_the_model(dialect: GPTConfig
     assert all(parameter.is_meta for parameter in model.parameters())
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in GPT(dialect).state_dict().items()}
+
+
+def test_a_model_on_the_meta_device_computes_shapes(dialect: GPTConfig) -> None:
+    """Building it failed with RoPE, and a forward pass with rmsnorm."""
+    noisy = dataclasses.replace(dialect, dropout=0.1, embedding_dropout=0.1, token_noise=0.1)
+    with torch.device("meta"):
+        built, ids = GPT(noisy), torch.zeros(2, 7, dtype=torch.long)
+    for model in (built, GPT(noisy).to("meta")):
+        cache = KVCache(dialect, 2, "meta")
+        logits = model.train()(ids)
+        loss = model(ids, targets=ids)
+        assert (logits.shape, loss.shape, logits.device.type) == ((2, 7, dialect.vocab_size), (), "meta")
+        loss.backward()
+        assert [model.eval()(part, cache).size(1) for part in ids.split((5, 2), dim=1)] == [5, 2]
+        assert measure_flops(model, partial(model, ids)) > 0
+
+
+def test_a_model_of_the_meta_device_computes_with_the_weights_it_is_given(dialect: GPTConfig) -> None:
+    """The tables of RoPE are in no checkpoint: `to_empty` must not leave them as they are in memory."""
+    expected, ids = random_gpt(dialect), torch.randint(65, (2, 7))
+    before = torch.get_rng_state()
+    model = meta_model(dialect).double().to_empty(device="cpu").eval()
+    assert torch.equal(before, torch.get_rng_state())
+    model.load_state_dict(expected.state_dict())
+    assert torch.equal(model(ids), expected(ids))
+    model = meta_model(dialect).eval()
+    model.load_state_dict(expected.state_dict(), assign=True)
+    model.make_rope_tables()
+    assert torch.equal(model(ids), expected(ids))
 
 
 def test_torch_export_takes_any_batch_and_length(dialect: GPTConfig) -> None:

@@ -18,11 +18,13 @@ from lightning.pytorch.callbacks import (
     ThroughputMonitor,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.nn import functional as F
 
 from gptlit import GPTConfig, LitGPT, OptimizerConfig, ScheduleConfig, TextDataModule, UserError
+from gptlit.callbacks.bar import RunBar
 from gptlit.callbacks.metrics import MetricsFile, MetricsLogger
 from gptlit.data.chunks import RandomChunks
 from gptlit.model import GPT
@@ -401,6 +403,44 @@ def test_a_metric_of_a_callback_of_the_user_can_be_monitored(corpus: Path) -> No
     stopping = EarlyStopping(monitor="mine", patience=100)
     fit(corpus, callbacks=[Logs(), stopping])
     assert float(stopping.best_score) == 1.0
+
+
+def test_a_metric_of_a_subclass_can_be_monitored(corpus: Path) -> None:
+    """It was refused as one that the run does not log."""
+
+    class Own(LitGPT):
+        def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+            super().validation_step(batch, batch_idx, dataloader_idx)
+            self.log("val/accuracy", (self(batch[0]).argmax(-1) == batch[1]).float().mean())
+
+        def training_step(self, *arguments: Any) -> Tensor:
+            self.log("train/twice", 2 * (loss := super().training_step(*arguments)))
+            return loss
+
+    stopping = EarlyStopping(monitor="val/accuracy", mode="max", patience=100)
+    saving = ModelCheckpoint(corpus.parent / "kept", monitor="train/twice", every_n_train_steps=1)
+    fit(corpus, Own(GPTConfig(**TINY), OptimizerConfig(name="adamw")), callbacks=[stopping, saving])
+    assert 0 < float(stopping.best_score) < 1
+    assert float(saving.best_model_score or 0) > 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"log_every_n_steps": 0}, {"barebones": True}], ids=lambda value: next(iter(value))
+)
+def test_nothing_is_logged_of_steps_if_the_interval_is_0(corpus: Path, settings: dict[str, Any]) -> None:
+    """Lightning's number for no logs, which `barebones` sets too, ended in a ZeroDivisionError."""
+    logged: set[str] = set()
+    logger = DummyLogger()
+    logger.log_metrics = lambda metrics, step: logged.update(metrics)  # type: ignore[method-assign]
+    if "barebones" in settings:
+        free = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "log_every_n_steps")
+        settings = settings | dict.fromkeys(free)
+    else:
+        settings = settings | {"logger": logger, "callbacks": [MetricsLogger(), RunBar()], "enable_progress_bar": True}
+    trainer = fit(corpus, **settings)
+    assert trainer.global_step == 6
+    assert {"train/loss", "lr/adamw", *VAL} <= trainer.callback_metrics.keys()
+    assert logged == (set() if trainer.barebones else VAL), "those of validations"
 
 
 # ---------------------------------------------------------------- metrics.csv, whoever logs

@@ -25,7 +25,7 @@ from gptlit.device.memory import keep_freed_memory
 from gptlit.errors import UserError, require, shell_option
 from gptlit.play import read_runs, write_page
 from gptlit.play.pack import check_size
-from gptlit.training.lightning_internals import log_interval
+from gptlit.training.metrics import at_log_interval
 
 ONE_RUN = "use gptlit fit --config lecture/3_heads"
 
@@ -265,7 +265,7 @@ class RungBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % log_interval(trainer) == 0:
+        if at_log_interval(trainer, trainer.global_step):
             loss = trainer.callback_metrics.get("val/loss")
             numbers = "" if loss is None else f"val {float(loss):.4f}"
             self.bar.update(self.task, total=trainer.max_steps, completed=trainer.global_step, numbers=numbers)
