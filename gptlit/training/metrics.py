@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 import lightning.pytorch as pl
@@ -157,8 +158,8 @@ def check_monitors(trainer: pl.Trainer) -> None:
     """Refuse callbacks that monitor a metric which the run does not have, or wait for validations that it lacks.
 
     Callbacks and modules from outside of Lightning and gptlit, such as a subclass of LitGPT, may log metrics of their
-    own; where there is one, every name passes.
-    Those of gptlit read their metric after a validation only, so without validations any name passes for them.
+    own; where there is one, every name passes. Those of gptlit read their metric after a validation only, so without
+    validations any name passes for them.
 
     Args:
         trainer: before its first step.
@@ -177,8 +178,11 @@ def check_monitors(trainer: pl.Trainer) -> None:
     if not (is_shipped(trainer.lightning_module) and all(map(is_shipped, callbacks))):
         return
     monitors_rates = any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
+    own_loaders = not hasattr(datamodule_of(trainer), "estimate_batches")
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
+        if own_loaders and monitor is not None:
+            monitor = re.sub(r"^val_\d+/", "val/", monitor)  # a further loader has the metrics of the first
         if monitor is None or monitor in known or (monitors_rates and str(monitor).startswith("lr-")):
             continue
         if not trainer.enable_validation and is_of(callback, "gptlit"):

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.nn import functional as F
@@ -127,7 +127,8 @@ def test_the_logged_loss_is_that_of_the_step_at_the_end_of_an_epoch_too(corpus: 
 def test_every_validation_loader_of_the_user_has_its_own_loss(tmp_path: Path, count: int) -> None:
     """The second one was published as `train/loss_estimate`; four of them ended in an IndexError."""
     module, loaders = tiny_model(), [own_loader(3 + number) for number in range(count)]
-    trainer = quiet_trainer(tmp_path, max_steps=1)
+    stopping = EarlyStopping("val/loss" if count == 1 else "val_1/loss")
+    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[stopping])
     trainer.fit(module, own_loader(2), loaders)
     in_fit = {name for name in trainer.callback_metrics if name.startswith("val") and name.endswith("/loss")}
     names = ["val/loss", *(f"val_{number}/loss" for number in range(1, count))]
