@@ -89,9 +89,14 @@ class Run:
         self.now = now
         self.curves = MetricsLogger()
         self.notice = SlowdownNotice(self.curves, RUN)
+        self.first_half = False  # of a step's micro-batches
         strategy = SimpleNamespace(root_device=torch.device(device))
         self.trainer: Any = SimpleNamespace(
-            callbacks=[self.curves], accumulate_grad_batches=2, global_step=0, world_size=world_size, strategy=strategy
+            callbacks=[self.curves],
+            fit_loop=SimpleNamespace(_should_accumulate=lambda: self.first_half),
+            global_step=0,
+            world_size=world_size,
+            strategy=strategy,
         )
         self.trainer.max_steps, self.trainer.log_every_n_steps = 10**9, 10**9
         self.notice.on_train_start(self.trainer, None)
@@ -103,6 +108,7 @@ class Run:
             for batch in range(2 * count):
                 self.curves.on_train_batch_start(self.trainer, None, None, batch)
                 self.now.value += seconds / 2
+                self.first_half = batch % 2 == 0
                 self.trainer.global_step += batch % 2
                 for callback in (self.curves, self.notice):
                     callback.on_train_batch_end(self.trainer, None, None, None, batch)
