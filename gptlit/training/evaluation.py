@@ -150,7 +150,7 @@ class EvaluatesTokens(pl.LightningModule):
         self._logits_are_zero = False
 
     def validate_initial_weights(self, logits_are_zero: bool = False) -> None:
-        """Validate before the first step and publish the metrics at step 0.
+        """Validate before the first step of a fit and publish the metrics, in a new run at step 0.
 
         Args:
             logits_are_zero: whether they are for all inputs; then there is no forward pass.

@@ -158,8 +158,8 @@ def check_monitors(trainer: pl.Trainer) -> None:
     """Refuse callbacks that monitor a metric which the run does not have, or wait for validations that it lacks.
 
     Callbacks and modules from outside of Lightning and gptlit, such as a subclass of LitGPT, may log metrics of their
-    own; where there is one, every name passes. Those of gptlit read their metric after a validation only, so without
-    validations any name passes for them.
+    own; where there is one, every name passes. Callbacks of gptlit read their metric after a validation only, so
+    without validations any name passes for them.
 
     Args:
         trainer: before its first step.

@@ -176,6 +176,8 @@ class LitGPT(NetworkModule, EvaluatesTokens):
     def on_train_start(self) -> None:
         """Forget the last fit, compile if asked to, and validate the initial weights.
 
+        Weights of a checkpoint are validated for a `ReduceLROnPlateau`, whose update of that step is still to come.
+
         Raises:
             UserError: when the schedule needs the number of steps, and nothing tells it.
         """
@@ -189,7 +191,8 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         self._to_compile = is_compiled(self.trainer, self.compile_network)
         if self._to_compile and (batch := batch_of_known_shape(self.trainer)) is not None:
             self._compile(batch)
-        if not self.global_step and self.trainer.enable_validation:
+        awaited = any(config.reduce_on_plateau for config in self.trainer.lr_scheduler_configs)
+        if self.trainer.enable_validation and (awaited or not self.global_step):
             self.validate_initial_weights(holds_whole_model(self.trainer) and self.network.logits_are_zero)
 
     def _compile(self, batch: tuple[Tensor, Tensor]) -> None:

@@ -190,11 +190,21 @@ def optimizer_and(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
         scheduled(lambda optimizer: ExponentialLR(optimizer, 0.8)),
         scheduled(lambda optimizer: LambdaLR(optimizer, lambda step: 1 / (1 + step))),
         scheduled(lambda optimizer: OneCycleLR(optimizer, 0.02, total_steps=STEPS + 1)),
+        scheduled(lambda o: ReduceLROnPlateau(o, "max", 0.1, patience=0), monitor="val/loss", frequency=2),
         subclass(optimizer_and(lambda optimizer: ExponentialLR(optimizer, 0.8))),
         subclass(optimizer_and(lambda optimizer: OneCycleLR(optimizer, 0.2, total_steps=STEPS + 1))),
         subclass(lambda self: AdamW(self.parameters(), lr=1e-2)),
     ],
-    ids=["StepLR", "ExponentialLR", "LambdaLR", "OneCycleLR", "SGD, ExponentialLR", "SGD, OneCycleLR", "AdamW alone"],
+    ids=[
+        "StepLR",
+        "ExponentialLR",
+        "LambdaLR",
+        "OneCycleLR",
+        "plateau",
+        "SGD, ExponentialLR",
+        "SGD, OneCycleLR",
+        "AdamW alone",
+    ],
 )
 def test_a_resumed_subclass_makes_the_same_steps(tmp_path: Path, kind: type[LitGPT]) -> None:
     """Rates and momenta are those of the checkpoint; gptlit's optimizer keeps its configuration otherwise."""
