@@ -1,19 +1,15 @@
 """LitGPT: the GPT as a LightningModule with its training step, metrics, optimizer and checkpoints."""
 
-import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gptlit.checkpoint.files import read_checkpoint
-from gptlit.checkpoint.torch_file import untrusted
 from gptlit.device.seeds import mix, seed_device
 from gptlit.errors import settings_under
 from gptlit.model.config import GPTConfig
@@ -27,22 +23,14 @@ from gptlit.optim import (
 )
 from gptlit.training.checks import check_callbacks, check_epoch, check_processes, check_schedulers
 from gptlit.training.compiling import batch_of_known_shape, compile_network, is_compiled
-from gptlit.training.distillation import TEACHER_WEIGHT, Teachers, distillation_loss, make_teachers
+from gptlit.training.distillation import TEACHER_WEIGHT, distillation_loss, make_teachers
 from gptlit.training.evaluation import EvaluatesTokens
 from gptlit.training.gradients import clip_by_norm, fused_step_works
 from gptlit.training.lightning_internals import (
     average_parameters_only,
-    averaged_state,
     completes_step,
-    datamodule_of,
-    forget_elapsed_time,
-    is_one_epoch,
-    restricted_classmethod,
     set_metrics,
-    set_progress_to_step_boundary,
     steps_of_run,
-    trainer_of,
-    use_trained_weights,
 )
 from gptlit.training.metrics import (
     StepMetrics,
@@ -52,12 +40,11 @@ from gptlit.training.metrics import (
     learning_rates,
     publish,
 )
-from gptlit.training.network import NetworkModule
+from gptlit.training.stored import StoredModule
 from gptlit.training.strategies import holds_whole_model
-from gptlit.version import __version__
 
 
-class LitGPT(NetworkModule, EvaluatesTokens):
+class LitGPT(StoredModule, EvaluatesTokens):
     """Trains and validates a `GPT`. Its checkpoints hold everything that sampling needs.
 
     The network is built in `configure_model`, when the tokenizer is known: from the hyper-parameters of a checkpoint
@@ -119,7 +106,6 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         self.teachers = make_teachers(teachers, teacher_weight)
         self.teacher_weight = teacher_weight
         self.weights_step: int | None = None  # step that the weights belong to when the optimizer returns
-        self.run_config: str | None = None  # YAML of all settings of the run, kept in the checkpoint
         self._to_compile = False  # with the first batch of a fit
         self._step = StepMetrics()
         self._logged_step = 0
@@ -166,12 +152,8 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         if self._has_scheduler:
             continue_scheduled_settings(self.trainer.optimizers[0])
         if self.teachers is not None:
-            self._load_teachers(self.teachers)
+            self.load_teachers(self.teachers)
             self.teachers.move_to(self.device, next(self.network.parameters()).dtype)
-
-    def _load_teachers(self, teachers: Teachers) -> None:
-        assert self.tokenizer is not None
-        teachers.load(self.gpt, self.tokenizer)
 
     def on_train_start(self) -> None:
         """Forget the last fit, compile if asked to, and validate the initial weights.
@@ -312,67 +294,3 @@ class LitGPT(NetworkModule, EvaluatesTokens):
         a TextDataModule, its interval must be `step`.
         """
         return build_optimizer(self.network, self.optimizer_config, fused_step_works(self.trainer, self.device))
-
-    # ---------------------------------------------------------------- checkpoints
-
-    @restricted_classmethod
-    def load_from_checkpoint(
-        cls,  # noqa: N805
-        checkpoint_path: str | Path | IO[Any],
-        map_location: Any = None,
-        hparams_file: str | Path | None = None,
-        strict: bool | None = None,
-        weights_only: bool | None = True,
-        **kwargs: Any,
-    ) -> Self:
-        """Return the model of a checkpoint. Nothing in the file is executed, unless `weights_only` is False.
-
-        Args:
-            checkpoint_path: path, URL or open file.
-            map_location: as for `torch.load`.
-            hparams_file: YAML or CSV file that replaces the hyper-parameters of the checkpoint.
-            strict: whether the weights must fit exactly.
-            weights_only: False reads any pickle, and so executes code that is in the file. None means True.
-            **kwargs: override hyper-parameters of the checkpoint.
-
-        Raises:
-            UserError: if the file is damaged, is not a gptlit checkpoint, or holds more than tensors and plain types.
-        """
-        safe = weights_only is not False
-        if safe and isinstance(checkpoint_path, str | Path) and "://" not in str(checkpoint_path):
-            read_checkpoint(Path(checkpoint_path), setting="")
-        try:
-            return super().load_from_checkpoint(
-                checkpoint_path, map_location, hparams_file, strict, weights_only=safe, **kwargs
-            )
-        except pickle.UnpicklingError as error:
-            raise untrusted(checkpoint_path, "") from error
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the configuration of the run and the fingerprint of its text, so that the file alone can be resumed.
-
-        Also add the names of the models that the run learns from: its initial weights and its teachers.
-        """
-        fingerprint = getattr(datamodule_of(self.trainer), "fingerprint", None)
-        corpus = None if fingerprint is None else fingerprint()
-        checkpoint["gptlit"] = {"version": __version__, "config": self.run_config, "corpus": corpus, **self.origin}
-        if self.teachers is not None:
-            checkpoint["gptlit"] |= {"teachers": dict(self.teachers.digests), "teacher_weight": self.teacher_weight}
-        if "optimizer_states" not in checkpoint:  # weights only: Lightning does not ask the averaging callback then
-            checkpoint["state_dict"] = averaged_state(self.trainer) or checkpoint["state_dict"]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Set Lightning's loops to the boundary after the last whole step, whatever moment the file was written at.
-
-        The epoch is kept, unless the run is one epoch. A time limit counts from this start.
-        """
-        stored = checkpoint.get("gptlit") or {}
-        self.origin = {"init_from": stored["init_from"]} if "init_from" in stored else {}
-        trainer = trainer_of(self)
-        if trainer is not None and trainer.state.fn == "fit":
-            use_trained_weights(trainer, checkpoint)
-            forget_elapsed_time(trainer, checkpoint)
-            if self.teachers is not None:
-                self._load_teachers(self.teachers)
-                self.teachers.require_those_of(checkpoint)
-            set_progress_to_step_boundary(checkpoint, trainer.accumulate_grad_batches, is_one_epoch(trainer))
