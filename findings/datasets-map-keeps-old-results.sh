@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # datasets 5.2.0: map() returns the results of the old code after a function in an imported module has been edited.
 # expected: the cache of map() depends on what the function computes, so an edited helper gives new results, as it does
-#           where the helper stands in the script itself.
+#           where the helper is part of the script itself.
 # seen:     a function of the script is hashed with its code and with the functions and constants that it uses there.
 #           Functions of an imported module are hashed by their names only. After an edit of the module (the tokenizer of a
 #           project, say) a new run gets the old columns from the cache, without a warning: the model is trained on the text

@@ -3,7 +3,7 @@
 # expected: the builder writes an ONNX model with the logits of the Hugging Face model; a setting of config.json that it
 #           does not know is refused, or a warning says so.
 # seen:     a Llama with linear or YaRN scaling of its positions is built without it, a Mistral with sliding_window attends
-#           to the whole text, and the LayerNorm of OLMo becomes an RMSNorm, which does not subtract the mean: the logits
+#           to all of the text, and the LayerNorm of OLMo becomes an RMSNorm, which does not subtract the mean: the logits
 #           differ by as much as logits differ (for the window, from the first position on that is longer than it).
 #           Llama 3's scaling, another rope_theta and a window of Gemma 2 are exact.
 # usage:    findings/onnxruntime-genai-forgets-scaling-and-window.sh      (PYTHON=python3.11 to choose another interpreter)

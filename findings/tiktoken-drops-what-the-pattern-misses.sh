@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # tiktoken 0.14.0, tokenizers 0.23.3: characters that pat_str does not match are dropped, although each byte has a token.
 # expected: the pattern says where text is split. A vocabulary with all 256 bytes encodes every text, and decode() returns
-#           it; in `tokenizers`, whose Split takes the same pattern, what lies between two matches is a piece too.
+#           it; in `tokenizers`, where Split takes the same pattern, the text between two matches is a piece too.
 # seen:     encode() takes the matches only, so everything else is missing from the ids, without an error or a warning. With
 #           r" ?\w+| ?[^\w\s]+" all line ends and double spaces are gone, with words alone all punctuation. Counts of tokens
 #           and losses per character are those of a shorter text.

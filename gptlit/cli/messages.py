@@ -7,11 +7,18 @@ from collections.abc import Iterable
 from rich.text import Text
 
 from gptlit.callbacks.console import console
+from gptlit.checkpoint.run_dir import process_rank
 
 
 def say(text: str, style: str | None = None) -> None:
     """Print a line on stderr."""
     console().print(text, style=style)
+
+
+def say_once(text: str, style: str | None = None) -> None:
+    """A line on stderr, from the first of several processes."""
+    if process_rank() == 0:
+        say(text, style=style)
 
 
 CHATTER = (  # what Lightning logs unasked; everything else that it logs was asked for, or concerns the user

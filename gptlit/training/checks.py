@@ -81,7 +81,7 @@ def check_callbacks(trainer: pl.Trainer) -> None:
 
 
 def check_processes(trainer: pl.Trainer) -> None:
-    """Refuse strategies whose processes start by spawn or fork: the trained weights would stay in them.
+    """Refuse strategies that start processes by spawn or fork: the trained weights would stay in those processes.
 
     Raises:
         UserError: names `trainer.strategy`.

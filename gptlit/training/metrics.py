@@ -112,7 +112,7 @@ def learning_rates(optimizer: Optimizer) -> dict[str, Tensor]:
 
 def is_logged(trainer: pl.Trainer, step: int) -> bool:
     """Return whether the metrics of an optimizer step go to the loggers; none do if `log_every_n_steps` is 0."""
-    return log_interval(trainer) > 0 and (at_log_interval(trainer, step) or step >= steps_of_run(trainer))
+    return at_log_interval(trainer, step) or (log_interval(trainer) > 0 and step >= steps_of_run(trainer))
 
 
 def at_log_interval(trainer: pl.Trainer, step: int) -> bool:

@@ -158,7 +158,7 @@ class LitGPT(StoredModule, EvaluatesTokens):
     def on_train_start(self) -> None:
         """Forget the last fit, compile if asked to, and validate the initial weights.
 
-        Weights of a checkpoint are validated for a `ReduceLROnPlateau`, whose update of that step is still to come.
+        Weights of a checkpoint are validated for a `ReduceLROnPlateau`, which has not been updated for that step yet.
 
         Raises:
             UserError: when the schedule needs the number of steps, and nothing tells it.

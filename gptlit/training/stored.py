@@ -1,4 +1,4 @@
-"""What a checkpoint holds besides the weights, and how a module is read from one."""
+"""The contents of a checkpoint apart from the weights, and how a module is read from one."""
 
 import pickle
 from pathlib import Path
@@ -77,7 +77,7 @@ class StoredModule(NetworkModule):
             checkpoint["state_dict"] = averaged_state(self.trainer) or checkpoint["state_dict"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Set Lightning's loops to the boundary after the last whole step, whatever moment the file was written at.
+        """Set Lightning's loops to the boundary after the last complete step, whatever moment the file was written at.
 
         The epoch is kept, unless the run is one epoch. A time limit counts from this start.
         """

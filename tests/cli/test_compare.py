@@ -12,16 +12,8 @@ import torch
 from command import gptlit, load, write_config
 
 from gptlit.callbacks.pictures import rasterize
-from gptlit.cli.compare import (
-    Run,
-    compare_figure,
-    curves_figure,
-    draw_training,
-    lowest,
-    markdown,
-    new_figure,
-    table_of,
-)
+from gptlit.cli.compare import Run, compare_figure, markdown, table_of
+from gptlit.cli.curves import curves_figure, draw_training, lowest, new_figure
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +64,7 @@ def test_a_validation_without_a_logger_counts(tmp_path: Path, monkeypatch: pytes
         drawn.append(val)
         return curves_figure(train, val, title, saved_step)
 
-    monkeypatch.setattr("gptlit.cli.compare.curves_figure", watched)
+    monkeypatch.setattr("gptlit.cli.curves.curves_figure", watched)
     run = tmp_path / "run"
     config = write_config(tmp_path, trainer__max_steps=8)
     assert gptlit("fit", "--config", config, "--run_dir", run).code == 0

@@ -306,7 +306,7 @@ def test_a_second_start_reads_no_text(text: Path, monkeypatch: pytest.MonkeyPatc
     """Guards against a start that takes minutes each time."""
     first = encoded(text, kind)
     monkeypatch.setattr("gptlit.data.corpus.load.Corpus.parts", lambda *_: pytest.fail("the text was read again"))
-    monkeypatch.setattr("gptlit.data.encode.write_tokens", lambda *_: pytest.fail("the text was encoded again"))
+    monkeypatch.setattr("gptlit.data.encode_file.write_tokens", lambda *_: pytest.fail("the text was encoded again"))
     monkeypatch.setattr(BPETokenizer, "train", lambda *_, **__: pytest.fail("the vocabulary was learned again"))
     second = encoded(text, kind)
     assert np.array_equal(ids(first.train), ids(second.train))
@@ -320,7 +320,7 @@ def test_a_moved_text_is_read_but_not_encoded_again(
     """The name of the file is a hash of the content."""
     first = encoded(text)
     text.rename(tmp_path / "moved.txt")
-    monkeypatch.setattr("gptlit.data.encode.write_tokens", lambda *_: pytest.fail("the text was encoded again"))
+    monkeypatch.setattr("gptlit.data.encode_file.write_tokens", lambda *_: pytest.fail("the text was encoded again"))
     assert encoded(tmp_path / "moved.txt").sha256 == first.sha256
 
 
@@ -437,12 +437,12 @@ def test_ctrl_c_while_encoding_says_that_it_continues(
 @pytest.mark.usefixtures("large")
 def test_one_of_several_processes_encodes(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against processes of one machine that write the same file at the same time."""
-    import gptlit.data.encode
+    import gptlit.data.encode_file
 
     calls: list[Path] = []
-    write_tokens = gptlit.data.encode.write_tokens
+    write_tokens = gptlit.data.encode_file.write_tokens
     monkeypatch.setattr(
-        "gptlit.data.encode.write_tokens", lambda path, *more: (calls.append(path), write_tokens(path, *more))
+        "gptlit.data.encode_file.write_tokens", lambda path, *more: (calls.append(path), write_tokens(path, *more))
     )
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(lambda _: ids(encoded(text).train), range(3)))

@@ -3,18 +3,18 @@
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gptlit.checkpoint.run_dir import RunDir, process_rank, started_by_first_process
-from gptlit.cli.compare import write_curves
+from gptlit.cli.curves import write_curves
 from gptlit.cli.fit.build import instantiate, make_trainer, open_run_dir, prepare
+from gptlit.cli.fit.evaluation import part_note, run_evaluation
 from gptlit.cli.fit.fallback import shorten_run
 from gptlit.cli.fit.messages import (
     Ending,
@@ -25,21 +25,19 @@ from gptlit.cli.fit.messages import (
     rate_note,
     resume_lines,
 )
-from gptlit.cli.fit.other_runs import leak, leaks, unfinished
+from gptlit.cli.fit.other_runs import leaks, unfinished
 from gptlit.cli.fit.parts import RunParts
 from gptlit.cli.fit.plan import Plan, parse_evaluation, parse_fit
 from gptlit.cli.fit.precision import slow_precision
 from gptlit.cli.fit.resume import readable
 from gptlit.cli.fit.threads import Threads, choose_threads
-from gptlit.cli.fit.trainer_settings import check_accelerator, check_trainer_settings
-from gptlit.cli.messages import say, table
-from gptlit.cli.report import check_report, report_on
+from gptlit.cli.fit.trainer_settings import check_trainer_settings
+from gptlit.cli.messages import say_once, table
 from gptlit.cli.settings import edited_copies
 from gptlit.data import TextDataModule
 from gptlit.device.memory import keep_freed_memory
 from gptlit.device.processes import leave_process_group, restored_environment
 from gptlit.errors import UserError, counted, shell_option
-from gptlit.training.evaluation import batches_evaluated
 from gptlit.training.module import LitGPT
 from gptlit.training.strategies import holds_whole_model
 from gptlit.version import __version__
@@ -56,73 +54,6 @@ def train(verb: str, arguments: list[str], extra_callbacks: Sequence[pl.Callback
         return run_fit(parse_fit(arguments), extra_callbacks)
     run_evaluation(parse_evaluation(verb, arguments), extra_callbacks)
     return 0
-
-
-def run_evaluation(plan: Plan, extra_callbacks: Sequence[pl.Callback] = ()) -> None:
-    """Print the exact metrics of a checkpoint on stdout, one a line.
-
-    Raises:
-        UserError: when the settings do not fit, or leave nothing to evaluate on.
-    """
-    check_accelerator(plan.settings["trainer"]["accelerator"])
-    if line := slow_precision(plan.settings["trainer"]):
-        say_once(line, style="yellow")
-    objects = instantiate(plan)
-    prepare(plan, objects.model, objects.data)
-    trainer, _ = make_trainer(plan, objects, None, extra_callbacks, quiet=False)
-    assert plan.start is not None
-    if line := leak(str(plan.start.path), plan.start.checkpoint, objects.data):
-        say_once(line, style="bold red")
-    report = plan.settings.get("report") == "full"
-    if report:
-        check_report(trainer, objects.model, plan.settings["report_stride"])
-    with restored_environment(lambda: trainer.world_size == 1):
-        found = evaluate(plan, trainer, objects.model, objects.data)
-    if note := part_note(plan, trainer):
-        say_once(note, style="yellow")
-    if process_rank() == 0:
-        for name, value in found.items():
-            print(f"{name} {value:.6f}")
-    if report:
-        print(f"\n{report_on(trainer, objects.model, objects.data, plan.settings['report_stride'])}")
-    leave_process_group()
-
-
-def evaluate(plan: Plan, trainer: pl.Trainer, model: LitGPT, data: TextDataModule) -> Mapping[str, float]:
-    """Return the metrics of a checkpoint by name.
-
-    Raises:
-        UserError: when Lightning refuses the settings, or they leave nothing to evaluate on.
-    """
-    assert plan.start is not None
-    run, limit = (trainer.validate, "val") if plan.verb == "validate" else (trainer.test, "test")
-    setting = f"limit_{limit}_batches"
-    try:
-        found = run(model, datamodule=data, ckpt_path=plan.start.path, verbose=False)
-    except MisconfigurationException as error:
-        if setting not in str(error):
-            raise UserError(f"the Trainer does not take these trainer settings: {error}") from error
-        raise UserError(
-            f"is {plan.settings['trainer'][setting]}: less than one batch of the validation part: "
-            "a smaller --data.eval_batch_size makes more batches",
-            f"trainer.{setting}",
-        ) from error
-    if not found:
-        raise UserError(f"trainer.{setting} is 0: nothing is left to {plan.verb} on")
-    return found[0]
-
-
-def part_note(plan: Plan, trainer: pl.Trainer) -> str | None:
-    """Return a line that says that only a part was evaluated, after any verb; None after the whole part or nothing."""
-    name = "test" if plan.verb == "test" else "val"
-    parts = []
-    for loader, subject in enumerate(("the metrics", "the loss estimates")):
-        done, whole = batches_evaluated(trainer, name, loader) or (0, 0)
-        if done not in (0, whole):
-            of = "of the validation part" if loader == 0 else "of data.estimate_batches"
-            parts.append(f"{subject} are those of {done:,} of {whole:,} batches {of}")
-    setting = "fast_dev_run" if plan.settings["trainer"]["fast_dev_run"] else f"limit_{name}_batches"
-    return f"{'; '.join(parts)}: trainer.{setting} is set" if parts else None
 
 
 def run_fit(plan: Plan, extra_callbacks: Sequence[pl.Callback] = (), quiet: bool = False) -> int:
@@ -341,9 +272,3 @@ def given_for_this_start(plan: Plan) -> dict[str, Any]:
     changed = {key: new for key, (_, new) in plan.changes.items() if key != "trainer.max_steps"}
     of_this_start = {"run_dir": plan.settings["run_dir"], "trainer.max_time": plan.settings["trainer"]["max_time"]}
     return changed | {key: value for key, value in of_this_start.items() if value is not None}
-
-
-def say_once(text: str, style: str | None = None) -> None:
-    """A line on stderr, from the first of several processes."""
-    if process_rank() == 0:
-        say(text, style=style)

@@ -10,7 +10,8 @@ from typing import Any
 
 from gptlit.checkpoint.atomic import atomic_write_text
 from gptlit.checkpoint.files import find_resume_point
-from gptlit.cli.compare import count_parameters, markdown, new_figure, read_curve, save
+from gptlit.cli.compare import count_parameters, markdown
+from gptlit.cli.curves import new_figure, read_curve, save
 from gptlit.cli.ladder.rungs import Rung
 from gptlit.errors import UserError
 from gptlit.play.page_file import MARK as PAGE_MARK

@@ -116,7 +116,7 @@ def clear(folder: Path) -> None:
     """Empty the folder of a run that was killed before it saved anything.
 
     Raises:
-        UserError: if another process is training that run, or something else lies in the folder.
+        UserError: if another process is training that run, or the folder holds something else.
     """
     check_clear(folder)
     lock = lock_folder(folder)
@@ -130,7 +130,7 @@ def check_clear(folder: Path) -> None:
     """Check that a folder holds nothing but what a run writes before its first checkpoint.
 
     Raises:
-        UserError: names what else lies there.
+        UserError: names what else it holds.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     names = [path.relative_to(folder) for path in files]
