@@ -40,8 +40,8 @@ class Dialect:
             value = getattr(gpt, field.name)
             allowed = self.values.get(field.name, () if field.name in self.free else (field.default,))
             if allowed and value not in allowed:
-                found.append(f"model.gpt.{field.name} {show(value)} (it has {' or '.join(map(show, allowed))})")
-        found += [f"model.gpt.{name} 0 (it has 1 or more)" for name in POSITIVE if getattr(gpt, name) == 0]
+                found.append(f"model.gpt.{field.name} {show(value)} (only {' or '.join(map(show, allowed))})")
+        found += [f"model.gpt.{name} 0 (only 1 or more)" for name in POSITIVE if getattr(gpt, name) == 0]
         return found
 
 
@@ -86,5 +86,8 @@ def require_dialect(gpt: GPTConfig, *candidates: Dialect) -> Dialect:
     nearest = min(candidates, key=lambda dialect: len(dialect.obstacles(gpt)))
     obstacles = nearest.obstacles(gpt)
     if obstacles:
-        raise UserError(f"this model cannot be exported to {nearest.name}, which has no {', nor '.join(obstacles)}")
+        raise UserError(
+            f"this model cannot be exported to {nearest.name}, which has no {', nor '.join(obstacles)}: "
+            "--format onnx takes every model"
+        )
     return nearest

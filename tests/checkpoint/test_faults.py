@@ -422,6 +422,7 @@ def test_a_signal_before_training_leaves_no_folder(tmp_path: Path, number: signa
     with extra_callbacks(kill):
         answer = gptlit("fit", "--config", write_config(tmp_path), "--run_dir", tmp_path / "run")
     assert answer.code == 128 + number
+    assert answer.err.endswith("stopped before the first step: nothing was saved\n")
     assert not (tmp_path / "run").exists()
 
 

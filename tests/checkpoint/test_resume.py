@@ -333,7 +333,7 @@ def test_the_closing_lines_of_a_resumed_run(tmp_path) -> None:
     assert bits[0] == bits[1]
     lowest = min(float(row["val/bpc"]) for row in metrics(run) if row["val/bpc"])
     assert float(bits[0][0]) == pytest.approx(lowest, abs=1e-4)
-    speed = float(re.findall(r"\(([\d,]+) characters/s\)", resumed.err)[0].replace(",", ""))
+    speed = float(re.findall(r"\(([\d,]+) characters/s since it was resumed\)", resumed.err)[0].replace(",", ""))
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         of_steps = [row["perf/characters_per_second"] for row in csv.DictReader(file) if int(row["step"]) > 12]
     assert speed <= 1.001 * max(map(float, filter(None, of_steps)))

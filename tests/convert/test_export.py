@@ -285,7 +285,7 @@ def test_a_new_switch_is_refused_until_export_supports_it(gpt: GPTConfig) -> Non
     """Guards against a new field of GPTConfig that the export silently ignores."""
     later = LaterConfig(**asdict(gpt))
     assert require_dialect(later, GPT2, NANOCHAT) is require_dialect(gpt, GPT2, NANOCHAT)
-    with pytest.raises(UserError, match=r"model\.gpt\.memory 1 \(it has 0\)"):
+    with pytest.raises(UserError, match=r"model\.gpt\.memory 1 \(only 0\)"):
         require_dialect(replace(later, memory=1), GPT2, NANOCHAT)
 
 

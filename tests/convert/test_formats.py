@@ -335,13 +335,13 @@ def test_nanogpt_itself_samples_the_same_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("format", "gpt", "named"),
     [
-        ("gguf", MODERN, "model.gpt.position rope (it has learned)"),
-        ("gguf", replace(NANOGPT, activation="relu"), "model.gpt.activation relu (it has gelu or gelu_tanh)"),
+        ("gguf", MODERN, "model.gpt.position rope (only learned)"),
+        ("gguf", replace(NANOGPT, activation="relu"), "model.gpt.activation relu (only gelu or gelu_tanh)"),
         ("gguf", replace(NANOGPT, n_layer=0), "model.gpt.n_layer 0"),
         ("nanogpt", MODERN, "model.gpt.norm rmsnorm"),
-        ("nanogpt", replace(NANOGPT, activation="gelu_tanh"), "model.gpt.activation gelu_tanh (it has gelu)"),
+        ("nanogpt", replace(NANOGPT, activation="gelu_tanh"), "model.gpt.activation gelu_tanh (only gelu)"),
         ("nanogpt", replace(NANOGPT, tie_weights=False), "model.gpt.tie_weights false"),
-        ("nanogpt", replace(NANOGPT, mlp_ratio=3), "model.gpt.mlp_ratio 3 (it has 4)"),
+        ("nanogpt", replace(NANOGPT, mlp_ratio=3), "model.gpt.mlp_ratio 3 (only 4)"),
     ],
 )
 def test_what_a_format_cannot_express_is_refused_by_name(

@@ -155,6 +155,8 @@ class Fit:
             self.ending = ending_of(error, signals.received, before, step, self.run_dir)
             self.end_other_processes()
             if self.ending is None:
+                if isinstance(error, SystemExit) and step in (0, before) and not self.quiet:
+                    say_once("stopped before the first step: nothing was saved", style="yellow")
                 if self.trainer.global_step and not isinstance(error, UserError):
                     self.say_how_to_resume()
                 raise

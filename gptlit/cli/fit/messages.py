@@ -160,7 +160,8 @@ def closing_rows(
         rows += overfitting_rows(best, step, float(metrics.get("val/loss", best)))
     steps, seconds = curves.of_this_start
     characters = steps * data.batch_size * data.block_size * data.chars_per_train_token
-    speed = f" ({characters / max(seconds, 1e-9):,.0f} characters/s)" if steps else ""
+    since = " since it was resumed" if steps < curves.steps_timed else ""
+    speed = f" ({characters / max(seconds, 1e-9):,.0f} characters/s{since})" if steps else ""
     rows.append(("training time", f"{duration(curves.training_seconds)}{speed}"))
     if run_dir is not None:
         rows.append(("run folder", str(run_dir)))
